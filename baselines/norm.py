@@ -1,0 +1,75 @@
+"""Norm: BN-adapt, prediction with statistics of the test batch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import UserError
+from tta_apm.method import Method
+
+
+class Norm(Method):
+    """Batch normalisation adapted to covariate shift (Schneider et al., NeurIPS 2020).
+
+    Each layer normalises by (1 - α)·source + α·batch statistics, with α = n / (N + n) for a batch
+    of n images and N pseudo-samples of the source; scale and shift stay. Nothing persists between
+    batches; no gradient is taken. The batch's variance is the biased one, as in training, so that
+    α = 1 is training mode exactly.
+
+    Args:
+        backbone: a classifier with batch normalisation.
+        pseudo_count: N; 0 uses the batch's statistics alone ("norm"), 16 is the paper's choice
+            for small batches.
+        alpha: α itself, in place of `pseudo_count`.
+
+    Raises:
+        UserError: for a backbone without batch normalisation or values out of range.
+        ValueError: for a batch of one image where only its own statistics would be used.
+    """
+
+    needs = "classifier"
+    scope = "batch"
+
+    def __init__(self, backbone: Classifier, *, pseudo_count: float = 0.0,
+                 alpha: float | None = None) -> None:
+        super().__init__()
+        if pseudo_count < 0 or (alpha is not None and not 0 <= alpha <= 1):
+            raise UserError(f"norm: pseudo_count {pseudo_count} must be at least 0 and alpha "
+                            f"{alpha} between 0 and 1")
+        self.model = copy.deepcopy(backbone)
+        self.pseudo_count = pseudo_count
+        self.alpha = alpha
+        self._batch_alpha = 1.0
+        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)
+                  and module.running_mean is not None]
+        if not layers:
+            raise UserError(f"norm: the classifier {backbone.name} has no batch normalisation")
+        for layer in layers:
+            source = (layer.running_mean.clone(), layer.running_var.clone())
+            layer.register_forward_pre_hook(self._mix_into(source))
+
+    def _mix_into(self, source: tuple[Tensor, Tensor]):  # type: ignore[no-untyped-def]
+        def mix(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+            variance, mean = torch.var_mean(inputs[0], axes, correction=0)
+            layer.running_mean = source[0].lerp(mean, self._batch_alpha)
+            layer.running_var = source[1].lerp(variance, self._batch_alpha)
+        return mix
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        count = len(images)
+        alpha = count / (self.pseudo_count + count) if self.alpha is None else self.alpha
+        if count == 1 and alpha == 1:
+            raise ValueError("norm: a batch of one image has no batch statistics; "
+                             "use a larger batch or NORM.PSEUDO_COUNT 16")
+        self._batch_alpha = alpha
+        return self.model(images)
+
+    def reset(self) -> None:
+        """Nothing to do: the statistics are mixed anew for every batch."""

@@ -1,0 +1,7 @@
+"""python run.py --cfg configs/digits_c/all.yaml [KEY VALUE ...]: the same as the command tta-apm."""
+import sys
+
+from tta_apm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

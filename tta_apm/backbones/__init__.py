@@ -1,0 +1,1 @@
+"""Frozen networks: classifiers and CLIP."""

@@ -1,0 +1,45 @@
+"""Backbone: a frozen network that takes images in [0,1] and normalises inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A frozen network in eval mode.
+
+    Args:
+        image_size: side in pixels that the network works at; images of another size are resized
+            (bicubic, antialiased). None takes any size.
+        mean, std: per channel, of the network's training.
+        name: architecture, for the record.
+        weights: what the weights are and their hash, for the record.
+    """
+
+    kind: str
+
+    def __init__(self, *, image_size: int | None, mean: Sequence[float], std: Sequence[float],
+                 name: str, weights: str) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.name = name
+        self.weights = weights
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def freeze(self) -> None:
+        """Eval mode, no parameter takes a gradient."""
+        self.eval()
+        self.requires_grad_(False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize and normalise images [B,3,H,W] in [0,1]."""
+        size = self.image_size
+        if size is not None and images.shape[-2:] != (size, size):
+            images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+            images = images.clamp(0, 1)
+        return (images - self.mean) / self.std

@@ -1,0 +1,67 @@
+"""Prompts: the sets of templates that class names are put into for CLIP's text tower."""
+
+from __future__ import annotations
+
+from tta_apm.errors import UserError, nearest
+
+IMAGENET = "imagenet"
+
+_SETS: dict[str, tuple[str, ...]] = {
+    # CLIP (Radford et al. 2021), section 3.1.4: the default where no ensemble is used.
+    "single": ("a photo of a {}.",),
+    # openai/CLIP, data/prompts.md, CIFAR10.
+    "cifar": (
+        "a photo of a {}.",
+        "a blurry photo of a {}.",
+        "a black and white photo of a {}.",
+        "a low contrast photo of a {}.",
+        "a high contrast photo of a {}.",
+        "a bad photo of a {}.",
+        "a good photo of a {}.",
+        "a photo of a small {}.",
+        "a photo of a big {}.",
+        "a photo of the {}.",
+        "a blurry photo of the {}.",
+        "a black and white photo of the {}.",
+        "a low contrast photo of the {}.",
+        "a high contrast photo of the {}.",
+        "a bad photo of the {}.",
+        "a good photo of the {}.",
+        "a photo of the small {}.",
+        "a photo of the big {}.",
+    ),
+    # The first is openai/CLIP's for MNIST; the others are ours.
+    "digits": (
+        'a photo of the number: "{}".',
+        "a photo of the digit {}.",
+        "a photo of a handwritten {}.",
+        "a scan of the handwritten digit {}.",
+        "a low resolution picture of the number {}.",
+        "the number {} in white on black.",
+        "the digit {}, written by hand.",
+    ),
+}
+
+
+def template_sets() -> tuple[str, ...]:
+    """Names of all template sets."""
+    return (*_SETS, IMAGENET)
+
+
+def templates(name: str) -> tuple[str, ...]:
+    """The templates of a set; each has one `{}` for the class name.
+
+    Raises:
+        UserError: if there is no such set.
+    """
+    if name == IMAGENET:
+        return _imagenet()
+    if name not in _SETS:
+        raise UserError(f"unknown template set {name!r}: {nearest(name, template_sets())}")
+    return _SETS[name]
+
+
+def _imagenet() -> tuple[str, ...]:
+    """The 80 of openai/CLIP, from open_clip, which takes seconds to import."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)

@@ -1,0 +1,97 @@
+"""evaluate: run a method over a stream. The one place where labels meet logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tta_apm.bench import cost
+from tta_apm.bench.records import Predictions
+from tta_apm.data.streams import Stream
+from tta_apm.method import Method
+
+
+class MethodError(RuntimeError):
+    """A method broke its contract: wrong shape, or logits that are not finite."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of a method on a stream."""
+
+    predictions: Predictions
+    images_hash: str
+    seconds: float
+    peak_memory_mb: float
+
+
+def evaluate(method: Method, stream: Stream, device: torch.device,
+             progress: Callable[[int, int], None] = lambda images, correct: None) -> Evaluation:
+    """Adapt to and predict every batch of `stream`.
+
+    Args:
+        method: on `device`, reset beforehand by the caller where the setting asks for it.
+        progress: called after each batch with its number of images and of right predictions.
+
+    Raises:
+        MethodError: if logits are not [B,K] or not finite.
+    """
+    num_classes = len(stream.dataset.class_names)
+    columns: list[dict[str, np.ndarray]] = []
+    image_hashes: list[bytes] = []
+    stopwatch = cost.Stopwatch(device)
+    cost.reset_peak_memory(device)
+    for batch in stream:
+        images = to_device(batch.images, device)
+        with torch.no_grad(), stopwatch:
+            logits = method(images)
+        check_logits(logits, len(batch.labels), num_classes)
+        confidence, prediction = logits.float().softmax(-1).max(-1)
+        column = {"index": batch.indices, "label": batch.labels,
+                  "prediction": prediction.cpu().numpy(), "confidence": confidence.cpu().numpy()}
+        column.update({name: value.cpu().numpy() for name, value in method.details.items()})
+        columns.append(column)
+        image_hashes += [hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+                         for image in batch.images]
+        progress(len(batch.labels), int((column["prediction"] == batch.labels).sum()))
+    predictions = Predictions(**{name: np.concatenate([column[name] for column in columns])
+                                 for name in columns[0]})
+    return Evaluation(predictions, hashlib.sha256(b"".join(sorted(image_hashes))).hexdigest()[:16],
+                      stopwatch.seconds, cost.peak_memory_mb(device))
+
+
+def warm_up(method: Method, stream: Stream, device: torch.device) -> float:
+    """Run `method` on the first images of `stream`, reset it, return its GFLOPs per image.
+
+    On a GPU it takes the whole first batch, so that what is set up per shape is set up.
+    """
+    batch = next(iter(stream))
+    images = to_device(batch.images, device)
+    few = images[:2]  # methods that need batch statistics do not run on one image
+    with torch.no_grad():
+        gflops = cost.count_gflops(lambda: method(few)) / len(few)
+        if device.type == "cuda":
+            method(images)
+    method.reset()
+    return gflops
+
+
+def to_device(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [0,1] on `device`; travels as uint8."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous()
+
+
+def check_logits(logits: Tensor, num_images: int, num_classes: int) -> None:
+    """Raise MethodError unless `logits` is finite and [num_images, num_classes]."""
+    if not isinstance(logits, Tensor) or logits.shape != (num_images, num_classes):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise MethodError(f"returned {shape} instead of logits [{num_images}, {num_classes}]")
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(-1).sum())
+        raise MethodError(f"returned logits that are not finite for {bad} of {num_images} images")

@@ -1,0 +1,159 @@
+"""Record and Predictions: what one cell of a sweep leaves on disk. Imports no torch.
+
+A cell is a method under a protocol × domain × seed. Its files, <cell>.npz and <cell>.json, are
+written aside and renamed, the record last: a cell is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tta_apm.errors import UserError
+
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell, flat. Error and accuracy are not stored: they follow from the predictions."""
+
+    row: str  # the method as the config names it, with its overrides: "apm STEPS 10"
+    method: str
+    hyper_parameters: dict[str, Any]
+    scope: str  # what survives: see Method.scope
+    backbone: str
+    weights: str
+    templates: str  # prompt set, "" where there are no prompts
+    resolution: int  # side in pixels that the backbone works at, 0 = that of the images
+    dataset: str
+    corruption: str
+    severity: int
+    images_from: str
+    num_images: int
+    images_hash: str  # of the pixels, whatever their order
+    setting: str
+    order: str  # of the stream
+    batch_size: int
+    seed: int
+    num_correct: int
+    seconds: float  # adapt + predict, synchronised, after warm-up
+    peak_memory_mb: float
+    gflops_per_image: float  # 2 per multiply-add, forward and backward
+    device: str
+    fingerprint: str  # of everything in the config that decides the numbers
+    code: str  # hash of the sources that make the numbers
+    commit: str
+    predictions_hash: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per-image results of a cell, in the order of the stream.
+
+    Args:
+        index: position in the data set, int64 [N].
+        label, prediction: classes, int64 [N].
+        confidence: softmax probability of the prediction, float32 [N].
+        teacher_prediction: int64 [N], for methods with a teacher, else None.
+        cosine: of the student's and the teacher's feature at the end, float32 [N], or None.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+    teacher_prediction: np.ndarray | None = None
+    cosine: np.ndarray | None = None
+
+    def correct(self) -> np.ndarray:
+        """Whether each prediction is right, bool [N], ordered by index."""
+        return (self.prediction == self.label)[np.argsort(self.index, kind="stable")]
+
+    def teacher_correct(self) -> np.ndarray | None:
+        """Whether each of the teacher's predictions is right, bool [N], ordered by index."""
+        if self.teacher_prediction is None:
+            return None
+        return (self.teacher_prediction == self.label)[np.argsort(self.index, kind="stable")]
+
+    def to_bytes(self) -> bytes:
+        """An .npz file; equal predictions give equal bytes."""
+        arrays = {name: value for name, value in asdict(self).items() if value is not None}
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Predictions":
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
+            return cls(**{name: arrays[name] for name in arrays.files})
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds all of it or is as it was."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_cell(path: Path, record: Record, content: bytes) -> None:
+    """Write a cell: `content` (Predictions.to_bytes) to path.npz, then its record to path.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path.with_name(path.name + ".npz"), content)
+    text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
+    write_aside(path.with_name(path.name + ".json"), text.encode())
+
+
+def load_record(path: Path) -> Record:
+    """Read <cell>.json. UserError naming the file if it is truncated or not one of ours."""
+    try:
+        content = json.loads(path.read_text())
+        known = {field.name for field in fields(Record)}
+        if not isinstance(content, dict) or set(content) != known:
+            raise ValueError("it has not the fields of a record")
+        return Record(**content)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is no whole record ({error}): delete or move it, then run again; "
+                        "only that cell is run anew") from error
+
+
+def load_predictions(path: Path, record: Record) -> Predictions:
+    """Read <cell>.npz of `record`, which lies at <cell>.json. UserError if it is not whole."""
+    file = path.with_suffix(".npz")
+    try:
+        content = file.read_bytes()
+        if hash_bytes(content) != record.predictions_hash:
+            raise ValueError("its content is not what the record says")
+        return Predictions.from_bytes(content)
+    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} holds no whole predictions ({error}): delete or move {path}, then "
+                        "run again; only that cell is run anew") from error
+
+
+def find_records(folder: Path) -> Iterator[Path]:
+    """The record files below `folder`, sorted. UserError for a file that is none of ours."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() or path.name.endswith(TEMPORARY):
+            continue
+        if path.suffix == ".json":
+            yield path
+        elif path.suffix != ".npz":
+            raise UserError(f"{path} is no file of a sweep: move it out of {folder}")
+
+
+def hash_bytes(content: bytes) -> str:
+    """Short sha256 of `content`, 16 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,238 @@
+"""Sweep: run the missing cells, one record each, and report on the way."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.build import build
+from tta_apm.backbones.prompts import templates
+from tta_apm.bench.cells import Cell
+from tta_apm.bench.evaluate import Evaluation, evaluate, warm_up
+from tta_apm.bench.records import Record, hash_bytes, save_cell
+from tta_apm.config import Row
+from tta_apm.data.dataset import DataSet
+from tta_apm.data.streams import Stream
+from tta_apm.errors import UserError
+from tta_apm.method import Method
+from tta_apm.registry import DATASETS, METHODS
+
+
+class Sweep:
+    """The cells of a config that are yet to run.
+
+    Args:
+        cfg: as `config.load` gives it.
+        cells: all that the config asks for, in order.
+        todo: those of them to run.
+        folder: of the results.
+    """
+
+    def __init__(self, cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell],
+                 folder: Path) -> None:
+        self.cfg = cfg
+        self.cells = cells
+        self.todo = {cell.name for cell in todo}
+        self.folder = folder
+        self.device = _device(cfg.DEVICE)
+        self.dataset: DataSet = DATASETS.load(cfg.DATASET)(
+            data_dir=cfg.DATA_DIR, frost_dir=cfg.FROST_DIR or None)
+        self.backbones: dict[str, Backbone] = {}
+        self.failed: list[str] = []
+        self.commit = _commit()
+        self.versions = _versions()
+
+    def run(self) -> list[str]:
+        """Run the cells; returns the names of those that failed.
+
+        Raises:
+            UserError: before anything runs, for a method or backbone that cannot be built.
+        """
+        runs = [list(run) for _, run in groupby(self.cells, lambda cell: (cell.row, cell.seed))]
+        runs = [run for run in runs if self._needed(run)]
+        for row in {run[0].row.text: run[0].row for run in runs}.values():
+            self._build(row, self.cells[0].seed)  # a bad setting is told now, not after an hour
+        num_images = len(self._stream(self.cells[0]))
+        with Progress(num_images * sum(len(self._needed(run)) for run in runs)) as progress:
+            for run in runs:
+                self._run(run, progress)
+        return self.failed
+
+    def _run(self, run: Sequence[Cell], progress: "Progress") -> None:
+        """One row with one seed over its domains."""
+        method = self._build(run[0].row, run[0].seed)
+        gflops: float | None = None
+        for cell in self._needed(run):
+            stream = self._stream(cell)
+            progress.start(cell)
+            try:
+                if gflops is None:
+                    gflops = warm_up(method, stream, self.device)
+                if not self._carries_on(cell):
+                    method.reset()
+                evaluation = evaluate(method, stream, self.device, progress.update)
+            except Exception as error:  # a stranger's method may raise anything: the cell fails
+                self.failed.append(cell.name)
+                progress.fail(cell, len(stream), _explain(error))
+                if self._carries_on(run[-1]):
+                    break  # what follows would have depended on this cell
+                continue
+            if cell.name in self.todo:
+                self._save(cell, stream, evaluation, gflops)
+            progress.finish(cell, evaluation)
+        del method
+        gc.collect()
+
+    def _needed(self, run: Sequence[Cell]) -> list[Cell]:
+        """The cells of a run to go through: all up to the last missing one if state is carried."""
+        missing = [index for index, cell in enumerate(run) if cell.name in self.todo]
+        if self._carries_on(run[-1]):
+    XXrun[index] for index in missing]
+
+    def _carries_on(self, cell: Cell) -> bool:
+        """Whether a cell starts from the state that the cell before it left."""
+        return bool(cell.protocol.get("before"))
+
+    def _stream(self, cell: Cell) -> Stream:
+        return Stream(self.dataset, cell.domain, num_images=self.cfg.NUM_IMAGES,
+                      batch_size=self.cfg.BATCH_SIZE, seed=cell.seed)
+
+    def _build(self, row: Row, seed: int) -> Method:
+        backbone = self._backbone(row.needs)
+        keywords = dict(row.hyper_parameters)
+        if "seed" in row.signature.defaults:
+            keywords["seed"] = seed
+        method: Method = METHODS.load(row.method)(backbone, **keywords)
+        return method.to(self.device)
+
+    def _backbone(self, kind: str) -> Backbone:
+        if kind not in self.backbones:
+            section = self.cfg[kind.upper()]
+            self.backbones[kind] = build(
+                kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
+                templates=templates(self._template_set()), device=self.device)
+        return self.backbones[kind]
+
+    def _template_set(self) -> str:
+        chosen: str = self.cfg.TEMPLATES
+        return self.dataset.template_set if chosen == "auto" else chosen
+
+    def _save(self, cell: Cell, stream: Stream, evaluation: Evaluation, gflops: float) -> None:
+        row, backbone = cell.row, self.backbones[cell.row.needs]
+        predictions = evaluation.predictions
+        content = predictions.to_bytes()
+        record = Record(
+            row=row.text, method=row.method, hyper_parameters=row.hyper_parameters,
+            scope=row.scope, backbone=backbone.name, weights=backbone.weights,
+            templates=self._template_set() if row.needs == "clip" else "",
+            resolution=backbone.image_size or 0, dataset=self.dataset.name,
+            corruption=cell.domain.corruption, severity=cell.domain.severity,
+            images_from=self.dataset.describe(cell.domain), num_images=len(stream),
+            images_hash=evaluation.images_hash, setting=self.cfg.SETTING, order=stream.order,
+            batch_size=self.cfg.BATCH_SIZE, seed=cell.seed,
+            num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
+            peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
+            device=_device_name(self.device), fingerprint=cell.fingerprint, code=cell.code,
+            commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions)
+        save_cell(cell.path(self.folder), record, content)
+
+
+class Progress:
+    """A bar over the images of a sweep, with one line for each finished cell."""
+
+    def __init__(self, total: int) -> None:
+        # No bar where nobody watches it: a log keeps the lines.
+        self.bar = tqdm(total=total, unit="img", disable=None, dynamic_ncols=True, leave=False)
+        self.seen = self.correct = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def start(self, cell: Cell) -> None:
+        self.seen = self.correct = 0
+        self.bar.set_description(f"{cell.row.text} {cell.domain}")
+
+    def update(self, images: int, correct: int) -> None:
+        self.seen += images
+        self.correct += correct
+        self.bar.set_postfix_str(f"error {1 - self.correct / self.seen:.1%}", refresh=False)
+        self.bar.update(images)
+
+    def finish(self, cell: Cell, evaluation: Evaluation) -> None:
+        line = f"{_label(cell)}  error {1 - self.correct / self.seen:6.1%}"
+        teacher = evaluation.predictions.teacher_correct()
+        if teacher is not None:
+            line += f"  teacher {1 - teacher.mean():6.1%}"
+        self._write(f"{line}  {1000 * evaluation.seconds / self.seen:8.2f} ms/image")
+
+    def fail(self, cell: Cell, images: int, why: str) -> None:
+        self.bar.update(images - self.seen)
+        self._write(f"{_label(cell)}  FAILED: {why}")
+
+    def _write(self, line: str) -> None:
+        self.bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.row.text:<16} {str(cell.domain):<20} seed {cell.seed:<4}"
+
+
+def _explain(error: Exception) -> str:
+    """The error in one line, with the place that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"DEVICE {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+                        "try DEVICE cpu") from error
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """The commit of the code, "" outside a git checkout."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], text=True,
+                              cwd=Path(__file__).parent, capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("tta-apm", "torch", "timm", "open_clip_torch", "robustbench", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,303 @@
+"""Config: every key of a run with its default, and how a file becomes a frozen yacs node.
+
+A method's section is derived from its signature: `Tent(backbone, *, lr=1e-3, steps=1)` gives
+`TENT: {LR: 0.001, STEPS: 1}`. Nothing heavy is imported to check a config.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from tta_apm.backbones.prompts import template_sets
+from tta_apm.data.corruptions import CORRUPTIONS, SEVERITIES
+from tta_apm.errors import UserError, nearest
+from tta_apm.registry import DATASETS, METHODS, Signature
+
+SETTINGS = ("reset_each_domain", "continual")
+METRICS = ("error", "accuracy")
+
+CORE: dict[str, Any] = {
+    # Rows of the table, in order: a method's name, with KEY VALUE pairs of its own section for a
+    # variant: [tent, "apm STEPS 10"].
+    "METHODS": ["source"],
+    "DATASET": "digits_c",
+    # Folder that holds the data sets.
+    "DATA_DIR": "data",
+    "CORRUPTIONS": list(CORRUPTIONS),
+    # Severities 1 to 5; 0 is the clean data set.
+    "SEVERITY": [5],
+    # Images per domain: the first ones of the data set's order; -1 takes all.
+    "NUM_IMAGES": -1,
+    # When a method is reset: reset_each_domain, or continual (once, before the first domain).
+    "SETTING": "reset_each_domain",
+    # Each seed shuffles the streams and seeds the methods; the table gives mean and std.
+    "SEEDS": [42],
+    # Images that a method sees at a time; online methods depend on it.
+    "BATCH_SIZE": 200,
+    # Prompt templates of CLIP: "auto" is the data set's own ensemble, "single" one template.
+    "TEMPLATES": "auto",
+    # The backbone of methods that need a classifier: timm/NAME, torchvision/NAME or
+    # robustbench/NAME, with the library's pretrained weights or a file.
+    "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors"},
+    # The backbone of methods that need CLIP: an open_clip name, with a pretrained tag or a file.
+    "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors"},
+    # Folder of the official frost pictures; "" uses the best source that is installed.
+    "FROST_DIR": "",
+    # "auto" is the first CUDA device if there is one, else the CPU.
+    "DEVICE": "auto",
+    # What tables print.
+    "METRIC": "error",
+    # Where results go; "" is results/<DATASET>.
+    "OUTPUT_DIR": "",
+    # Modules or .py files to import first, whose @register methods are then known.
+    "PLUGINS": [],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of METHODS."""
+
+    text: str  # as in the config, spaces folded
+    method: str
+    hyper_parameters: dict[str, Any]
+    signature: Signature
+
+    @property
+    def needs(self) -> str:
+        return self.signature.attributes.get("needs", "classifier")
+
+    @property
+    def scope(self) -> str:
+        return self.signature.attributes.get("scope", "image")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a config file, its BASE and KEY VALUE overrides into a checked, frozen node.
+
+    Raises:
+        UserError: for a missing or malformed file, an unknown key or name, a wrong type.
+    """
+    file = find_file(Path(path))
+    layers = _read_layers(file)
+    layers.append(("the command line", _parse_overrides(overrides)))
+    _import_plugins(layers)
+    known = _with_sections(layers)
+    merged = known
+    for where, layer in layers:
+        merged = _merge(merged, layer, known, where)
+    if not merged["OUTPUT_DIR"]:
+        merged["OUTPUT_DIR"] = f"results/{merged['DATASET']}"
+    cfg = CfgNode(merged)
+    _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def rows(cfg: CfgNode) -> list[Row]:
+    """The rows that METHODS asks for, each with its hyper-parameters resolved."""
+    return [_row(entry, cfg) for entry in cfg.METHODS]
+
+
+def find_file(path: Path) -> Path:
+    """Resolve a config's path; cfgs/ is an alias of configs/, of the installed ones too."""
+    if path.is_file():
+        return path
+    if path.parts[:1] in (("cfgs",), ("configs",)):
+        inside = Path(*path.parts[1:])
+        for folder in _config_folders():
+            if (folder / inside).is_file():
+                return folder / inside
+    known = [f"cfgs/{file.relative_to(folder)}" for folder in _config_folders()
+             for file in folder.glob("*/*.yaml")]
+    raise UserError(f"no config file {str(path)!r}: {nearest(str(path), known)}")
+
+
+def _config_folders() -> list[Path]:
+    installed = importlib.util.find_spec("tta_apm_configs")
+    locations = installed.submodule_search_locations if installed else None
+    return [Path("configs"), *(Path(location) for location in locations or [])]
+
+
+def _read_layers(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The contents of BASE, if the file has one, and of the file."""
+    content = _read_yaml(file)
+    base = content.pop("BASE", None)
+    if base is None:
+        return [(str(file), content)]
+    base_file = file.parent / str(base)
+    if not base_file.is_file():
+        raise UserError(f"{file}: there is no BASE file {base_file}")
+    base_content = _read_yaml(base_file)
+    if "BASE" in base_content:
+        raise UserError(f"{base_file} has a BASE of its own; only one level is allowed")
+    return [(str(base_file), base_content), (str(file), content)]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold KEY: value pairs, not {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    if len(overrides) % 2:
+        raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no value")
+    tree: dict[str, Any] = {}
+    for key, text in zip(overrides[::2], overrides[1::2]):
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = _literal(text)
+    return tree
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _import_plugins(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    plugins = next((layer["PLUGINS"] for _, layer in reversed(layers) if "PLUGINS" in layer), [])
+    for plugin in [plugins] if isinstance(plugins, str) else plugins:
+        try:
+            if str(plugin).endswith(".py"):
+                _import_file(Path(plugin))
+            else:
+                importlib.import_module(plugin)
+        except (ImportError, OSError) as error:
+            raise UserError(f"PLUGINS: {plugin!r} cannot be imported: {error}") from error
+
+
+def _import_file(path: Path) -> None:
+    import sys
+    name = f"tta_apm_plugin_{path.stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def _with_sections(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The core keys, with a section for each method that is asked for or configured."""
+    wanted = {key for _, layer in layers for key in layer}
+    for _, layer in layers:
+        entries = layer.get("METHODS", [])
+        for entry in [entries] if isinstance(entries, str) else entries or []:
+            wanted |= {word.upper() for word in str(entry).split()[:1]}
+    tree = dict(CORE)
+    for name in METHODS.names():
+        if name.upper() in wanted:
+            settings = METHODS.signature(name).settings
+            tree[name.upper()] = {key.upper(): _yacs_value(value)
+                                  for key, value in settings.items()}
+    return tree
+
+
+def _yacs_value(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _merge(tree: Mapping[str, Any], layer: Mapping[str, Any], known: Mapping[str, Any],
+           where: str, prefix: str = "") -> dict[str, Any]:
+    """A copy of `tree` with the values of `layer`, checked against the defaults `known`."""
+    merged = dict(tree)
+    for key, value in layer.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {prefix + key!r}: {_nearest_key(key, known)}")
+        default = known[key]
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {prefix + key} is a section and takes KEY: value pairs, "
+                                f"not {value!r}")
+            merged[key] = _merge(tree[key], value, default, where, f"{prefix}{key}.")
+        else:
+            merged[key] = _coerce(value, default, f"{where}: {prefix + key}")
+    return merged
+
+
+def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
+    sections = {name.upper() for name in METHODS.names()} if "METHODS" in known else set()
+    return nearest(key, {*known, *sections})
+
+
+def _coerce(value: Any, default: Any, where: str) -> Any:
+    """`value` in the type of `default`: 1 and "1e-3" serve as floats, a scalar as a list of one."""
+    if default is None:
+        return value
+    if isinstance(default, list):
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return [_coerce(item, default[0], where) for item in values] if default else values
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is type(default):
+        return value
+    raise UserError(f"{where} takes {_TYPE_NAMES[type(default)]}, not {value!r}")
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _row(entry: str, cfg: CfgNode) -> Row:
+    name, *overrides = entry.split()
+    METHODS.check(name)
+    signature = METHODS.signature(name)
+    section = dict(cfg[name.upper()])
+    where = f"METHODS: {entry!r}"
+    section = _merge(section, _parse_overrides(overrides), section, where)
+    hyper_parameters = {key: section[key.upper()] for key in signature.settings}
+    return Row(" ".join(entry.split()), name, hyper_parameters, signature)
+
+
+def _check(cfg: CfgNode) -> None:
+    """Raise UserError for a value that names nothing or lies out of range."""
+    if not cfg.METHODS:
+        raise UserError("METHODS is empty: name at least one method")
+    for key in ("METHODS", "CORRUPTIONS", "SEVERITY", "SEEDS"):
+        if len(set(cfg[key])) < len(cfg[key]):
+            raise UserError(f"{key} names something twice: {cfg[key]}")
+        if not cfg[key]:
+            raise UserError(f"{key} is empty")
+    for row in rows(cfg):
+        if row.needs.upper() not in ("CLASSIFIER", "CLIP"):
+            raise UserError(f"method {row.method!r} needs an unknown backbone kind {row.needs!r}")
+    DATASETS.check(cfg.DATASET)
+    for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("METRIC", METRICS),
+                       ("TEMPLATES", ("auto", *template_sets()))):
+        values = cfg[key] if isinstance(cfg[key], list) else [cfg[key]]
+        for value in values:
+            if value not in known:
+                raise UserError(f"{key}: unknown {value!r}: {nearest(str(value), known)}")
+    for severity in cfg.SEVERITY:
+        if severity not in (0, *SEVERITIES):
+            raise UserError(f"SEVERITY {severity}: severities are 1 to 5, and 0 for clean images")
+    if cfg.NUM_IMAGES == 0 or cfg.NUM_IMAGES < -1:
+        raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
+    if cfg.BATCH_SIZE < 1:
+        raise UserError(f"BATCH_SIZE {cfg.BATCH_SIZE}: a batch holds at least one image")
+    if cfg.DEVICE.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"DEVICE {cfg.DEVICE!r}: use auto, cpu, cuda, cuda:1 or the like")

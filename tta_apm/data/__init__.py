@@ -1,0 +1,1 @@
+"""Data sets, corruptions and the streams made of them."""

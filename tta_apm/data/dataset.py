@@ -1,0 +1,99 @@
+"""DataSet: images with labels, clean or under corruptions; and Domain, one of its conditions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tta_apm.data import corruptions
+
+CLEAN = "clean"
+
+
+class Domain(NamedTuple):
+    """One condition of a data set. Severity 0 is the clean data set, corruption "clean"."""
+
+    dataset: str
+    corruption: str
+    severity: int
+
+    def __str__(self) -> str:
+        return CLEAN if self.severity == 0 else f"{self.corruption}-{self.severity}"
+
+
+class DataSet(ABC):
+    """Images and labels in a fixed order.
+
+    Attributes:
+        name: as in configs and records.
+        class_names: K names, in the order of the labels.
+        template_set: the prompt templates that its ensemble of prompts uses.
+        labels: int64 [N].
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    template_set: str
+    labels: np.ndarray
+
+    @abstractmethod
+    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
+        """Images uint8 [n,H,W,3] at positions `indices` int [n] under `domain`."""
+
+    def describe(self, domain: Domain) -> str:
+        """How the images of `domain` were made, for the record."""
+        return self.name
+
+
+class Clean(DataSet):
+    """Arrays in memory: images uint8 [N,H,W,3], labels int64 [N]. One domain."""
+
+    def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray,
+                 class_names: Sequence[str], template_set: str) -> None:
+        self.name = name
+        self.pixels = pixels
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.template_set = template_set
+
+    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
+        return self.pixels[indices]
+
+
+class Corrupted(DataSet):
+    """A clean data set under the 15 common corruptions, made on the fly and seeded per image.
+
+    Args:
+        name: of the corrupted set, e.g. "digits_c".
+        clean: the set to corrupt.
+        constants: "cifar" or "imagenet", whose severities are meant.
+        frost_dir: folder of the official frost pictures, None for the best installed source.
+    """
+
+    def __init__(self, name: str, clean: DataSet, *, constants: str,
+                 frost_dir: str | None = None) -> None:
+        self.name = name
+        self.clean = clean
+        self.constants = constants
+        self.frost_dir = frost_dir
+        self.labels = clean.labels
+        self.class_names = clean.class_names
+        self.template_set = clean.template_set
+
+    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
+        clean = self.clean.images(Domain(self.clean.name, CLEAN, 0), indices)
+        if domain.severity == 0:
+            return clean
+        return corruptions.corrupt(clean, domain.corruption, domain.severity, indices=indices,
+                                   constants=self.constants, frost_dir=self.frost_dir)
+
+    def describe(self, domain: Domain) -> str:
+        if domain.severity == 0:
+            return self.clean.name
+        text = f"{self.clean.name}, corrupted on the fly with {self.constants}-C constants"
+        if domain.corruption == "frost":
+            text += f", {corruptions.frost_source(self.frost_dir)} frost pictures"
+        return text

@@ -1,0 +1,66 @@
+"""Episodes: B independent copies of a set of parameters, adapted together as one program.
+
+An episode is one image's life from fresh weights to prediction. Parameters are stacked [B, ...],
+the loss is summed over episodes and the optimiser works element by element, so the gradient and
+the update of an episode are those it would have alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+
+def stack(parameters: Mapping[str, Tensor], num_episodes: int) -> Parameters:
+    """`num_episodes` copies of each tensor, stacked in front: [B, ...], leaves that take grad."""
+    return {name: value.detach().unsqueeze(0).repeat(num_episodes, *[1] * value.dim())
+            .requires_grad_() for name, value in parameters.items()}
+
+
+def adapt(parameters: Parameters, loss: Callable[[Parameters], Tensor], *, steps: int,
+          optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]) -> Parameters:
+    """Minimise `loss(parameters)` [B] for each episode, in place.
+
+    Args:
+        parameters: stacked leaves, as `stack` makes them.
+        loss: one value per episode; episode b's may depend on parameters[...][b] only.
+        steps: gradient updates.
+        optimizer: makes an element-wise optimiser of the leaves; it starts empty.
+    """
+    leaves = list(parameters.values())
+    update = optimizer(leaves)
+    with torch.enable_grad():
+        for _ in range(steps):
+            update.zero_grad(set_to_none=True)
+            loss(parameters).sum().backward()
+            update.step()
+    for leaf in leaves:
+        leaf.grad = None
+        leaf.requires_grad_(False)
+    return parameters
+
+
+def chunks(num_images: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(num_images)."""
+    for start in range(0, num_images, size):
+        yield slice(start, min(start + size, num_images))
+
+
+def chunk_size(bytes_per_episode: int, device: torch.device) -> int:
+    """How many episodes to adapt at a time on `device`.
+
+    On a GPU as many as three quarters of the free memory hold. On a CPU few, so that the
+    parameters and moments of a chunk stay in the cache from one step to the next.
+    """
+    if device.type == "cuda":
+        budget = torch.cuda.mem_get_info(device)[0] * 3 // 4
+    else:
+        budget = CPU_CHUNK_BYTES
+    return max(1, int(budget // bytes_per_episode))
+
+
+CPU_CHUNK_BYTES = 16 * 2**20

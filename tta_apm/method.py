@@ -1,0 +1,49 @@
+"""Method: the contract that every adaptation method keeps, images in and logits out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from tta_apm.registry import METHODS
+
+M = TypeVar("M", bound="type[Method]")
+
+
+class Method(nn.Module, ABC):
+    """A test-time adaptation method over a frozen backbone.
+
+    A subclass takes the backbone and keyword-only hyper-parameters whose defaults are its own
+    paper's; they are its section of a config, and `seed`, if it takes one, is set by the run.
+    It adapts under `torch.enable_grad()`, so that a caller may hold `no_grad`.
+
+    Class attributes:
+        needs: the kind of backbone it takes, "classifier" or "clip".
+        scope: what the result for an image depends on: "image" (that image alone: fresh for
+            each), "batch" (also the others in its batch) or "stream" (also all batches before).
+    """
+
+    needs: ClassVar[str] = "classifier"
+    scope: ClassVar[str] = "image"
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Per-image side results of the last forward, [B] each ("teacher_prediction", "cosine").
+        #: They are stored with the predictions.
+        self.details: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Adapt to images [B,3,H,W] in [0,1] and return their logits [B,K]."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Return every piece of state (weights, buffers, optimiser, generator) to the start."""
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a Method known under `name`, beside those of entry points."""
+    return METHODS.register(name)

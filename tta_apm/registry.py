@@ -1,0 +1,144 @@
+"""Registry: names of methods and data sets, from entry points and from a decorator.
+
+A config is checked against the signatures of the methods it names before anything heavy is
+imported: a signature is read from the source text where that is possible.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tta_apm.errors import UserError, nearest
+
+T = TypeVar("T")
+
+# Keywords of a constructor that a run sets itself, so that they are no keys of a config.
+RUN_KEYWORDS = frozenset({"seed"})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What can be known of a registered class without building it."""
+
+    defaults: dict[str, Any]  # keyword-only parameters of the constructor and their defaults
+    attributes: dict[str, Any]  # literal class attributes
+    source: Path  # the file that defines it
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword-only parameters that are keys of a config."""
+        return {k: v for k, v in self.defaults.items() if k not in RUN_KEYWORDS}
+
+
+class Registry:
+    """Objects of one kind under names: of entry points of `group`, or given to `register`."""
+
+    def __init__(self, group: str, noun: str) -> None:
+        self.group = group
+        self.noun = noun
+        self._registered: dict[str, Any] = {}
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        return sorted({*self._entry_points, *self._registered})
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Class decorator: make a class known under `name`. ValueError if the name is taken."""
+        def add(cls: T) -> T:
+            if name in self._registered or name in self._entry_points:
+                raise ValueError(f"there is a {self.noun} {name!r} already")
+            self._registered[name] = cls
+            return cls
+        return add
+
+    def check(self, name: str) -> None:
+        """Raise UserError with the nearest known name if `name` is unknown."""
+        if name not in self._registered and name not in self._entry_points:
+            raise UserError(f"unknown {self.noun} {name!r}: {nearest(name, self.names())}")
+
+    def load(self, name: str) -> Any:
+        """The object under `name`; imports its module. UserError if it is unknown or broken."""
+        self.check(name)
+        if name in self._registered:
+            return self._registered[name]
+        point = self._entry_points[name]
+        try:
+            return point.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: {error}") from error
+
+    def signature(self, name: str) -> Signature:
+        """The signature of the class under `name`, without importing it where its text suffices."""
+        self.check(name)
+        if name in self._entry_points:
+            signature = _read_signature(self._entry_points[name])
+            if signature is not None:
+                return signature
+        return _inspect_signature(self.load(name))
+
+
+def _read_signature(point: EntryPoint) -> Signature | None:
+    """The signature from the source text, None if only an import can tell."""
+    module, _, qualified_name = point.value.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    source = Path(spec.origin)
+    classes = {node.name: node for node in ast.parse(source.read_text()).body
+               if isinstance(node, ast.ClassDef)}
+    node = classes.get(qualified_name.strip())
+    if node is None:
+        return None
+    constructor = next((item for item in node.body if isinstance(item, ast.FunctionDef)
+                        and item.name == "__init__"), None)
+    if constructor is None:  # it may inherit one that has keywords
+        return None
+    try:
+        defaults = {argument.arg: ast.literal_eval(default)
+                    for argument, default in zip(constructor.args.kwonlyargs,
+                                                 constructor.args.kw_defaults)
+                    if default is not None}
+    except ValueError:  # a default that is an expression
+        return None
+    if len(defaults) < len(constructor.args.kwonlyargs):
+        return None
+    attributes = {}
+    for item in node.body:
+        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+        if isinstance(target, ast.Name) and isinstance(item, (ast.Assign, ast.AnnAssign)):
+            try:
+                attributes[target.id] = ast.literal_eval(item.value)  # type: ignore[arg-type]
+            except ValueError:
+                continue
+    return Signature(defaults, attributes, source)
+
+
+def _inspect_signature(cls: Any) -> Signature:
+    defaults = {}
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            if parameter.default is parameter.empty:
+                raise UserError(f"{cls.__qualname__}: keyword {parameter.name!r} needs a default")
+            defaults[parameter.name] = parameter.default
+    attributes = {name: getattr(cls, name) for name in dir(cls)
+                  if isinstance(inspect.getattr_static(cls, name), (str, int, float, bool))}
+    return Signature(defaults, attributes, Path(inspect.getsourcefile(cls) or ""))
+
+
+METHODS = Registry("tta_apm.methods", "method")
+DATASETS = Registry("tta_apm.datasets", "data set")

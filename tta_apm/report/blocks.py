@@ -1,0 +1,265 @@
+"""Block: the numbers of one table, from the cells. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tta_apm.bench.statistics import paired_bootstrap, per_image
+from tta_apm.data.corruption_constants import CORRUPTIONS
+from tta_apm.errors import UserError, nearest
+from tta_apm.report.results import Domain, Row
+
+METRICS = ("error", "accuracy")
+CLEAN = ("clean", 0)
+COST = ("seconds_per_image", "gflops_per_image", "peak_memory_mb")
+# Each column's domains: one, or the same corruption at several severities.
+Layout = dict[str, tuple[Domain, ...]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table: a data set at one severity, or the mean over its severities.
+
+    Args:
+        dataset: its name.
+        severity: "5", "mean of 1 2 3 4 5", or "0" where all images are clean.
+        metric: "error" or "accuracy".
+        columns: names of the columns that the mean is over, in the usual order.
+        clean: whether there is a column "clean" beside them, which the mean leaves out.
+        frame: one line per row, fractions. NaN is a cell that is missing, or an average that
+            would be over one. Beside `columns`, "mean" and "clean" it has, of each of these,
+            std_*, teacher_*, delta_*, delta_low_*, delta_high_*; then the protocol and the cost.
+        best: (line, column) of the best values, compared as printed and on the same images only.
+        notes: what a reader must know beside the numbers; rows are counted from 1.
+    """
+
+    dataset: str
+    severity: str
+    metric: str
+    columns: tuple[str, ...]
+    clean: bool
+    frame: pd.DataFrame
+    best: frozenset[tuple[int, str]]
+    notes: tuple[str, ...]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The columns of figures: clean if there is one, the corruptions, mean."""
+        return ("clean",) * self.clean + self.columns + ("mean",)
+
+
+def make_blocks(rows: Sequence[Row], *, metric: str = "error",
+                wanted: Sequence[Domain] | None = None) -> list[Block]:
+    """The tables of all data sets: each severity, then the mean over severities if several.
+
+    Args:
+        rows: see group_rows.
+        metric: "error" or "accuracy".
+        wanted: the domains that a row must have to be whole; by default those that any row on the
+            same data set has.
+    """
+    if metric not in METRICS:
+        raise UserError(f"unknown metric {metric!r}: {nearest(metric, METRICS)}")
+    blocks = []
+    for dataset in sorted({row.protocol.dataset for row in rows}):
+        of_dataset = [row for row in rows if row.protocol.dataset == dataset]
+        domains = set(wanted or (domain for row in of_dataset for domain, _ in row.cells))
+        blocks += [_block(of_dataset, dataset, severity, layout, CLEAN in domains, metric)
+                   for severity, layout in _layouts(domains)]
+    return blocks
+
+
+def in_usual_order(names: Iterable[str]) -> list[str]:
+    """Corruptions as the field orders them, others after them by alphabet."""
+    return sorted(set(names), key=lambda name: (
+        CORRUPTIONS.index(name) if name in CORRUPTIONS else len(CORRUPTIONS), name))
+
+
+def _layouts(domains: set[Domain]) -> list[tuple[str, Layout]]:
+    severities = sorted({severity for _, severity in domains} - {0})
+    if not severities:
+        return [("0", {"clean": (CLEAN,)})]
+    names = in_usual_order(name for name, severity in domains if severity)
+    layouts: list[tuple[str, Layout]] = [
+        (str(severity), {name: ((name, severity),) for name in names if (name, severity) in domains})
+        for severity in severities]
+    if len(severities) > 1:
+        layouts.append((f"mean of {' '.join(map(str, severities))}", {
+            name: tuple((name, severity) for severity in severities if (name, severity) in domains)
+            for name in names}))
+    return layouts
+
+
+def _block(rows: Sequence[Row], dataset: str, severity: str, layout: Layout, clean: bool,
+           metric: str) -> Block:
+    clean = clean and severity != "0"
+    # Every figure of the table as the columns that it is the mean of.
+    figures = {**({"clean": {"clean": (CLEAN,)}} if clean else {}),
+               **{name: {name: domains} for name, domains in layout.items()}, "mean": layout}
+    lines = [_line(row, severity, figures, metric) for row in rows]
+    for line, text in zip(lines, _protocols(rows)):
+        line["protocol"] = text
+    frame = pd.DataFrame(lines)
+    return Block(dataset, severity, metric, tuple(layout), clean, frame,
+                 frozenset(_best(rows, figures, frame, metric)),
+                 (*_missing_notes(rows, figures), *_mixture_notes(rows, figures),
+                  *_image_notes(rows, figures, frame)))
+
+
+def _line(row: Row, severity: str, figures: Mapping[str, Layout], metric: str) -> dict[str, Any]:
+    """One line of a block's frame."""
+    line: dict[str, Any] = {"method": row.protocol.row, "metric": metric, "severity": severity,
+                            "seeds": " ".join(map(str, row.seeds))}
+    line |= {name: getattr(row.protocol, name) for name in (
+        "dataset", "num_images", "setting", "order", "batch_size", "scope", "backbone", "weights",
+        "templates", "resolution")}
+    line["hyper_parameters"] = json.dumps(row.protocol.hyper_parameters, sort_keys=True)
+    for name, layout in figures.items():
+        line |= _figure(row, name, layout, metric)
+    scored = _domains(figures["mean"])
+    line |= _teacher_likeness(row, scored) | _cost(row, scored)
+    line["num_missing"] = len(row.missing(scored))
+    return line
+
+
+def _domains(layout: Layout) -> list[Domain]:
+    return [domain for domains in layout.values() for domain in domains]
+
+
+def _figure(row: Row, name: str, layout: Layout, metric: str) -> dict[str, float]:
+    """The mean over a layout's columns, its std over seeds, and how it stands to the teacher's."""
+    figure = dict.fromkeys((name, f"std_{name}", f"teacher_{name}", f"delta_{name}",
+                            f"delta_low_{name}", f"delta_high_{name}"), math.nan)
+    domains = _domains(layout)
+    if row.missing(domains):
+        return figure
+    cells = row.within(domains)
+    # Every column weighs the same, and so does every severity within a column.
+    weights = np.array([1 / len(layout) / len(column) for column in layout.values() for _ in column])
+    per_seed = np.array([_score(cell.correct, metric) for cell in cells])
+    per_seed = per_seed.reshape(-1, len(weights)) @ weights
+    figure[name] = float(per_seed.mean())
+    if len(per_seed) > 1:
+        figure[f"std_{name}"] = float(per_seed.std(ddof=1))
+    teacher = [cell.teacher_correct for cell in cells if cell.teacher_correct is not None]
+    if len(teacher) == len(cells):
+        shares = np.tile(weights, len(per_seed)) / len(per_seed)
+        figure[f"teacher_{name}"] = float(shares @ [_score(right, metric) for right in teacher])
+        sign = 1 if metric == "accuracy" else -1
+        gains = [sign * (cell.correct.astype(np.int8) - right)
+                 for cell, right in zip(cells, teacher)]
+        gain = per_image([cell.index for cell in cells], gains, shares.tolist())
+        figure[f"delta_{name}"] = float(gain.mean())
+        figure[f"delta_low_{name}"], figure[f"delta_high_{name}"] = paired_bootstrap(gain)
+    return figure
+
+
+def _score(correct: np.ndarray, metric: str) -> float:
+    return float(np.mean(correct if metric == "accuracy" else ~correct))
+
+
+def _teacher_likeness(row: Row, domains: Sequence[Domain]) -> dict[str, float]:
+    """Agreement with the teacher and final cosine, over a row that is whole."""
+    cells = row.within(domains)
+    whole = not row.missing(domains)
+    return {name: float(np.mean([getattr(cell, name) for cell in cells]))
+            if whole and all(getattr(cell, name) is not None for cell in cells) else math.nan
+            for name in ("agreement", "cosine")}
+
+
+def _cost(row: Row, domains: Sequence[Domain]) -> dict[str, Any]:
+    """Cost over the cells that are there (peak memory: the highest), and where they come from."""
+    records = [cell.record for cell in row.within(domains)]
+    line: dict[str, Any] = dict.fromkeys(COST, math.nan)
+    if records:
+        images = sum(record.num_images for record in records)
+        line["seconds_per_image"] = sum(record.seconds for record in records) / images
+        line["gflops_per_image"] = sum(record.gflops_per_image * record.num_images
+                                       for record in records) / images
+        line["peak_memory_mb"] = max(record.peak_memory_mb for record in records)
+    line |= {name: "; ".join(sorted({getattr(record, name) for record in records}))
+             for name in ("device", "images_from", "fingerprint", "code", "commit")}
+    return line
+
+
+def _protocols(rows: Sequence[Row]) -> list[str]:
+    """Each row's protocol in short: what all rows state, then what tells them apart."""
+    records = [row.protocol for row in rows]
+    texts = []
+    for row, record in zip(rows, records):
+        seeds = f"seed{'s' * (len(row.seeds) > 1)} {' '.join(map(str, row.seeds))}"
+        parts = [record.scope, record.setting, record.order, f"n={record.num_images}",
+                 f"b{record.batch_size}", seeds]
+        parts += [f"{name} {getattr(record, name)}"
+                  for name in ("weights", "templates", "resolution")
+                  if len({getattr(other, name) for other in records}) > 1 and getattr(record, name)]
+        namesakes = [other.hyper_parameters for other in records if other.row == record.row]
+        parts += [f"{name} {value}" for name, value in record.hyper_parameters.items()
+                  if any(other.get(name) != value for other in namesakes)]
+        texts.append(" · ".join(parts))
+    return texts
+
+
+def _best(rows: Sequence[Row], figures: Mapping[str, Layout], frame: pd.DataFrame,
+          metric: str) -> Iterable[tuple[int, str]]:
+    best_of = max if metric == "accuracy" else min
+    for name, layout in figures.items():
+        for lines in _by_images(rows, layout, frame[name]):
+            printed = [f"{100 * frame[name][line]:.1f}" for line in lines]
+            if len(lines) > 1:  # there is no best of one
+                best = best_of(printed, key=float)
+                yield from ((line, name) for line, text in zip(lines, printed) if text == best)
+
+
+def _by_images(rows: Sequence[Row], layout: Layout, values: pd.Series) -> list[list[int]]:
+    """The lines that have a value, those on the same images together."""
+    groups: dict[Any, list[int]] = {}
+    for line, row in enumerate(rows):
+        if not math.isnan(values[line]):
+            groups.setdefault(row.images(_domains(layout)), []).append(line)
+    return list(groups.values())
+
+
+def _missing_notes(rows: Sequence[Row], figures: Mapping[str, Layout]) -> Iterable[str]:
+    for number, row in enumerate(rows, 1):
+        for name in ("clean", "mean"):
+            domains = _domains(figures.get(name, {}))
+            missing = row.missing(domains)
+            if missing:
+                at = in_usual_order(corruption for corruption, _ in missing)
+                yield (f"Row {number}: {len(missing)} of {len(domains) * len(row.seeds)} cells "
+                       f"missing ({', '.join(at)}); no average is taken over them.")
+
+
+def _mixture_notes(rows: Sequence[Row], figures: Mapping[str, Layout]) -> Iterable[str]:
+    domains = [domain for layout in figures.values() for domain in _domains(layout)]
+    for number, row in enumerate(rows, 1):
+        records = [cell.record for cell in row.within(domains)]
+        codes = sorted({record.code for record in records})
+        if len(codes) > 1:
+            yield f"Row {number}: its cells come from different code ({', '.join(codes)})."
+        devices = sorted({record.device for record in records})
+        if len(devices) > 1:
+            yield (f"Row {number}: its cells come from different devices ({', '.join(devices)}), "
+                   "so its time is of neither.")
+
+
+def _image_notes(rows: Sequence[Row], figures: Mapping[str, Layout],
+                 frame: pd.DataFrame) -> Iterable[str]:
+    columns: dict[str, list[str]] = {}
+    for name, layout in figures.items():
+        groups = _by_images(rows, layout, frame[name])
+        if len(groups) > 1 and name != "mean":  # it follows from the others
+            text = " | ".join(", ".join(str(line + 1) for line in lines) for lines in groups)
+            columns.setdefault(text, []).append(name)
+    for text, names in columns.items():
+        where = "" if len(names) == len(figures) - 1 else f" in {', '.join(names)}"
+        yield (f"Rows are not on the same images{where}: {text} (the bar parts them). The best is "
+               "marked only among rows on the same images.")

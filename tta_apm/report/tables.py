@@ -1,0 +1,35 @@
+"""Tables: table.md, table.csv and table.tex of a folder of results. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tta_apm.bench.records import write_aside
+from tta_apm.report import render
+from tta_apm.report.blocks import make_blocks
+from tta_apm.report.results import Domain, group_rows, load_results
+
+
+def write_tables(folder: Path, *, metric: str = "error",
+                 wanted: Sequence[Domain] | None = None) -> str:
+    """Compute the tables of `folder` anew from its cells and write them there.
+
+    Args:
+        folder: of the results, with the records below cells/.
+        metric: "error" or "accuracy".
+        wanted: corruption and severity of the columns that a row must have to be whole; by default
+            those that any row has.
+
+    Returns:
+        The tables for the terminal.
+
+    Raises:
+        UserError: if there are no results, or a file of them is not whole.
+    """
+    blocks = make_blocks(group_rows(load_results(folder)), metric=metric, wanted=wanted)
+    for name, text in (("table.md", render.markdown(blocks)), ("table.csv", render.csv_text(blocks)),
+                       ("table.tex", render.latex(blocks))):
+        write_aside(folder / name, text.encode())
+    return render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)
