@@ -1,4 +1,4 @@
-"""python run.py --cfg configs/digits_c/all.yaml [KEY VALUE ...]: the same as the command tta-apm."""
+"""`python run.py --cfg configs/digits_c/all.yaml [KEY VALUE ...]`: the command tta-apm."""
 import sys
 
 from tta_apm.cli import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,21 +46,21 @@ class Norm(Method):
         self.pseudo_count = pseudo_count
         self.alpha = alpha
         self._batch_alpha = 1.0
-        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)
-                  and module.running_mean is not None]
+        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         if not layers:
             raise UserError(f"norm: the classifier {backbone.name} has no batch normalisation")
         for layer in layers:
-            source = (layer.running_mean.clone(), layer.running_var.clone())
-            layer.register_forward_pre_hook(self._mix_into(source))
+            assert layer.running_mean is not None and layer.running_var is not None
+            mix = partial(self._mix, layer.running_mean.clone(), layer.running_var.clone())
+            layer.register_forward_pre_hook(mix)
 
-    def _mix_into(self, source: tuple[Tensor, Tensor]):  # type: ignore[no-untyped-def]
-        def mix(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
-            variance, mean = torch.var_mean(inputs[0], axes, correction=0)
-            layer.running_mean = source[0].lerp(mean, self._batch_alpha)
-            layer.running_var = source[1].lerp(variance, self._batch_alpha)
-        return mix
+    def _mix(self, source_mean: Tensor, source_variance: Tensor, layer: nn.Module,
+             inputs: tuple[Tensor]) -> None:
+        """Before a layer's forward: set its statistics to those of source and inputs mixed."""
+        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+        variance, mean = torch.var_mean(inputs[0], axes, correction=0)
+        layer.running_mean = source_mean.lerp(mean, self._batch_alpha)
+        layer.running_var = source_variance.lerp(variance, self._batch_alpha)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -9,9 +9,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tta_apm import __version__
 from tta_apm.errors import UserError
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+    from tta_apm.bench.cells import Cell
 
 OK, FAILED_CELLS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -41,7 +47,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
             prog="tta-apm table", description="Rebuild the tables of a results folder.")
         parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
-        parser.add_argument("--metric", choices=("error", "accuracy"), default="error")
+        parser.add_argument("--metric", choices=("error", "accuracy"),
+                            help="default: that of the run")
         return parser
     parser = argparse.ArgumentParser(
         prog="tta-apm", description="Run test-time adaptation methods over a benchmark and print "
@@ -83,8 +90,8 @@ def _run(options: argparse.Namespace) -> int:
             print(f"\nStopped: {len(cells) - left} of {len(cells)} cells are done and kept in "
                   f"{folder}; the same command goes on from there.", file=sys.stderr)
             return INTERRUPTED
-    _write_tables(folder, cfg.METRIC, [(cell.domain.corruption, cell.domain.severity)
-                                       for cell in cells])
+    _write_tables(folder, cfg.METRIC, cfg.METHODS,
+                  [(cell.domain.corruption, cell.domain.severity) for cell in cells])
     if failed:
         print(f"{len(failed)} of {len(cells)} cells FAILED and are missing in the table: "
               f"{', '.join(failed)}. The same command tries them again.", file=sys.stderr)
@@ -93,11 +100,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    _write_tables(options.results, options.metric, None)
+    saved = _saved_config(options.results)
+    _write_tables(options.results, options.metric or saved.get("METRIC", "error"),
+                  saved.get("METHODS", []), None)
     return OK
 
 
-def _sweep(cfg, cells, todo, folder) -> list[str]:  # type: ignore[no-untyped-def]
+def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Path) -> list[str]:
     from tta_apm.bench.sweep import Sweep
 
     print(f"{len(todo)} of {len(cells)} cells to run, results in {folder}", flush=True)
@@ -115,10 +124,22 @@ def _save_config(text: str, folder: Path) -> None:
                         "a folder of yours") from error
 
 
-def _write_tables(folder: Path, metric: str, wanted: list[tuple[str, int]] | None) -> None:
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """The config that the last run left in a results folder, {} if it is not there or not ours."""
+    import yaml
+
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_tables(folder: Path, metric: str, methods: Sequence[str],
+                  wanted: Sequence[tuple[str, int]] | None) -> None:
     from tta_apm.report.tables import write_tables
 
-    print(write_tables(folder, metric=metric, wanted=wanted))
+    print(write_tables(folder, metric=metric, methods=methods, wanted=wanted))
     print(f"\n{folder}/table.md, table.csv and table.tex hold this table.")
 
 

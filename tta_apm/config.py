@@ -6,9 +6,9 @@ A method's section is derived from its signature: `Tent(backbone, *, lr=1e-3, st
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,14 @@ import yaml
 from yacs.config import CfgNode
 
 from tta_apm.backbones.prompts import template_sets
-from tta_apm.data.corruptions import CORRUPTIONS, SEVERITIES
+from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
 from tta_apm.errors import UserError, nearest
 from tta_apm.registry import DATASETS, METHODS, Signature
 
 SETTINGS = ("reset_each_domain", "continual")
 METRICS = ("error", "accuracy")
+# Of backbones; each has its section below.
+KINDS = ("classifier", "clip", "mae", "rotation")
 
 CORE: dict[str, Any] = {
     # Rows of the table, in order: a method's name, with KEY VALUE pairs of its own section for a
@@ -50,6 +52,10 @@ CORE: dict[str, Any] = {
     "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors"},
     # The backbone of methods that need CLIP: an open_clip name, with a pretrained tag or a file.
     "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors"},
+    # The backbone of TTT-MAE: a masked autoencoder with its probing head.
+    "MAE": {"MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"},
+    # The backbone of TTT: a classifier with a rotation head, trained jointly.
+    "ROTATION": {"MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"},
     # Folder of the official frost pictures; "" uses the best source that is installed.
     "FROST_DIR": "",
     # "auto" is the first CUDA device if there is one, else the CPU.
@@ -169,14 +175,17 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
+    """A value as YAML reads it: [tent,apm], 3, true, text."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
         return text
 
 
 def _import_plugins(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    plugins = next((layer["PLUGINS"] for _, layer in reversed(layers) if "PLUGINS" in layer), [])
+    plugins: Any = []
+    for _, layer in layers:
+        plugins = layer.get("PLUGINS", plugins)
     for plugin in [plugins] if isinstance(plugins, str) else plugins:
         try:
             if str(plugin).endswith(".py"):
@@ -188,7 +197,6 @@ def _import_plugins(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def _import_file(path: Path) -> None:
-    import sys
     name = f"tta_apm_plugin_{path.stem}"
     if name in sys.modules:
         return
@@ -202,7 +210,7 @@ def _import_file(path: Path) -> None:
 def _with_sections(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """The core keys, with a section for each method that is asked for or configured."""
     wanted = {key for _, layer in layers for key in layer}
-    for _, layer in layers:
+    for layer in [CORE, *(layer for _, layer in layers)]:
         entries = layer.get("METHODS", [])
         for entry in [entries] if isinstance(entries, str) else entries or []:
             wanted |= {word.upper() for word in str(entry).split()[:1]}
@@ -283,8 +291,9 @@ def _check(cfg: CfgNode) -> None:
         if not cfg[key]:
             raise UserError(f"{key} is empty")
     for row in rows(cfg):
-        if row.needs.upper() not in ("CLASSIFIER", "CLIP"):
-            raise UserError(f"method {row.method!r} needs an unknown backbone kind {row.needs!r}")
+        if row.needs not in KINDS:
+            raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
+                            f"{row.needs!r}; kinds: {', '.join(KINDS)}")
     DATASETS.check(cfg.DATASET)
     for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("METRIC", METRICS),
                        ("TEMPLATES", ("auto", *template_sets()))):

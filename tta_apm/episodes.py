@@ -7,6 +7,7 @@ the update of an episode are those it would have alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -42,6 +43,27 @@ def adapt(parameters: Parameters, loss: Callable[[Parameters], Tensor], *, steps
         leaf.grad = None
         leaf.requires_grad_(False)
     return parameters
+
+
+def adam(leaves: list[Tensor], lr: float) -> torch.optim.Adam:
+    """Adam as one kernel over all leaves, where torch has one."""
+    on_cpu = leaves[0].device.type == "cpu"
+    return torch.optim.Adam(leaves, lr=lr, fused=torch.__version__ >= "2.4" or not on_cpu)
+
+
+def image_generators(images: Tensor, seed: int) -> list[torch.Generator]:
+    """A CPU generator for each image [B,3,H,W], keyed by `seed` and by the image's pixels.
+
+    What is drawn for an image does not depend on its neighbours, its place, the size of the batch
+    or the device, and no index has to be handed to a method: a foreign loop has none to give.
+    """
+    pixels = (images * 255).round().to(torch.uint8).cpu().numpy()
+    return [torch.Generator().manual_seed(_key(image.tobytes(), seed)) for image in pixels]
+
+
+def _key(content: bytes, seed: int) -> int:
+    digest = hashlib.blake2b(content, digest_size=8, key=str(seed).encode())
+    return int.from_bytes(digest.digest(), "big") >> 1  # within the seeds that torch takes
 
 
 def chunks(num_images: int, size: int) -> Iterator[slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,15 +13,26 @@ from tta_apm.registry import METHODS
 M = TypeVar("M", bound="type[Method]")
 
 
+class Source(Protocol):
+    """Labelled source images, for methods that are not source-free."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [n,3,H,W] in [0,1] and labels int64 [n] at positions `indices` [n]."""
+
+
 class Method(nn.Module, ABC):
     """A test-time adaptation method over a frozen backbone.
 
     A subclass takes the backbone and keyword-only hyper-parameters whose defaults are its own
-    paper's; they are its section of a config, and `seed`, if it takes one, is set by the run.
+    paper's; they are its section of a config. Two keywords are set by the run where a method names
+    them: `seed: int`, and `source: Source | None`, the labelled images that the backbone learnt
+    from, None where there are none.
     It adapts under `torch.enable_grad()`, so that a caller may hold `no_grad`.
 
     Class attributes:
-        needs: the kind of backbone it takes, "classifier" or "clip".
+        needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation".
         scope: what the result for an image depends on: "image" (that image alone: fresh for
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
     """

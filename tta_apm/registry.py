@@ -21,7 +21,7 @@ from tta_apm.errors import UserError, nearest
 T = TypeVar("T")
 
 # Keywords of a constructor that a run sets itself, so that they are no keys of a config.
-RUN_KEYWORDS = frozenset({"seed"})
+RUN_KEYWORDS = frozenset({"seed", "source"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Registry:
         try:
             return point.load()
         except (ImportError, AttributeError) as error:
-            raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: {error}") from error
+            raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: {error}") \
+                from error
 
     def signature(self, name: str) -> Signature:
         """The signature of the class under `name`, without importing it where its text suffices."""

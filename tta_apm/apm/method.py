@@ -11,7 +11,7 @@ from torch import Tensor
 from tta_apm.apm.fast import FastStudent
 from tta_apm.apm.student import POOLINGS, Student, draw
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.episodes import adapt, chunk_size, chunks, stack
+from tta_apm.episodes import adam, adapt, chunk_size, chunks, stack
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method
 
@@ -60,6 +60,8 @@ class Apm(Method):
 
     needs = "clip"
     scope = "image"
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, backbone: ClipBackbone, *, preset: str = "paper",
                  hidden: Sequence[int] | None = None, pooling: str | None = None,
@@ -114,7 +116,7 @@ class Apm(Method):
             stack(self.student.initial, len(images)),
             lambda stacked: (self.student.pooled(stacked, patches) - target).square().mean(-1),
             steps=self.steps,
-            optimizer=lambda leaves: torch.optim.Adam(leaves, lr=self.lr, fused=True))
+            optimizer=lambda leaves: adam(leaves, self.lr))
         return self.student.pooled(weights, patches)
 
     def _prepare(self, images: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Student(nn.Module):
         pooling: "mean" of the columns' features, or "attention" of a learned query over them.
     """
 
+    code: Tensor
+
     def __init__(self, *, grid: int, patch: int, kernels: int, code: int, hidden: Sequence[int],
                  feature_dim: int, pooling: str) -> None:
         super().__init__()
@@ -60,6 +62,8 @@ class Student(nn.Module):
 
 class AttentionPooling(nn.Module):
     """A learned query attends to the columns' features plus their places (authors' code)."""
+
+    code: Tensor
 
     def __init__(self, grid: int, feature_dim: int, num_heads: int = 8) -> None:
         super().__init__()

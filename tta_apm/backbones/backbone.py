@@ -21,6 +21,8 @@ class Backbone(nn.Module):
     """
 
     kind: str
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, *, image_size: int | None, mean: Sequence[float], std: Sequence[float],
                  name: str, weights: str) -> None:

@@ -115,7 +115,7 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
     return ClipBackbone(net, tokenizer, class_names=class_names, templates=templates,
                         image_size=size if isinstance(size, int) else size[0],
                         mean=config["mean"], std=config["std"], name=model,
-                        weights=files.describe(label, file))
+                        weights=files.describe(label, file)).to(device)
 
 
 def _check_tag(model: str, tag: str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ BAD_FILE = (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeErro
             pickle.UnpicklingError, SafetensorError)
 
 CONNECT_SECONDS = 5.0
+
+# torch.load heeds it before its own argument.
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def find(weights: str) -> Path | None:
@@ -59,8 +62,14 @@ def describe(name: str, file: Path) -> str:
 @contextmanager
 def only_weights() -> Iterator[None]:
     """Let no torch.load in here run code of a checkpoint, whatever the library asks for."""
-    with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"
+    try:
         yield
+    finally:
+        del os.environ[FORCE_WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[FORCE_WEIGHTS_ONLY] = before
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -135,7 +144,7 @@ def from_hub(repo: str, names: Sequence[str]) -> Path:
 
 def _unreachable(url: str) -> str | None:
     """Why `url` cannot be asked, None if its server answers."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if hub_constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
         request = urllib.request.Request(url, method="HEAD")

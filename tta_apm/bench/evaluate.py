@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tta_apm.bench import cost
 from tta_apm.bench.records import Predictions
+from tta_apm.data.dataset import CLEAN, DataSet, Domain
 from tta_apm.data.streams import Stream
 from tta_apm.method import Method
 
@@ -65,7 +66,7 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
                       stopwatch.seconds, cost.peak_memory_mb(device))
 
 
-def warm_up(method: Method, stream: Stream, device: torch.device) -> float:
+def warm_up(method: Method, stream: Stream, device: torch.device) -> float | None:
     """Run `method` on the first images of `stream`, reset it, return its GFLOPs per image.
 
     On a GPU it takes the whole first batch, so that what is set up per shape is set up.
@@ -74,17 +75,34 @@ def warm_up(method: Method, stream: Stream, device: torch.device) -> float:
     images = to_device(batch.images, device)
     few = images[:2]  # methods that need batch statistics do not run on one image
     with torch.no_grad():
-        gflops = cost.count_gflops(lambda: method(few)) / len(few)
+        gflops = cost.count_gflops(lambda: method(few))
         if device.type == "cuda":
             method(images)
     method.reset()
-    return gflops
+    return None if gflops is None else gflops / len(few)
 
 
 def to_device(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [0,1] on `device`; travels as uint8."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
     return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous()
+
+
+class SourceImages:
+    """A clean data set as a method takes it: see method.Source."""
+
+    def __init__(self, dataset: DataSet, device: torch.device) -> None:
+        self.dataset = dataset
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.dataset.labels)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        places = indices.cpu().numpy()
+        images = self.dataset.images(Domain(self.dataset.name, CLEAN, 0), places)
+        labels = torch.from_numpy(self.dataset.labels[places]).to(self.device)
+        return to_device(images, self.device), labels
 
 
 def check_logits(logits: Tensor, num_images: int, num_classes: int) -> None:

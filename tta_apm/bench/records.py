@@ -48,7 +48,7 @@ class Record:
     num_correct: int
     seconds: float  # adapt + predict, synchronised, after warm-up
     peak_memory_mb: float
-    gflops_per_image: float  # 2 per multiply-add, forward and backward
+    gflops_per_image: float | None  # 2 per multiply-add, forward and backward; None: uncounted
     device: str
     fingerprint: str  # of everything in the config that decides the numbers
     code: str  # hash of the sources that make the numbers

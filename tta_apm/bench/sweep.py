@@ -20,7 +20,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
 from tta_apm.bench.cells import Cell
-from tta_apm.bench.evaluate import Evaluation, evaluate, warm_up
+from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet
@@ -74,12 +74,13 @@ class Sweep:
         """One row with one seed over its domains."""
         method = self._build(run[0].row, run[0].seed)
         gflops: float | None = None
+        is_warm = False
         for cell in self._needed(run):
             stream = self._stream(cell)
             progress.start(cell)
             try:
-                if gflops is None:
-                    gflops = warm_up(method, stream, self.device)
+                if not is_warm:
+                    gflops, is_warm = warm_up(method, stream, self.device), True
                 if not self._carries_on(cell):
                     method.reset()
                 evaluation = evaluate(method, stream, self.device, progress.update)
@@ -98,8 +99,9 @@ class Sweep:
     def _needed(self, run: Sequence[Cell]) -> list[Cell]:
         """The cells of a run to go through: all up to the last missing one if state is carried."""
         missing = [index for index, cell in enumerate(run) if cell.name in self.todo]
-        if self._carries_on(run[-1]):
-    XXrun[index] for index in missing]
+        if missing and self._carries_on(run[-1]):
+            return list(run[:missing[-1] + 1])
+        return [run[index] for index in missing]
 
     def _carries_on(self, cell: Cell) -> bool:
         """Whether a cell starts from the state that the cell before it left."""
@@ -114,6 +116,9 @@ class Sweep:
         keywords = dict(row.hyper_parameters)
         if "seed" in row.signature.defaults:
             keywords["seed"] = seed
+        if "source" in row.signature.defaults:
+            source = self.dataset.source()
+            keywords["source"] = source and SourceImages(source, self.device)
         method: Method = METHODS.load(row.method)(backbone, **keywords)
         return method.to(self.device)
 
@@ -129,7 +134,8 @@ class Sweep:
         chosen: str = self.cfg.TEMPLATES
         return self.dataset.template_set if chosen == "auto" else chosen
 
-    def _save(self, cell: Cell, stream: Stream, evaluation: Evaluation, gflops: float) -> None:
+    def _save(self, cell: Cell, stream: Stream, evaluation: Evaluation,
+              gflops: float | None) -> None:
         row, backbone = cell.row, self.backbones[cell.row.needs]
         predictions = evaluation.predictions
         content = predictions.to_bytes()

@@ -199,7 +199,7 @@ def _fog(images: np.ndarray, generators: Generators, weight: float, decay: float
     draws = np.stack([draw.uniform(-1, 1, side * side - 1) for draw in generators])
     haze = plasma(draws, side, decay)[:, :height, :width, None]
     brightest = images.max(axis=(1, 2, 3), keepdims=True) / 255
-    return _to_levels((images / 255 + weight * haze) * (brightest / (brightest + weight)))
+    return _to_levels((images / 255 + weight * haze) * brightest / (brightest + weight))
 
 
 def _brightness(images: np.ndarray, generators: Generators, amount: float) -> np.ndarray:

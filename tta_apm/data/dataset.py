@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,20 +47,29 @@ class DataSet(ABC):
         """How the images of `domain` were made, for the record."""
         return self.name
 
+    def source(self) -> DataSet | None:
+        """The clean training set of its backbones, None where there is none."""
+        return None
+
 
 class Clean(DataSet):
     """Arrays in memory: images uint8 [N,H,W,3], labels int64 [N]. One domain."""
 
     def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray,
-                 class_names: Sequence[str], template_set: str) -> None:
+                 class_names: Sequence[str], template_set: str,
+                 source: Callable[[], DataSet] | None = None) -> None:
         self.name = name
         self.pixels = pixels
         self.labels = labels
         self.class_names = tuple(class_names)
         self.template_set = template_set
+        self._source = source
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         return self.pixels[indices]
+
+    def source(self) -> DataSet | None:
+        return self._source() if self._source else None
 
 
 class Corrupted(DataSet):
@@ -89,6 +98,9 @@ class Corrupted(DataSet):
             return clean
         return corruptions.corrupt(clean, domain.corruption, domain.severity, indices=indices,
                                    constants=self.constants, frost_dir=self.frost_dir)
+
+    def source(self) -> DataSet | None:
+        return self.clean.source()
 
     def describe(self, domain: Domain) -> str:
         if domain.severity == 0:

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tta_apm.data.dataset import Clean, Corrupted
+from tta_apm.data.dataset import Clean, Corrupted, DataSet
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATE_SET = "digits"
@@ -23,7 +25,7 @@ BRIGHTEST = 16  # of scikit-learn's pixels
 def digits(*, data_dir: str, frost_dir: str | None) -> Clean:
     """The 597 test images, 32x32. They come with scikit-learn: both folders are unused."""
     _, test = split()
-    return _clean("digits", test)
+    return _clean("digits", test, source=train_split)
 
 
 def digits_c(*, data_dir: str, frost_dir: str | None) -> Corrupted:
@@ -45,11 +47,12 @@ def split() -> tuple[np.ndarray, np.ndarray]:
     return order[:NUM_TRAINING], order[NUM_TRAINING:]
 
 
-def _clean(name: str, positions: np.ndarray) -> Clean:
-    source = load_digits()
-    pixels = np.stack([_enlarge(image) for image in source.images[positions]])
-    labels = source.target[positions].astype(np.int64)
-    return Clean(name, pixels, labels, CLASS_NAMES, TEMPLATE_SET)
+def _clean(name: str, positions: np.ndarray,
+           source: Callable[[], DataSet] | None = None) -> Clean:
+    scans = load_digits()
+    pixels = np.stack([_enlarge(image) for image in scans.images[positions]])
+    labels = scans.target[positions].astype(np.int64)
+    return Clean(name, pixels, labels, CLASS_NAMES, TEMPLATE_SET, source)
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ def _installed_folder() -> Path | None:
 
 @lru_cache(maxsize=len(PICTURES))
 def _draw(number: int) -> np.ndarray:
-    """Ice ferns uint8 [h,w,3], lit from the upper left. The same for every call."""
+    """Ice ferns uint8 [h,w,3], lit from the upper left; the same with one version of Pillow."""
     colour, contrast, ferns, length = DRAWN[number]
     generator = np.random.default_rng((2019, number))
     ice = _ferns(generator, ferns, length)

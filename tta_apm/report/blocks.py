@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tta_apm.bench.records import hash_bytes
 from tta_apm.bench.statistics import paired_bootstrap, per_image
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.errors import UserError, nearest
-from tta_apm.report.results import Domain, Row
+from tta_apm.report.results import Domain, TableRow
 
 METRICS = ("error", "accuracy")
 CLEAN = ("clean", 0)
@@ -52,10 +53,12 @@ class Block:
     @property
     def shown(self) -> tuple[str, ...]:
         """The columns of figures: clean if there is one, the corruptions, mean."""
+        if self.columns == ("clean",):
+            return self.columns
         return ("clean",) * self.clean + self.columns + ("mean",)
 
 
-def make_blocks(rows: Sequence[Row], *, metric: str = "error",
+def make_blocks(rows: Sequence[TableRow], *, metric: str = "error",
                 wanted: Sequence[Domain] | None = None) -> list[Block]:
     """The tables of all data sets: each severity, then the mean over severities if several.
 
@@ -70,7 +73,7 @@ def make_blocks(rows: Sequence[Row], *, metric: str = "error",
     blocks = []
     for dataset in sorted({row.protocol.dataset for row in rows}):
         of_dataset = [row for row in rows if row.protocol.dataset == dataset]
-        domains = set(wanted or (domain for row in of_dataset for domain, _ in row.cells))
+        domains = set(wanted or (domain for row in of_dataset for domain, _ in row.results))
         blocks += [_block(of_dataset, dataset, severity, layout, CLEAN in domains, metric)
                    for severity, layout in _layouts(domains)]
     return blocks
@@ -87,9 +90,9 @@ def _layouts(domains: set[Domain]) -> list[tuple[str, Layout]]:
     if not severities:
         return [("0", {"clean": (CLEAN,)})]
     names = in_usual_order(name for name, severity in domains if severity)
-    layouts: list[tuple[str, Layout]] = [
-        (str(severity), {name: ((name, severity),) for name in names if (name, severity) in domains})
-        for severity in severities]
+    layouts: list[tuple[str, Layout]] = [(str(severity), {
+        name: ((name, severity),) for name in names if (name, severity) in domains
+    }) for severity in severities]
     if len(severities) > 1:
         layouts.append((f"mean of {' '.join(map(str, severities))}", {
             name: tuple((name, severity) for severity in severities if (name, severity) in domains)
@@ -97,12 +100,12 @@ def _layouts(domains: set[Domain]) -> list[tuple[str, Layout]]:
     return layouts
 
 
-def _block(rows: Sequence[Row], dataset: str, severity: str, layout: Layout, clean: bool,
+def _block(rows: Sequence[TableRow], dataset: str, severity: str, layout: Layout, clean: bool,
            metric: str) -> Block:
     clean = clean and severity != "0"
     # Every figure of the table as the columns that it is the mean of.
-    figures = {**({"clean": {"clean": (CLEAN,)}} if clean else {}),
-               **{name: {name: domains} for name, domains in layout.items()}, "mean": layout}
+    figures: dict[str, Layout] = {"clean": {"clean": (CLEAN,)}} if clean else {}
+    figures |= {name: {name: domains} for name, domains in layout.items()} | {"mean": layout}
     lines = [_line(row, severity, figures, metric) for row in rows]
     for line, text in zip(lines, _protocols(rows)):
         line["protocol"] = text
@@ -113,7 +116,8 @@ def _block(rows: Sequence[Row], dataset: str, severity: str, layout: Layout, cle
                   *_image_notes(rows, figures, frame)))
 
 
-def _line(row: Row, severity: str, figures: Mapping[str, Layout], metric: str) -> dict[str, Any]:
+def _line(row: TableRow, severity: str, figures: Mapping[str, Layout],
+          metric: str) -> dict[str, Any]:
     """One line of a block's frame."""
     line: dict[str, Any] = {"method": row.protocol.row, "metric": metric, "severity": severity,
                             "seeds": " ".join(map(str, row.seeds))}
@@ -125,7 +129,7 @@ def _line(row: Row, severity: str, figures: Mapping[str, Layout], metric: str) -
         line |= _figure(row, name, layout, metric)
     scored = _domains(figures["mean"])
     line |= _teacher_likeness(row, scored) | _cost(row, scored)
-    line["num_missing"] = len(row.missing(scored))
+    line["num_missing"] = len(row.missing(_shown_domains(figures)))
     return line
 
 
@@ -133,31 +137,38 @@ def _domains(layout: Layout) -> list[Domain]:
     return [domain for domains in layout.values() for domain in domains]
 
 
-def _figure(row: Row, name: str, layout: Layout, metric: str) -> dict[str, float]:
+def _shown_domains(figures: Mapping[str, Layout]) -> list[Domain]:
+    """The domains of all columns, each once: the mean has none of its own."""
+    return [domain for name, layout in figures.items() if name != "mean"
+            for domain in _domains(layout)]
+
+
+def _figure(row: TableRow, name: str, layout: Layout, metric: str) -> dict[str, float]:
     """The mean over a layout's columns, its std over seeds, and how it stands to the teacher's."""
     figure = dict.fromkeys((name, f"std_{name}", f"teacher_{name}", f"delta_{name}",
                             f"delta_low_{name}", f"delta_high_{name}"), math.nan)
     domains = _domains(layout)
     if row.missing(domains):
         return figure
-    cells = row.within(domains)
+    results = row.within(domains)
     # Every column weighs the same, and so does every severity within a column.
-    weights = np.array([1 / len(layout) / len(column) for column in layout.values() for _ in column])
-    per_seed = np.array([_score(cell.correct, metric) for cell in cells])
+    weights = np.concatenate([np.full(len(column), 1 / len(layout) / len(column))
+                              for column in layout.values()])
+    per_seed = np.array([_score(result.correct, metric) for result in results])
     per_seed = per_seed.reshape(-1, len(weights)) @ weights
     figure[name] = float(per_seed.mean())
     if len(per_seed) > 1:
         figure[f"std_{name}"] = float(per_seed.std(ddof=1))
-    teacher = [cell.teacher_correct for cell in cells if cell.teacher_correct is not None]
-    if len(teacher) == len(cells):
+    teacher = [result.teacher_correct for result in results if result.teacher_correct is not None]
+    if len(teacher) == len(results):
         shares = np.tile(weights, len(per_seed)) / len(per_seed)
         figure[f"teacher_{name}"] = float(shares @ [_score(right, metric) for right in teacher])
+        gains = [result.correct.astype(np.int8) - right for result, right in zip(results, teacher)]
+        gain = per_image([result.index for result in results], gains, shares.tolist())
         sign = 1 if metric == "accuracy" else -1
-        gains = [sign * (cell.correct.astype(np.int8) - right)
-                 for cell, right in zip(cells, teacher)]
-        gain = per_image([cell.index for cell in cells], gains, shares.tolist())
-        figure[f"delta_{name}"] = float(gain.mean())
-        figure[f"delta_low_{name}"], figure[f"delta_high_{name}"] = paired_bootstrap(gain)
+        low, high = sorted(sign * end for end in paired_bootstrap(gain))
+        figure |= {f"delta_{name}": sign * float(gain.mean()), f"delta_low_{name}": low,
+                   f"delta_high_{name}": high}
     return figure
 
 
@@ -165,18 +176,18 @@ def _score(correct: np.ndarray, metric: str) -> float:
     return float(np.mean(correct if metric == "accuracy" else ~correct))
 
 
-def _teacher_likeness(row: Row, domains: Sequence[Domain]) -> dict[str, float]:
+def _teacher_likeness(row: TableRow, domains: Sequence[Domain]) -> dict[str, float]:
     """Agreement with the teacher and final cosine, over a row that is whole."""
-    cells = row.within(domains)
+    results = row.within(domains)
     whole = not row.missing(domains)
-    return {name: float(np.mean([getattr(cell, name) for cell in cells]))
-            if whole and all(getattr(cell, name) is not None for cell in cells) else math.nan
+    return {name: float(np.mean([getattr(result, name) for result in results]))
+            if whole and all(getattr(result, name) is not None for result in results) else math.nan
             for name in ("agreement", "cosine")}
 
 
-def _cost(row: Row, domains: Sequence[Domain]) -> dict[str, Any]:
+def _cost(row: TableRow, domains: Sequence[Domain]) -> dict[str, Any]:
     """Cost over the cells that are there (peak memory: the highest), and where they come from."""
-    records = [cell.record for cell in row.within(domains)]
+    records = [result.record for result in row.within(domains)]
     line: dict[str, Any] = dict.fromkeys(COST, math.nan)
     if records:
         images = sum(record.num_images for record in records)
@@ -185,11 +196,13 @@ def _cost(row: Row, domains: Sequence[Domain]) -> dict[str, Any]:
                                        for record in records) / images
         line["peak_memory_mb"] = max(record.peak_memory_mb for record in records)
     line |= {name: "; ".join(sorted({getattr(record, name) for record in records}))
-             for name in ("device", "images_from", "fingerprint", "code", "commit")}
+             for name in ("device", "images_from", "code", "commit")}
+    fingerprints = sorted(record.fingerprint for record in records)
+    line["fingerprint"] = hash_bytes(" ".join(fingerprints).encode())  # of the row, from its cells
     return line
 
 
-def _protocols(rows: Sequence[Row]) -> list[str]:
+def _protocols(rows: Sequence[TableRow]) -> list[str]:
     """Each row's protocol in short: what all rows state, then what tells them apart."""
     records = [row.protocol for row in rows]
     texts = []
@@ -197,9 +210,10 @@ def _protocols(rows: Sequence[Row]) -> list[str]:
         seeds = f"seed{'s' * (len(row.seeds) > 1)} {' '.join(map(str, row.seeds))}"
         parts = [record.scope, record.setting, record.order, f"n={record.num_images}",
                  f"b{record.batch_size}", seeds]
+        same_backbone = [other for other in records if other.backbone == record.backbone]
         parts += [f"{name} {getattr(record, name)}"
                   for name in ("weights", "templates", "resolution")
-                  if len({getattr(other, name) for other in records}) > 1 and getattr(record, name)]
+                  if len({getattr(other, name) for other in same_backbone}) > 1]
         namesakes = [other.hyper_parameters for other in records if other.row == record.row]
         parts += [f"{name} {value}" for name, value in record.hyper_parameters.items()
                   if any(other.get(name) != value for other in namesakes)]
@@ -207,7 +221,7 @@ def _protocols(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
-def _best(rows: Sequence[Row], figures: Mapping[str, Layout], frame: pd.DataFrame,
+def _best(rows: Sequence[TableRow], figures: Mapping[str, Layout], frame: pd.DataFrame,
           metric: str) -> Iterable[tuple[int, str]]:
     best_of = max if metric == "accuracy" else min
     for name, layout in figures.items():
@@ -218,7 +232,7 @@ def _best(rows: Sequence[Row], figures: Mapping[str, Layout], frame: pd.DataFram
                 yield from ((line, name) for line, text in zip(lines, printed) if text == best)
 
 
-def _by_images(rows: Sequence[Row], layout: Layout, values: pd.Series) -> list[list[int]]:
+def _by_images(rows: Sequence[TableRow], layout: Layout, values: pd.Series) -> list[list[int]]:
     """The lines that have a value, those on the same images together."""
     groups: dict[Any, list[int]] = {}
     for line, row in enumerate(rows):
@@ -227,31 +241,28 @@ def _by_images(rows: Sequence[Row], layout: Layout, values: pd.Series) -> list[l
     return list(groups.values())
 
 
-def _missing_notes(rows: Sequence[Row], figures: Mapping[str, Layout]) -> Iterable[str]:
+def _missing_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout]) -> Iterable[str]:
     for number, row in enumerate(rows, 1):
-        for name in ("clean", "mean"):
-            domains = _domains(figures.get(name, {}))
-            missing = row.missing(domains)
-            if missing:
-                at = in_usual_order(corruption for corruption, _ in missing)
-                yield (f"Row {number}: {len(missing)} of {len(domains) * len(row.seeds)} cells "
-                       f"missing ({', '.join(at)}); no average is taken over them.")
+        domains = _shown_domains(figures)
+        missing = len(row.missing(domains))
+        if missing:
+            yield (f"Row {number}: {missing} of {len(domains) * len(row.seeds)} cells missing; no "
+                   "average is taken over them.")
 
 
-def _mixture_notes(rows: Sequence[Row], figures: Mapping[str, Layout]) -> Iterable[str]:
-    domains = [domain for layout in figures.values() for domain in _domains(layout)]
+def _mixture_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout]) -> Iterable[str]:
     for number, row in enumerate(rows, 1):
-        records = [cell.record for cell in row.within(domains)]
+        records = [result.record for result in row.within(_shown_domains(figures))]
         codes = sorted({record.code for record in records})
         if len(codes) > 1:
             yield f"Row {number}: its cells come from different code ({', '.join(codes)})."
         devices = sorted({record.device for record in records})
         if len(devices) > 1:
             yield (f"Row {number}: its cells come from different devices ({', '.join(devices)}), "
-                   "so its time is of neither.")
+                   "so its time is a mixture.")
 
 
-def _image_notes(rows: Sequence[Row], figures: Mapping[str, Layout],
+def _image_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout],
                  frame: pd.DataFrame) -> Iterable[str]:
     columns: dict[str, list[str]] = {}
     for name, layout in figures.items():

@@ -24,8 +24,8 @@ Domain = tuple[str, int]  # corruption and severity; ("clean", 0) for the clean 
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A record with what a table needs of its predictions.
+class Result:
+    """One cell: its record, with what a table needs of its predictions.
 
     Args:
         index: positions in the data set, ascending, int64 [N].
@@ -45,41 +45,41 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The cells of one method under one protocol, by domain and seed."""
+class TableRow:
+    """The results of one method under one protocol, by domain and seed."""
 
-    cells: dict[tuple[Domain, int], Cell]
+    results: dict[tuple[Domain, int], Result]
 
     @property
     def protocol(self) -> Record:
         """A record of the row, to read the fields of PROTOCOL from."""
-        return next(iter(self.cells.values())).record
+        return next(iter(self.results.values())).record
 
     @property
     def seeds(self) -> list[int]:
-        return sorted({seed for _, seed in self.cells})
+        return sorted({seed for _, seed in self.results})
 
     def missing(self, domains: Sequence[Domain]) -> list[Domain]:
         """The domains that lack a seed of the row, once per seed."""
         return [domain for domain in domains for seed in self.seeds
-                if (domain, seed) not in self.cells]
+                if (domain, seed) not in self.results]
 
-    def within(self, domains: Sequence[Domain]) -> list[Cell]:
-        """The cells of these domains that are there, seed by seed."""
-        return [self.cells[domain, seed] for seed in self.seeds for domain in domains
-                if (domain, seed) in self.cells]
+    def within(self, domains: Sequence[Domain]) -> list[Result]:
+        """The results of these domains that are there, seed by seed."""
+        return [self.results[domain, seed] for seed in self.seeds for domain in domains
+                if (domain, seed) in self.results]
 
     def images(self, domains: Sequence[Domain]) -> frozenset[tuple[Domain, str]]:
         """What identifies the images of these domains: rows are compared where it is equal."""
-        return frozenset((domain_of(cell.record), cell.record.images_hash)
-                         for cell in self.within(domains))
+        return frozenset((domain_of(result.record), result.record.images_hash)
+                         for result in self.within(domains))
 
 
 def domain_of(record: Record) -> Domain:
     return record.corruption, record.severity
 
 
-def load_results(folder: Path) -> list[Cell]:
+def load_results(folder: Path) -> list[Result]:
     """Read all cells below `folder`/cells.
 
     Raises:
@@ -90,51 +90,57 @@ def load_results(folder: Path) -> list[Cell]:
         raise UserError(f"{folder} holds no results (no records below {folder / CELLS}): "
                         "give the OUTPUT_DIR of a run, or wait for its first cell")
     shared: dict[bytes, np.ndarray] = {}
-    return [_load_cell(path, shared) for path in paths]
+    return [_load_result(path, shared) for path in paths]
 
 
-def _load_cell(path: Path, shared: dict[bytes, np.ndarray]) -> Cell:
+def _load_result(path: Path, shared: dict[bytes, np.ndarray]) -> Result:
     """Read one cell. Cells on the same images share one index array, kept in `shared`."""
     record = load_record(path)
     predictions = load_predictions(path, record)
     index = np.sort(predictions.index)
     correct = predictions.correct()
     if (len(correct), int(correct.sum())) != (record.num_images, record.num_correct):
-        raise UserError(f"{path} says {record.num_correct} of {record.num_images} images are right, "
-                        f"its predictions say {correct.sum()} of {len(correct)}: delete or move "
-                        "it, then run again; only that cell is run anew")
+        raise UserError(f"{path} says that {record.num_correct} of {record.num_images} images are "
+                        f"right, its predictions say {correct.sum()} of {len(correct)}: delete or "
+                        "move it, then run again; only that cell is run anew")
     teacher = predictions.teacher_prediction
     cosine = predictions.cosine
-    return Cell(path, record, shared.setdefault(index.tobytes(), index), correct,
-                predictions.teacher_correct(),
-                None if teacher is None else agreement(predictions.prediction, teacher),
-                None if cosine is None else float(np.mean(cosine, dtype=np.float64)))
+    return Result(
+        path, record, index=shared.setdefault(index.tobytes(), index), correct=correct,
+        teacher_correct=predictions.teacher_correct(),
+        agreement=None if teacher is None else agreement(predictions.prediction, teacher),
+        cosine=None if cosine is None else float(np.mean(cosine, dtype=np.float64)))
 
 
-def group_rows(cells: Sequence[Cell]) -> list[Row]:
-    """The rows of a table, ordered by data set, backbone and method.
+def group_rows(results: Sequence[Result], methods: Sequence[str] = ()) -> list[TableRow]:
+    """The rows of a table.
+
+    Args:
+        methods: the texts of rows that come first, in this order; the others follow, ordered by
+            backbone and text.
 
     Raises:
         UserError: if two files hold the same cell.
     """
-    groups: dict[str, dict[tuple[Domain, int], Cell]] = {}
-    for cell in cells:
-        group = groups.setdefault(_key(cell.record), {})
-        place = (domain_of(cell.record), cell.record.seed)
+    groups: dict[str, dict[tuple[Domain, int], Result]] = {}
+    for result in results:
+        group = groups.setdefault(_key(result.record), {})
+        place = (domain_of(result.record), result.record.seed)
         if place in group:
-            raise UserError(f"{group[place].path} and {cell.path} hold the same cell "
+            raise UserError(f"{group[place].path} and {result.path} hold the same cell "
                             "(they differ in nothing that a row shows): move one of them away")
-        group[place] = cell
-    return sorted((Row(group) for group in groups.values()), key=_place)
+        group[place] = result
+    rank = {text: place for place, text in enumerate(methods)}
+    return sorted((TableRow(group) for group in groups.values()),
+                  key=lambda row: (rank.get(row.protocol.row, len(rank)), _place(row.protocol)))
 
 
 def _key(record: Record) -> str:
     return json.dumps([getattr(record, name) for name in PROTOCOL], sort_keys=True)
 
 
-def _place(row: Row) -> list[Any]:
-    protocol = row.protocol
-    return [protocol.dataset, protocol.backbone, _natural(protocol.row), _key(protocol)]
+def _place(protocol: Record) -> list[Any]:
+    return [protocol.backbone, _natural(protocol.row), _key(protocol)]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

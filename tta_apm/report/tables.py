@@ -13,7 +13,7 @@ from tta_apm.report.results import Domain, group_rows, load_results
 
 
 def write_tables(folder: Path, *, metric: str = "error",
-                 wanted: Sequence[Domain] | None = None) -> str:
+                 wanted: Sequence[Domain] | None = None, methods: Sequence[str] = ()) -> str:
     """Compute the tables of `folder` anew from its cells and write them there.
 
     Args:
@@ -21,6 +21,7 @@ def write_tables(folder: Path, *, metric: str = "error",
         metric: "error" or "accuracy".
         wanted: corruption and severity of the columns that a row must have to be whole; by default
             those that any row has.
+        methods: the rows that come first, in this order, as METHODS of the config names them.
 
     Returns:
         The tables for the terminal.
@@ -28,8 +29,10 @@ def write_tables(folder: Path, *, metric: str = "error",
     Raises:
         UserError: if there are no results, or a file of them is not whole.
     """
-    blocks = make_blocks(group_rows(load_results(folder)), metric=metric, wanted=wanted)
-    for name, text in (("table.md", render.markdown(blocks)), ("table.csv", render.csv_text(blocks)),
-                       ("table.tex", render.latex(blocks))):
+    rows = group_rows(load_results(folder), methods)
+    blocks = make_blocks(rows, metric=metric, wanted=wanted)
+    texts = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
+             "table.tex": render.latex(blocks)}
+    for name, text in texts.items():
         write_aside(folder / name, text.encode())
     return render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)

@@ -1,0 +1,42 @@
+"""The backbones and images of digits, built once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tta_apm.backbones.build import build
+from tta_apm.backbones.prompts import templates
+from tta_apm.bench.evaluate import to_device
+from tta_apm.data.digits import digits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def digits_clip():
+    return build("clip", "digits_clip", "digits_clip.safetensors",
+                 class_names=digits(data_dir="", frost_dir=None).class_names,
+                 templates=templates("digits"), device=CPU)
+
+
+@pytest.fixture(scope="session")
+def digits_resnet():
+    return build("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
+                 class_names=digits(data_dir="", frost_dir=None).class_names,
+                 templates=templates("digits"), device=CPU)
+
+
+@pytest.fixture(scope="session")
+def backbones(digits_clip, digits_resnet):
+    """A backbone of each kind."""
+    return {"clip": digits_clip, "classifier": digits_resnet}
+
+
+@pytest.fixture(scope="session")
+def digits_test():
+    """The first 100 clean test images [100,3,32,32] in [0,1] and their labels [100]."""
+    data = digits(data_dir="", frost_dir=None)
+    indices = np.arange(100)
+    return to_device(data.pixels[indices], CPU), torch.from_numpy(data.labels[indices])

@@ -1,0 +1,86 @@
+"""The shape of the code: which way imports point, that names stay out, lint and types."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
+FLOOR = {"errors", "registry"}
+MODELS = FLOOR | {"method", "episodes", "backbones"}
+BENCH = MODELS | {"config", "data", "bench"}
+ALLOWED = {
+    "errors": set(),
+    "registry": {"errors"},
+    "method": FLOOR,
+    "episodes": {"errors"},
+    "compat": set(),
+    "data": FLOOR,
+    "backbones": FLOOR | {"compat", "data"},
+    "apm": MODELS,
+    "config": FLOOR | {"data", "backbones"},
+    "bench": BENCH,
+    "report": {"errors", "bench", "data"},
+    "cli": BENCH | {"report"},
+    "baselines": MODELS,
+}
+
+
+def modules():
+    for file in sorted([*(ROOT / "tta_apm").rglob("*.py"), *(ROOT / "baselines").glob("*.py")]):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        part = "baselines" if parts[0] == "baselines" else parts[1]
+        if part != "__init__":
+            yield pytest.param(file, part, id=str(file.relative_to(ROOT)))
+
+
+def imports(file: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("file, part", modules())
+def test_imports_point_down(file, part):
+    for name in imports(file):
+        package, _, rest = name.partition(".")
+        assert package != "tta_apm_baselines" or part == "baselines", name
+        if package == "tta_apm" and rest != "__version__" and rest:
+            known = rest.split(".")[0]
+            assert known == part or known in ALLOWED[part], f"{part} imports {name}"
+
+
+def test_report_knows_records_and_statistics_only_and_no_torch():
+    for file in (ROOT / "tta_apm/report").glob("*.py"):
+        for name in imports(file):
+            assert not name.startswith("torch")
+            if name.startswith("tta_apm.bench"):
+                assert name.split(".")[2] in ("records", "statistics"), name
+
+
+def test_nobody_tests_a_name_outside_the_file_that_owns_it():
+    """No `if "cifar" in dataset_name`: ask the object."""
+    for file in [*(ROOT / "tta_apm").rglob("*.py"), *(ROOT / "baselines").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Compare):
+                continue
+            texts = [side.value for side in [node.left, *node.comparators]
+                     if isinstance(side, ast.Constant) and isinstance(side.value, str)]
+            for text in texts:
+                assert text not in ("digits", "digits_c", "cifar10_c", "apm", "tent", "norm"), file
+
+
+@pytest.mark.parametrize("tool", [["flake8"], ["mypy"]], ids=lambda tool: tool[0])
+def test_lint_and_types(tool):
+    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,55 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=60)
+
+
+def test_help_names_the_commands():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--cfg" in done.stdout and "tta-apm table" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--cfg", "cfgs/digits_c/nowhere.yaml"), "no config file"),
+    (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITI", "5"), "did you mean 'SEVERITY'"),
+    (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITY", "6"), "SEVERITY 6"),
+    (("table", "no/such/folder"), "no/such/folder"),
+    ((), "--cfg"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+HEAVY = """
+import sys
+from tta_apm import cli
+code = cli.main(sys.argv[1:])
+print([name for name in ("torch", "timm", "open_clip", "robustbench") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--cfg", "cfgs/digits_c/nowhere.yaml"),
+    ("--cfg", "cfgs/digits_c/all.yaml", "APM.STEPZ", "5"),
+    ("--cfg", "cfgs/digits_c/all.yaml", "--dry-run"),
+    ("table", "no/such/folder"),
+])
+def test_answers_that_need_no_network_import_none(arguments):
+    done = subprocess.run([sys.executable, "-c", HEAVY, *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=60)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
