@@ -42,7 +42,7 @@ def test_a_sweep_leaves_cells_config_and_tables(sweep):
         "cells", "config.yaml", "table.csv", "table.md", "table.tex"]
     assert "BATCH_SIZE: 16" in (folder / "config.yaml").read_text()
     assert len(cells(folder)) == 4
-    record_file = folder / "cells/reset_each_domain/source/fog-5-seed42.json"
+    record_file = folder / "cells/reset_each_domain-shuffled/source/fog-5-seed42.json"
     record = load_record(record_file)
     predictions = load_predictions(record_file, record)
     assert record.num_images == len(predictions.index) == 30
@@ -76,7 +76,7 @@ def test_a_second_run_runs_nothing_and_a_third_only_what_is_new(sweep):
 def test_a_dry_run_lists_and_writes_nothing(sweep):
     code, folder, printed = sweep("[source, tent]", flags=("--dry-run",))
     assert code == cli.OK and not folder.exists()
-    assert "would run  reset_each_domain/tent/fog-5-seed42" in printed.out
+    assert "would run  reset_each_domain-shuffled/tent/fog-5-seed42" in printed.out
     sweep("source")
     _, _, printed = sweep("[source, tent]", flags=("--dry-run",))
     assert "2 are there, 2 would run" in printed.out
@@ -198,7 +198,7 @@ def test_a_broken_method_fails_by_name_and_the_sweep_goes_on(sweep, tmp_path):
     assert "[2, 3] instead of logits [2, 10]" in printed.out or "[16, 3]" in printed.out
     assert "KeyError: 'of a stranger' (broken_methods.py:" in printed.out
     assert "not finite for" in printed.out
-    assert "reset_each_domain/wrong_shape/fog-5-seed42" in printed.err
+    assert "reset_each_domain-shuffled/wrong_shape/fog-5-seed42" in printed.err
     assert len(list(folder.rglob("source/*.json"))) == 2
     table = (folder / "table.md").read_text()
     assert "source" in table and "wrong_shape" not in table
@@ -279,3 +279,30 @@ def test_twenty_kills_lose_nothing_and_double_nothing(sweep, tmp_path):
         ours, theirs = (load_predictions(path, load_record(path)) for path in (file, twin))
         assert (ours.prediction == theirs.prediction).all()
         assert (ours.index == theirs.index).all()
+
+
+@pytest.mark.parametrize("setting, order", [
+    ("gradual", "shuffled"), ("mixed_domains", "shuffled"), ("continual", "dirichlet"),
+    ("mixed_domains", "sorted")])
+def test_settings_fill_every_cell_with_the_same_images(sweep, setting, order):
+    _, reference, _ = sweep("[source]", "SEVERITY", "[1,5]")
+    code, folder, _ = sweep("[source, tent]", "SEVERITY", "[1,5]", "SETTING", setting, "ORDER",
+                            order, folder="other")
+    assert code == cli.OK
+    files = sorted(folder.rglob("tent/*.json"))
+    assert len(files) == 4
+    twins = {file.name: load_record(file) for file in reference.rglob("*.json")}
+    for file in files:
+        record = load_record(file)
+        assert record.images_hash == twins[file.name].images_hash
+        assert record.setting == setting and record.order.startswith(order)
+        visits = 2 if setting == "gradual" and record.severity == 1 else 1
+        assert record.num_images == 30 * visits
+
+
+def test_settings_stand_beside_each_other_in_one_table(sweep):
+    sweep("tent")
+    code, folder, _ = sweep("tent", "SETTING", "mixed_domains")
+    assert code == cli.OK
+    lines = (folder / "table.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["method", "tent", "tent"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,8 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Path) -> list[str]:
+    # timm's import uses what newer torch deprecates: nothing that a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     from tta_apm.bench.sweep import Sweep
 
     print(f"{len(todo)} of {len(cells)} cells to run, results in {folder}", flush=True)

@@ -19,10 +19,10 @@ from yacs.config import CfgNode
 
 from tta_apm.backbones.prompts import template_sets
 from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
+from tta_apm.data.streams import ORDERS, SETTINGS
 from tta_apm.errors import UserError, nearest
 from tta_apm.registry import DATASETS, METHODS, Signature
 
-SETTINGS = ("reset_each_domain", "continual")
 METRICS = ("error", "accuracy")
 # Of backbones; each has its section below.
 KINDS = ("classifier", "clip", "mae", "rotation")
@@ -39,8 +39,13 @@ CORE: dict[str, Any] = {
     "SEVERITY": [5],
     # Images per domain: the first ones of the data set's order; -1 takes all.
     "NUM_IMAGES": -1,
-    # When a method is reset: reset_each_domain, or continual (once, before the first domain).
+    # reset_each_domain, continual (no reset between domains), gradual (continual, severities rise
+    # and fall) or mixed_domains (all domains in one stream).
     "SETTING": "reset_each_domain",
+    # Of the images in a stream: shuffled, dirichlet (classes correlated in time), sorted by class.
+    "ORDER": "shuffled",
+    # Concentration for ORDER dirichlet: the smaller, the more correlated.
+    "DIRICHLET": 0.1,
     # Each seed shuffles the streams and seeds the methods; the table gives mean and std.
     "SEEDS": [42],
     # Images that a method sees at a time; online methods depend on it.
@@ -295,12 +300,15 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
                             f"{row.needs!r}; kinds: {', '.join(KINDS)}")
     DATASETS.check(cfg.DATASET)
-    for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("METRIC", METRICS),
+    for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("ORDER", ORDERS),
+                       ("METRIC", METRICS),
                        ("TEMPLATES", ("auto", *template_sets()))):
         values = cfg[key] if isinstance(cfg[key], list) else [cfg[key]]
         for value in values:
             if value not in known:
                 raise UserError(f"{key}: unknown {value!r}: {nearest(str(value), known)}")
+    if cfg.DIRICHLET <= 0:
+        raise UserError(f"DIRICHLET {cfg.DIRICHLET}: a concentration is positive")
     for severity in cfg.SEVERITY:
         if severity not in (0, *SEVERITIES):
             raise UserError(f"SEVERITY {severity}: severities are 1 to 5, and 0 for clean images")

@@ -85,4 +85,4 @@ def chunk_size(bytes_per_episode: int, device: torch.device) -> int:
     return max(1, int(budget // bytes_per_episode))
 
 
-CPU_CHUNK_BYTES = 16 * 2**20
+CPU_CHUNK_BYTES = 24 * 2**20

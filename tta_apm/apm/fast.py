@@ -24,7 +24,8 @@ class FastStudent:
         columns: places (row-major, in range(L)) of the columns to use; None uses all.
 
     Attributes:
-        initial: the student's weights, the first layer split into its parts T, x and y.
+        initial: the student's weights; matrices as [in, out], which is how their gradients come
+            out of a product, and the first layer's split into its parts T, x and y.
     """
 
     def __init__(self, student: Student, columns: Tensor | None = None) -> None:
@@ -36,10 +37,11 @@ class FastStudent:
         self.code_x = student.code[0, :, :half].contiguous()  # [w, p/2]
         self.code_y = student.code[:, 0, half:].contiguous()  # [h, p/2]
         self.grid = grid
-        self.initial = {name: value.detach().clone() for name, value in student.named_parameters()}
+        self.initial = {name: (value.detach().T if value.dim() == 2 else value.detach()).clone(
+            memory_format=torch.contiguous_format) for name, value in student.named_parameters()}
         first = self.initial.pop("mlp.0.weight")
         self.initial["first.T"], self.initial["first.x"], self.initial["first.y"] = (
-            part.contiguous() for part in first.split([first.shape[1] - 2 * half, half, half], 1))
+            part.clone() for part in first.split([len(first) - 2 * half, half, half]))
         self.num_heads = 0
         if pooling is not None:
             self.num_heads = pooling.attention.num_heads
@@ -62,9 +64,9 @@ class FastStudent:
         trigger = torch.baddbmm(weights["conv.bias"][:, :, None], kernels,
                                 patches.transpose(1, 2)).flatten(1)  # [B, d], as Conv2d flattens
         of_image = torch.baddbmm(weights["mlp.0.bias"][:, None], trigger[:, None],
-                                 weights["first.T"].transpose(1, 2))  # [B, 1, H]
-        of_x = self.code_x @ weights["first.x"].transpose(1, 2)  # [B, w, H]
-        of_y = self.code_y @ weights["first.y"].transpose(1, 2) + of_image  # [B, h, H]
+                                 weights["first.T"])  # [B, 1, H]
+        of_x = self.code_x @ weights["first.x"]  # [B, w, H]
+        of_y = self.code_y @ weights["first.y"] + of_image  # [B, h, H]
         if self.columns is None:
             hidden = (of_y[:, :, None] + of_x[:, None]).flatten(1, 2)
         else:
@@ -83,23 +85,22 @@ class FastStudent:
         batch, dim = weights["pooling.query"].shape
         heads = (batch, self.num_heads, dim // self.num_heads)
         in_weight = weights["pooling.attention.in_proj_weight"]
-        to_query, to_key, to_value = in_weight.split(dim, dim=1)
+        to_query, to_key, to_value = in_weight.split(dim, dim=2)  # [B, in, out] each
         bias_query, _, bias_value = weights["pooling.attention.in_proj_bias"].split(dim, dim=1)
-        projection = weights["projection.weight"]  # [B, D, last width]
+        projection = weights["projection.weight"]  # [B, last width, D]
 
-        query = (torch.einsum("bij,bj->bi", to_query, weights["pooling.query"]) + bias_query)
+        query = torch.einsum("bji,bj->bi", to_query, weights["pooling.query"]) + bias_query
         query = query.view(heads) / heads[2] ** 0.5
-        key = torch.einsum("bhi,bhij->bhj", query, to_key.reshape(*heads, dim))  # [B, heads, D]
-        scores = key @ projection @ hidden.transpose(1, 2) + key @ self.pooling_code.T
-        attention = scores.softmax(-1)  # [B, heads, L]
-        pooled = (attention @ hidden @ projection.transpose(1, 2) + attention @ self.pooling_code
+        key = torch.einsum("bhi,bjhi->bhj", query, to_key.unflatten(2, heads[1:]))  # [B, heads, D]
+        scores = key @ projection.transpose(1, 2) @ hidden.transpose(1, 2)
+        attention = (scores + key @ self.pooling_code.T).softmax(-1)  # [B, heads, L]
+        pooled = (attention @ hidden @ projection + attention @ self.pooling_code
                   + weights["projection.bias"][:, None])  # [B, heads, D]
-        value = torch.einsum("bhij,bhj->bhi", to_value.reshape(*heads, dim), pooled)
+        value = torch.einsum("bjhi,bhj->bhi", to_value.unflatten(2, heads[1:]), pooled)
         value = value.flatten(1) + bias_value
         return _linear(weights, "pooling.attention.out_proj", value[:, None])[:, 0]
 
 
 def _linear(weights: Parameters, name: str, inputs: Tensor) -> Tensor:
     """Layer `name` of every episode: [B,n,in] -> [B,n,out]."""
-    return torch.baddbmm(weights[f"{name}.bias"][:, None], inputs,
-                         weights[f"{name}.weight"].transpose(1, 2))
+    return torch.baddbmm(weights[f"{name}.bias"][:, None], inputs, weights[f"{name}.weight"])

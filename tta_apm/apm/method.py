@@ -60,8 +60,6 @@ class Apm(Method):
 
     needs = "clip"
     scope = "image"
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, backbone: ClipBackbone, *, preset: str = "paper",
                  hidden: Sequence[int] | None = None, pooling: str | None = None,
@@ -88,10 +86,8 @@ class Apm(Method):
         student = student.to(backbone.text_features)
         self.student = FastStudent(student, _draw_columns(student, columns, seed))
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.text_features.device)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1).to(backbone.mean),
-                             persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1).to(backbone.std),
-                             persistent=False)
+        self.mean, self.std = (backbone.text_features.new_tensor(values).view(1, 3, 1, 1)
+                               for values in (MEAN, STD))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -139,17 +139,9 @@ def _check_tag(model: str, tag: str) -> dict[str, Any]:
 
 def _file_of(tag: dict[str, Any]) -> Path:
     """The file of pretrained weights, downloaded if need be."""
-    if not tag.get("hf_hub"):
-        try:
-            return Path(open_clip.download_pretrained(tag))
-        except OSError as error:
-            raise UserError(f"{tag['url']} cannot be downloaded ({files.first_line(error)}): get "
-                            "it on a machine that is online and give its path as CLIP.WEIGHTS") \
-                from error
     # open_clip writes org/model/file, or org/model/ for the usual names.
     repo, _, name = tag["hf_hub"].rpartition("/")
-    names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    return files.from_hub(repo, names)
+    return files.from_hub(repo, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
 
 
 def _shared_by_tags(model: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,13 +91,17 @@ def read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is no checkpoint of weights: {first_line(error)}") from error
 
 
-def load_into(net: nn.Module, file: Path, *, num_classes: int) -> None:
+def load_into(net: nn.Module, file: Path, *, num_classes: int,
+              rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> None:
     """Load the weights of `file` into a classifier of `num_classes`, strictly.
+
+    Args:
+        rename: from what the file holds to the names of `net`.
 
     Raises:
         UserError: if the file has other classes or is of another network.
     """
-    found, wanted = read(file), net.state_dict()
+    found, wanted = rename(read(file)), net.state_dict()
     reshaped = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
     heads = [name for name in reshaped if wanted[name].shape[:1] == (num_classes,)
              and found[name].shape[1:] == wanted[name].shape[1:]]

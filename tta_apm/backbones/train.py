@@ -55,9 +55,9 @@ def _digits_test() -> Clean:
 
 RECIPES = {
     "digits_resnet": Recipe("classifier", "timm/digits_resnet", digits.train_split, _digits_test,
-                            epochs=60, lr=2e-3),
+                            epochs=40, lr=2e-3),
     "digits_clip": Recipe("clip", "digits_clip", digits.train_split, _digits_test,
-                          epochs=100, lr=1e-3, template_sets=("digits", "single", "cifar")),
+                          epochs=60, lr=1e-3, template_sets=("digits", "single", "cifar")),
 }
 
 

@@ -16,7 +16,7 @@ import tta_apm
 from tta_apm.bench.records import Record, find_records, load_predictions, load_record
 from tta_apm.config import Row, rows
 from tta_apm.data.dataset import Domain
-from tta_apm.data.streams import domains
+from tta_apm.data.streams import domains, schedule
 from tta_apm.errors import UserError
 
 
@@ -33,8 +33,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Path below the folder of cells, without ending."""
-        row = re.sub(r"[^A-Za-z0-9.]+", "_", self.row.text)
-        return f"{self.protocol['setting']}/{row}/{self.domain}-seed{self.seed}"
+        row, order = (re.sub(r"[^A-Za-z0-9.]+", "_", text)
+                      for text in (self.row.text, self.protocol["order"]))
+        return f"{self.protocol['setting']}-{order}/{row}/{self.domain}-seed{self.seed}"
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +52,11 @@ def plan(cfg: CfgNode) -> list[Cell]:
     wanted = domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)
     return [Cell(row, domain, seed, _protocol(cfg, row, domain, wanted, seed), _code(row))
             for row in rows(cfg) for seed in cfg.SEEDS for domain in wanted]
+
+
+def carries_on(setting: str, scope: str) -> bool:
+    """Whether a method of `scope` starts a stream from the state that the one before it left."""
+    return setting != "reset_each_domain" and scope == "stream"
 
 
 def missing(cells: Sequence[Cell], folder: Path, *, redo: bool = False) -> list[Cell]:
@@ -106,12 +112,21 @@ def _protocol(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
         "backbone": dict(cfg[row.needs.upper()]),
         "dataset": domain.dataset, "corruption": domain.corruption, "severity": domain.severity,
         "num_images": cfg.NUM_IMAGES, "frost_dir": cfg.FROST_DIR,
-        "setting": cfg.SETTING, "batch_size": cfg.BATCH_SIZE, "seed": seed}
+        "setting": cfg.SETTING, "order": order_of(cfg), "batch_size": cfg.BATCH_SIZE, "seed": seed}
     if row.needs == "clip":
         protocol["templates"] = cfg.TEMPLATES
-    if cfg.SETTING == "continual" and row.scope == "stream":
-        protocol["before"] = [str(before) for before in wanted[:wanted.index(domain)]]
+    streams = schedule(cfg.SETTING, wanted)
+    last = max(place for place, stream in enumerate(streams) if domain in stream)
+    first = 0 if carries_on(cfg.SETTING, row.scope) else last
+    if row.scope != "image":  # the company that a method's predictions depend on
+        protocol["streams"] = [[str(other) for other in stream]
+                               for stream in streams[first:last + 1]]
     return protocol
+
+
+def order_of(cfg: CfgNode) -> str:
+    """The order of the streams, as a record states it."""
+    return f"dirichlet {cfg.DIRICHLET}" if cfg.ORDER == "dirichlet" else cfg.ORDER
 
 
 # What makes the numbers; tables, the command line and the bookkeeping do not.

@@ -23,17 +23,36 @@ class MethodError(RuntimeError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of a method on a stream."""
+    """What came of a method on the images of one domain.
+
+    Args:
+        image_hashes: of each image's pixels, [N], in the order of the predictions.
+        seconds: adapt + predict; in a stream of several domains, the images' share.
+        peak_memory_mb: during the whole stream.
+    """
 
     predictions: Predictions
-    images_hash: str
+    image_hashes: np.ndarray
     seconds: float
     peak_memory_mb: float
 
+    @property
+    def images_hash(self) -> str:
+        """Of the images, whatever their order and however often each was seen."""
+        return hashlib.sha256(b"".join(np.unique(self.image_hashes))).hexdigest()[:16]
+
+    def followed_by(self, other: Evaluation) -> Evaluation:
+        """Both as one: a domain that a stream visits twice."""
+        return Evaluation(Predictions.joined([self.predictions, other.predictions]),
+                          np.concatenate([self.image_hashes, other.image_hashes]),
+                          self.seconds + other.seconds,
+                          max(self.peak_memory_mb, other.peak_memory_mb))
+
 
 def evaluate(method: Method, stream: Stream, device: torch.device,
-             progress: Callable[[int, int], None] = lambda images, correct: None) -> Evaluation:
-    """Adapt to and predict every batch of `stream`.
+             progress: Callable[[int, int], None] = lambda images, correct: None
+             ) -> dict[Domain, Evaluation]:
+    """Adapt to and predict every batch of `stream`; what came of it, for each of its domains.
 
     Args:
         method: on `device`, reset beforehand by the caller where the setting asks for it.
@@ -43,7 +62,7 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
         MethodError: if logits are not [B,K] or not finite.
     """
     num_classes = len(stream.dataset.class_names)
-    columns: list[dict[str, np.ndarray]] = []
+    batches: list[Predictions] = []
     image_hashes: list[bytes] = []
     stopwatch = cost.Stopwatch(device)
     cost.reset_peak_memory(device)
@@ -53,17 +72,18 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
             logits = method(images)
         check_logits(logits, len(batch.labels), num_classes)
         confidence, prediction = logits.float().softmax(-1).max(-1)
-        column = {"index": batch.indices, "label": batch.labels,
-                  "prediction": prediction.cpu().numpy(), "confidence": confidence.cpu().numpy()}
-        column.update({name: value.cpu().numpy() for name, value in method.details.items()})
-        columns.append(column)
+        details = {name: value.cpu().numpy() for name, value in method.details.items()}
+        batches.append(Predictions(batch.indices, batch.labels, prediction.cpu().numpy(),
+                                   confidence.cpu().numpy(), **details))
         image_hashes += [hashlib.blake2b(image.tobytes(), digest_size=16).digest()
                          for image in batch.images]
-        progress(len(batch.labels), int((column["prediction"] == batch.labels).sum()))
-    predictions = Predictions(**{name: np.concatenate([column[name] for column in columns])
-                                 for name in columns[0]})
-    return Evaluation(predictions, hashlib.sha256(b"".join(sorted(image_hashes))).hexdigest()[:16],
-                      stopwatch.seconds, cost.peak_memory_mb(device))
+        progress(len(batch.labels), int((batches[-1].prediction == batch.labels).sum()))
+    predictions, hashes = Predictions.joined(batches), np.array(image_hashes)
+    peak = cost.peak_memory_mb(device)
+    of_domain = [stream.places == place for place in range(len(stream.domains))]
+    return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
+                               stopwatch.seconds * float(mask.mean()), peak)
+            for domain, mask in zip(stream.domains, of_domain)}
 
 
 def warm_up(method: Method, stream: Stream, device: torch.device) -> float | None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
@@ -76,6 +76,17 @@ class Predictions:
     teacher_prediction: np.ndarray | None = None
     cosine: np.ndarray | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Several as one, in their order."""
+        columns = [part._columns() for part in parts]
+        return cls(**{name: np.concatenate([column[name] for column in columns])
+                      for name in columns[0]})
+
+    def chosen(self, mask: np.ndarray) -> Predictions:
+        """Those of the images that `mask` bool [N] is true for."""
+        return Predictions(**{name: column[mask] for name, column in self._columns().items()})
+
     def correct(self) -> np.ndarray:
         """Whether each prediction is right, bool [N], ordered by index."""
         return (self.prediction == self.label)[np.argsort(self.index, kind="stable")]
@@ -88,15 +99,18 @@ class Predictions:
 
     def to_bytes(self) -> bytes:
         """An .npz file; equal predictions give equal bytes."""
-        arrays = {name: value for name, value in asdict(self).items() if value is not None}
         buffer = BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **self._columns())  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "Predictions":
+    def from_bytes(cls, content: bytes) -> Predictions:
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
             return cls(**{name: arrays[name] for name in arrays.files})
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """The arrays that are there."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def write_aside(path: Path, content: bytes) -> None:

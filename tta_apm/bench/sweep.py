@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
@@ -19,12 +20,12 @@ from yacs.config import CfgNode
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
-from tta_apm.bench.cells import Cell
+from tta_apm.bench.cells import Cell, carries_on, order_of
 from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.config import Row
-from tta_apm.data.dataset import DataSet
-from tta_apm.data.streams import Stream
+from tta_apm.data.dataset import DataSet, Domain
+from tta_apm.data.streams import Stream, schedule
 from tta_apm.errors import UserError
 from tta_apm.method import Method
 from tta_apm.registry import DATASETS, METHODS
@@ -61,55 +62,72 @@ class Sweep:
             UserError: before anything runs, for a method or backbone that cannot be built.
         """
         runs = [list(run) for _, run in groupby(self.cells, lambda cell: (cell.row, cell.seed))]
-        runs = [run for run in runs if self._needed(run)]
+        runs = [run for run in runs if any(cell.name in self.todo for cell in run)]
         for row in {run[0].row.text: run[0].row for run in runs}.values():
             self._build(row, self.cells[0].seed)  # a bad setting is told now, not after an hour
-        num_images = len(self._stream(self.cells[0]))
-        with Progress(num_images * sum(len(self._needed(run)) for run in runs)) as progress:
+        total = sum(len(stream) for run in runs for stream in self._streams(run))
+        with Progress(total) as progress:
             for run in runs:
                 self._run(run, progress)
         return self.failed
 
-    def _run(self, run: Sequence[Cell], progress: "Progress") -> None:
-        """One row with one seed over its domains."""
+    def _run(self, run: Sequence[Cell], progress: Progress) -> None:
+        """One row with one seed over its streams."""
         method = self._build(run[0].row, run[0].seed)
+        cells = {cell.domain: cell for cell in run}
+        streams = self._streams(run)
+        waiting = Counter(domain for stream in streams for domain in stream.domains)
+        done: dict[Domain, Evaluation] = {}
         gflops: float | None = None
-        is_warm = False
-        for cell in self._needed(run):
-            stream = self._stream(cell)
-            progress.start(cell)
+        for place, stream in enumerate(streams):
+            progress.start(cells[stream.domains[0]], len(stream.domains))
             try:
-                if not is_warm:
-                    gflops, is_warm = warm_up(method, stream, self.device), True
-                if not self._carries_on(cell):
+                if place == 0:
+                    gflops = warm_up(method, stream, self.device)
+                if place == 0 or not self._carries_on(run):
                     method.reset()
-                evaluation = evaluate(method, stream, self.device, progress.update)
-            except Exception as error:  # a stranger's method may raise anything: the cell fails
-                self.failed.append(cell.name)
-                progress.fail(cell, len(stream), _explain(error))
-                if self._carries_on(run[-1]):
-                    break  # what follows would have depended on this cell
+                evaluations = evaluate(method, stream, self.device, progress.update)
+            except Exception as error:  # a stranger's method may raise anything: its cells fail
+                lost = streams[place:] if self._carries_on(run) else [stream]
+                progress.skip(sum(map(len, lost)))
+                for domain in dict.fromkeys(domain for one in lost for domain in one.domains):
+                    self._fail(cells[domain], error, progress)
+                if self._carries_on(run):
+                    break
                 continue
-            if cell.name in self.todo:
-                self._save(cell, stream, evaluation, gflops)
-            progress.finish(cell, evaluation)
+            for domain, evaluation in evaluations.items():
+                done[domain] = (done[domain].followed_by(evaluation) if domain in done
+                                else evaluation)
+                waiting[domain] -= 1
+                if not waiting[domain]:
+                    self._finish(cells[domain], done.pop(domain), gflops, progress)
         del method
         gc.collect()
 
-    def _needed(self, run: Sequence[Cell]) -> list[Cell]:
-        """The cells of a run to go through: all up to the last missing one if state is carried."""
-        missing = [index for index, cell in enumerate(run) if cell.name in self.todo]
-        if missing and self._carries_on(run[-1]):
-            return list(run[:missing[-1] + 1])
-        return [run[index] for index in missing]
+    def _streams(self, run: Sequence[Cell]) -> list[Stream]:
+        """The streams that a run must go through: all up to the last missing cell if state is
+        carried over, else those with a missing cell."""
+        every = schedule(self.cfg.SETTING, [cell.domain for cell in run])
+        todo = {cell.domain for cell in run if cell.name in self.todo}
+        needed = [place for place, domains in enumerate(every) if todo.intersection(domains)]
+        if needed and self._carries_on(run):
+            needed = list(range(needed[-1] + 1))
+        return [Stream(self.dataset, every[place], num_images=self.cfg.NUM_IMAGES,
+                       batch_size=self.cfg.BATCH_SIZE, seed=run[0].seed, order=self.cfg.ORDER,
+                       concentration=self.cfg.DIRICHLET) for place in needed]
 
-    def _carries_on(self, cell: Cell) -> bool:
-        """Whether a cell starts from the state that the cell before it left."""
-        return bool(cell.protocol.get("before"))
+    def _carries_on(self, run: Sequence[Cell]) -> bool:
+        return carries_on(self.cfg.SETTING, run[0].row.scope)
 
-    def _stream(self, cell: Cell) -> Stream:
-        return Stream(self.dataset, cell.domain, num_images=self.cfg.NUM_IMAGES,
-                      batch_size=self.cfg.BATCH_SIZE, seed=cell.seed)
+    def _finish(self, cell: Cell, evaluation: Evaluation, gflops: float | None,
+                progress: Progress) -> None:
+        if cell.name in self.todo:
+            self._save(cell, evaluation, gflops)
+        progress.finish(cell, evaluation)
+
+    def _fail(self, cell: Cell, error: Exception, progress: Progress) -> None:
+        self.failed.append(cell.name)
+        progress.fail(cell, _explain(error))
 
     def _build(self, row: Row, seed: int) -> Method:
         backbone = self._backbone(row.needs)
@@ -134,8 +152,7 @@ class Sweep:
         chosen: str = self.cfg.TEMPLATES
         return self.dataset.template_set if chosen == "auto" else chosen
 
-    def _save(self, cell: Cell, stream: Stream, evaluation: Evaluation,
-              gflops: float | None) -> None:
+    def _save(self, cell: Cell, evaluation: Evaluation, gflops: float | None) -> None:
         row, backbone = cell.row, self.backbones[cell.row.needs]
         predictions = evaluation.predictions
         content = predictions.to_bytes()
@@ -145,8 +162,8 @@ class Sweep:
             templates=self._template_set() if row.needs == "clip" else "",
             resolution=backbone.image_size or 0, dataset=self.dataset.name,
             corruption=cell.domain.corruption, severity=cell.domain.severity,
-            images_from=self.dataset.describe(cell.domain), num_images=len(stream),
-            images_hash=evaluation.images_hash, setting=self.cfg.SETTING, order=stream.order,
+            images_from=self.dataset.describe(cell.domain), num_images=len(predictions.index),
+            images_hash=evaluation.images_hash, setting=self.cfg.SETTING, order=order_of(self.cfg),
             batch_size=self.cfg.BATCH_SIZE, seed=cell.seed,
             num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
             peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
@@ -163,15 +180,17 @@ class Progress:
         self.bar = tqdm(total=total, unit="img", disable=None, dynamic_ncols=True, leave=False)
         self.seen = self.correct = 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def start(self, cell: Cell) -> None:
+    def start(self, cell: Cell, num_domains: int) -> None:
+        """A stream begins, at `cell`."""
         self.seen = self.correct = 0
-        self.bar.set_description(f"{cell.row.text} {cell.domain}")
+        place = str(cell.domain) if num_domains == 1 else f"{num_domains} domains"
+        self.bar.set_description(f"{cell.row.text} {place}")
 
     def update(self, images: int, correct: int) -> None:
         self.seen += images
@@ -179,15 +198,19 @@ class Progress:
         self.bar.set_postfix_str(f"error {1 - self.correct / self.seen:.1%}", refresh=False)
         self.bar.update(images)
 
+    def skip(self, images: int) -> None:
+        """Of `images`, the stream's own among them, no more will come."""
+        self.bar.update(images - self.seen)
+
     def finish(self, cell: Cell, evaluation: Evaluation) -> None:
-        line = f"{_label(cell)}  error {1 - self.correct / self.seen:6.1%}"
+        correct = evaluation.predictions.correct()
+        line = f"{_label(cell)}  error {1 - correct.mean():6.1%}"
         teacher = evaluation.predictions.teacher_correct()
         if teacher is not None:
             line += f"  teacher {1 - teacher.mean():6.1%}"
-        self._write(f"{line}  {1000 * evaluation.seconds / self.seen:8.2f} ms/image")
+        self._write(f"{line}  {1000 * evaluation.seconds / len(correct):8.2f} ms/image")
 
-    def fail(self, cell: Cell, images: int, why: str) -> None:
-        self.bar.update(images - self.seen)
+    def fail(self, cell: Cell, why: str) -> None:
         self._write(f"{_label(cell)}  FAILED: {why}")
 
     def _write(self, line: str) -> None:

@@ -1,4 +1,11 @@
-"""Stream: the batches of one run, the same for every method."""
+"""Stream: the batches that a method meets, the same for every method; and the settings.
+
+Settings say which domains make a stream and when a method is reset:
+- reset_each_domain: a stream per domain, reset before each;
+- continual: the same streams, reset before the first only;
+- gradual: continual, where each corruption's severities rise and fall again (1 2 3 4 5 4 3 2 1);
+- mixed_domains: one stream of all domains, shuffled together.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +14,106 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tta_apm.data.dataset import DataSet, Domain
+from tta_apm.data.dataset import CLEAN, DataSet, Domain
 from tta_apm.errors import UserError
+
+SETTINGS = ("reset_each_domain", "continual", "gradual", "mixed_domains")
+ORDERS = ("shuffled", "dirichlet", "sorted")
 
 
 class Batch(NamedTuple):
-    """Images uint8 [B,H,W,3] with their labels int64 [B] and positions in the data set [B]."""
+    """Images of one batch.
+
+    Args:
+        images: uint8 [B,H,W,3].
+        labels: int64 [B].
+        indices: positions in the data set, int64 [B].
+        domains: positions in Stream.domains, int64 [B].
+    """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    domains: np.ndarray
 
 
 class Stream:
-    """The batches of one domain.
+    """Batches of one domain, or of several mixed.
 
-    The order depends on the data set, the number of images and the seed only: every method and
-    every domain sees the images in the same order, shuffled by the seed. A last batch that would
-    hold one image joins the one before: a single image has no batch statistics.
+    The order depends on the labels, the number of images, the domains' number and the seed only.
+    A last batch that would hold one image joins the one before: a single image has no batch
+    statistics.
+
+    Args:
+        order: "shuffled"; "dirichlet", correlated in time: each class's images are spread over
+            as many slots as there are classes by shares from Dirichlet(concentration), as in
+            LAME and NOTE; or "sorted" by class.
+        num_images: per domain, the first of the data set; -1 takes all.
 
     Raises:
-        UserError: if the data set has fewer than `num_images` images (-1 asks for all).
+        UserError: if the data set has fewer than `num_images` images.
     """
 
-    order = "shuffled"
-
-    def __init__(self, dataset: DataSet, domain: Domain, *, num_images: int, batch_size: int,
-                 seed: int) -> None:
+    def __init__(self, dataset: DataSet, domains: Sequence[Domain], *, num_images: int,
+                 batch_size: int, seed: int, order: str = "shuffled",
+                 concentration: float = 0.1) -> None:
         available = len(dataset.labels)
         if num_images > available:
             raise UserError(f"NUM_IMAGES {num_images}: {dataset.name} has {available} images")
         count = available if num_images < 0 else num_images
         self.dataset = dataset
-        self.domain = domain
+        self.domains = tuple(domains)
         self.batch_size = batch_size
-        self.indices = np.random.default_rng(seed).permutation(count)
+        places = np.arange(count * len(domains))
+        self.indices, self.places = places % count, places // count
+        arranged = _arrange(dataset.labels[self.indices], order, concentration, seed)
+        self.indices, self.places = self.indices[arranged], self.places[arranged]
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        for indices in self._split():
-            images = self.dataset.images(self.domain, indices)
-            yield Batch(images, self.dataset.labels[indices], indices)
+        for part in self._parts():
+            indices, places = self.indices[part], self.places[part]
+            yield Batch(self._images(indices, places), self.dataset.labels[indices], indices,
+                        places)
 
-    def _split(self) -> list[np.ndarray]:
-        bounds = list(range(self.batch_size, len(self.indices), self.batch_size))
-        if bounds and self.batch_size > 1 and len(self.indices) - bounds[-1] == 1:
+    def _images(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Images of a batch, fetched domain by domain."""
+        present = np.unique(places)
+        if len(present) == 1:
+            return self.dataset.images(self.domains[present[0]], indices)
+        parts = [self.dataset.images(self.domains[place], indices[places == place])
+                 for place in present]
+        back = np.argsort(np.argsort(places, kind="stable"), kind="stable")
+        return np.concatenate(parts)[back]
+
+    def _parts(self) -> list[np.ndarray]:
+        bounds = list(range(self.batch_size, len(self), self.batch_size))
+        if bounds and self.batch_size > 1 and len(self) - bounds[-1] == 1:
             bounds.pop()
-        return np.split(self.indices, bounds)
+        return np.split(np.arange(len(self)), bounds)
+
+
+def _arrange(labels: np.ndarray, order: str, concentration: float, seed: int) -> np.ndarray:
+    """A permutation of the images with `labels`."""
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(labels))
+    if order == "shuffled":
+        return shuffled
+    if order == "sorted":
+        return shuffled[np.argsort(labels[shuffled], kind="stable")]
+    classes = np.unique(labels)
+    slots: list[list[np.ndarray]] = [[] for _ in classes]
+    for label in classes:
+        of_class = shuffled[labels[shuffled] == label]
+        shares = generator.dirichlet([concentration] * len(classes))
+        bounds = (np.cumsum(shares)[:-1] * len(of_class)).round().astype(int)
+        for slot, part in zip(slots, np.split(of_class, bounds)):
+            slot.append(part)
+    return np.concatenate([slot[place] for slot in slots
+                           for place in generator.permutation(len(slot))])
 
 
 def domains(dataset: str, names: Sequence[str], severities: Sequence[int]) -> list[Domain]:
@@ -64,7 +121,20 @@ def domains(dataset: str, names: Sequence[str], severities: Sequence[int]) -> li
     wanted = []
     for severity in severities:
         if severity == 0:
-            wanted.append(Domain(dataset, "clean", 0))
+            wanted.append(Domain(dataset, CLEAN, 0))
         else:
             wanted += [Domain(dataset, name, severity) for name in names]
     return wanted
+
+
+def schedule(setting: str, wanted: Sequence[Domain]) -> list[tuple[Domain, ...]]:
+    """The domains of each stream of a run, in the order of the streams."""
+    if setting == "mixed_domains":
+        return [tuple(wanted)]
+    if setting == "gradual":
+        visits = []
+        for name in dict.fromkeys(domain.corruption for domain in wanted):
+            rising = sorted(domain for domain in wanted if domain.corruption == name)
+            visits += [*rising, *reversed(rising[:-1])]
+        return [(domain,) for domain in visits]
+    return [(domain,) for domain in wanted]

@@ -192,8 +192,10 @@ def _cost(row: TableRow, domains: Sequence[Domain]) -> dict[str, Any]:
     if records:
         images = sum(record.num_images for record in records)
         line["seconds_per_image"] = sum(record.seconds for record in records) / images
-        line["gflops_per_image"] = sum(record.gflops_per_image * record.num_images
-                                       for record in records) / images
+        counted = [record.gflops_per_image for record in records
+                   if record.gflops_per_image is not None]
+        if counted:
+            line["gflops_per_image"] = float(np.mean(counted))
         line["peak_memory_mb"] = max(record.peak_memory_mb for record in records)
     line |= {name: "; ".join(sorted({getattr(record, name) for record in records}))
              for name in ("device", "images_from", "code", "commit")}
