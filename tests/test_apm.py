@@ -272,7 +272,7 @@ def test_bad_values_are_told(teacher, keywords, message):
 
 
 def test_attention_needs_heads_that_divide_the_feature(teacher):
-    other = copy.copy(teacher)
+    other = copy.deepcopy(teacher)
     other.text_features = F.normalize(torch.randn(10, 60), dim=-1)
     with pytest.raises(UserError, match="8 heads"):
         Apm(other, **SMALL, pooling="attention")

@@ -49,7 +49,8 @@ def test_a_sweep_leaves_cells_config_and_tables(sweep):
     assert record.num_correct == predictions.correct().sum()
     assert sorted(predictions.index) == list(range(30))
     assert record.weights.startswith("digits_resnet.safetensors")
-    assert record.gflops_per_image > 0 and record.seconds > 0
+    assert record.seconds > 0
+    assert record.gflops_per_image is None or record.gflops_per_image > 0  # None: torch 2.2
     assert "source  " in printed.out and "fog-5" in printed.out
     header, *lines = (folder / "table.csv").read_text().splitlines()
     assert header.startswith("method,fog,contrast,mean")

@@ -130,7 +130,7 @@ def order_of(cfg: CfgNode) -> str:
 
 
 # What makes the numbers; tables, the command line and the bookkeeping do not.
-_SOURCES = ("apm", "backbones", "data", "bench/evaluate.py", "episodes.py", "method.py")
+_SOURCES = ("apm", "backbones", "data", "bench/evaluate.py", "episodes.py", "method.py", "views.py")
 
 
 def _code(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""DataSet: images with labels, clean or under corruptions; and Domain, one of its conditions."""
+"""DataSet: images with labels; and Domain, one of its conditions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from tta_apm.data import corruptions
 
 CLEAN = "clean"
 
@@ -70,42 +68,3 @@ class Clean(DataSet):
 
     def source(self) -> DataSet | None:
         return self._source() if self._source else None
-
-
-class Corrupted(DataSet):
-    """A clean data set under the 15 common corruptions, made on the fly and seeded per image.
-
-    Args:
-        name: of the corrupted set, e.g. "digits_c".
-        clean: the set to corrupt.
-        constants: "cifar" or "imagenet", whose severities are meant.
-        frost_dir: folder of the official frost pictures, None for the best installed source.
-    """
-
-    def __init__(self, name: str, clean: DataSet, *, constants: str,
-                 frost_dir: str | None = None) -> None:
-        self.name = name
-        self.clean = clean
-        self.constants = constants
-        self.frost_dir = frost_dir
-        self.labels = clean.labels
-        self.class_names = clean.class_names
-        self.template_set = clean.template_set
-
-    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
-        clean = self.clean.images(Domain(self.clean.name, CLEAN, 0), indices)
-        if domain.severity == 0:
-            return clean
-        return corruptions.corrupt(clean, domain.corruption, domain.severity, indices=indices,
-                                   constants=self.constants, frost_dir=self.frost_dir)
-
-    def source(self) -> DataSet | None:
-        return self.clean.source()
-
-    def describe(self, domain: Domain) -> str:
-        if domain.severity == 0:
-            return self.clean.name
-        text = f"{self.clean.name}, corrupted on the fly with {self.constants}-C constants"
-        if domain.corruption == "frost":
-            text += f", {corruptions.frost_source(self.frost_dir)} frost pictures"
-        return text
