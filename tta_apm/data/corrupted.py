@@ -27,6 +27,7 @@ class Corrupted(DataSet):
         self.labels = clean.labels
         self.class_names = clean.class_names
         self.template_set = clean.template_set
+        self.outputs = clean.outputs
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         clean = self.clean.images(Domain(self.clean.name, CLEAN, 0), indices)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tta_apm.errors import UserError
+
 CLEAN = "clean"
 
 
@@ -22,6 +24,13 @@ class Domain(NamedTuple):
         return CLEAN if self.severity == 0 else f"{self.corruption}-{self.severity}"
 
 
+class Outputs(NamedTuple):
+    """Where the classes of a data set are among the outputs of a classifier that has more."""
+
+    total: int
+    kept: tuple[int, ...]  # in the order of the labels
+
+
 class DataSet(ABC):
     """Images and labels in a fixed order.
 
@@ -30,16 +39,21 @@ class DataSet(ABC):
         class_names: K names, in the order of the labels.
         template_set: the prompt templates that its ensemble of prompts uses.
         labels: int64 [N].
+        outputs: None if its classifiers have the outputs of its classes and no others.
     """
 
     name: str
     class_names: tuple[str, ...]
     template_set: str
     labels: np.ndarray
+    outputs: Outputs | None = None
 
     @abstractmethod
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         """Images uint8 [n,H,W,3] at positions `indices` int [n] under `domain`."""
+
+    def check(self, domain: Domain) -> None:
+        """Raise UserError if the images of `domain` are not here, as far as a glance can tell."""
 
     def describe(self, domain: Domain) -> str:
         """How the images of `domain` were made, for the record."""
@@ -66,5 +80,14 @@ class Clean(DataSet):
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         return self.pixels[indices]
 
+    def check(self, domain: Domain) -> None:
+        refuse_corruption(self.name, domain)
+
     def source(self) -> DataSet | None:
         return self._source() if self._source else None
+
+
+def refuse_corruption(name: str, domain: Domain) -> None:
+    """Raise UserError unless `domain` is the clean one, for data sets that have no other."""
+    if domain.severity:
+        raise UserError(f"DATASET {name} has no corruptions: set SEVERITY [0]")

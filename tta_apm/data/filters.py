@@ -102,7 +102,7 @@ def zoom(height: int, width: int, factors: tuple[float, ...]) -> csr_array:
                          for factor in factors))
 
 
-def _zoom_side(side: int, factor: float) -> np.ndarray:
+def _zoom_side(side: int, factor: float) -> csr_array:
     """Matrix [side,side] of scipy's linear zoom of the middle of a line, trimmed to its length."""
     cut = int(np.ceil(side / factor))
     size = round(cut * factor)
@@ -112,7 +112,7 @@ def _zoom_side(side: int, factor: float) -> np.ndarray:
     matrix = np.zeros((side, side))
     matrix[np.arange(side), start + low] = 1 - (points - low)
     matrix[np.arange(side), start + np.minimum(low + 1, cut - 1)] += points - low
-    return matrix
+    return csr_array(matrix)
 
 
 @lru_cache(maxsize=16)

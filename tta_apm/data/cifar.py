@@ -1,0 +1,246 @@
+"""CIFAR-10, CIFAR-100, their corrupted versions CIFAR-10-C and CIFAR-100-C, and CIFAR-10.1.
+
+They lie below DATA_DIR as their archives unpack: cifar-10-batches-bin/, cifar-100-binary/,
+CIFAR-10-C/, CIFAR-100-C/ and CIFAR-10.1/. Of CIFAR itself it is the binary version: the Python
+version is pickles, which may run code when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tta_apm.data.corrupted import Corrupted
+from tta_apm.data.dataset import Clean, DataSet, Domain
+from tta_apm.errors import UserError
+
+TEMPLATE_SET = "cifar"
+
+SIDE = 32
+IMAGE = (SIDE, SIDE, 3)
+NUM_TEST = 10_000
+NUM_SEVERITIES = 5
+NUM_CIFAR10_1 = 2_000  # of its version 6
+
+# openai/CLIP, data/prompts.md.
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                   "truck")
+CIFAR100_CLASSES = tuple(
+    "apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, "
+    "bridge, bus, butterfly, camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, "
+    "cloud, cockroach, couch, crab, crocodile, cup, dinosaur, dolphin, elephant, flatfish, forest, "
+    "fox, girl, hamster, house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, lizard, "
+    "lobster, man, maple tree, motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, "
+    "otter, palm tree, pear, pickup truck, pine tree, plain, plate, poppy, porcupine, possum, "
+    "rabbit, raccoon, ray, road, rocket, rose, sea, seal, shark, shrew, skunk, skyscraper, snail, "
+    "snake, spider, squirrel, streetcar, sunflower, sweet pepper, table, tank, telephone, "
+    "television, tiger, tractor, train, trout, tulip, turtle, wardrobe, whale, willow tree, wolf, "
+    "woman, worm".split(", "))
+
+
+class Cifar(NamedTuple):
+    """What tells CIFAR-10 and CIFAR-100 apart."""
+
+    name: str
+    class_names: tuple[str, ...]
+    folder: str  # of the binary version
+    archive: str  # of the binary version
+    test: str
+    train: tuple[str, ...]
+    label_bytes: int  # before each image's pixels; the last is the label
+    corrupted: tuple[str, ...]  # folders that the corrupted version may have
+    record: str  # of the corrupted version, on Zenodo
+
+
+CIFAR10 = Cifar("cifar10", CIFAR10_CLASSES, "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
+                "test_batch.bin", tuple(f"data_batch_{number}.bin" for number in range(1, 6)), 1,
+                ("CIFAR-10-C", "cifar10_c"), "2535967")
+CIFAR100 = Cifar("cifar100", CIFAR100_CLASSES, "cifar-100-binary", "cifar-100-binary.tar.gz",
+                 "test.bin", ("train.bin",), 2, ("CIFAR-100-C", "cifar100_c"), "3555552")
+
+
+def cifar10(*, data_dir: str, frost_dir: str | None) -> Clean:
+    """The 10,000 test images of CIFAR-10; `frost_dir` is unused."""
+    return _clean(CIFAR10, Path(data_dir))
+
+
+def cifar100(*, data_dir: str, frost_dir: str | None) -> Clean:
+    """The 10,000 test images of CIFAR-100 with their 100 fine labels; `frost_dir` is unused."""
+    return _clean(CIFAR100, Path(data_dir))
+
+
+def cifar10_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
+    """The official CIFAR-10-C if its folder is there, else the same made from CIFAR-10."""
+    return _corrupted(CIFAR10, Path(data_dir), frost_dir)
+
+
+def cifar100_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
+    """The official CIFAR-100-C if its folder is there, else the same made from CIFAR-100."""
+    return _corrupted(CIFAR100, Path(data_dir), frost_dir)
+
+
+def cifar10_1(*, data_dir: str, frost_dir: str | None) -> Clean:
+    """CIFAR-10.1, version 6: 2,000 new images of CIFAR-10's classes; `frost_dir` is unused."""
+    files = [f"cifar10.1_v6_{part}.npy" for part in ("data", "labels")]
+    inside = [Path(data_dir, folder) for folder in ("CIFAR-10.1", "")]
+    folder = next((folder for folder in inside if (folder / files[0]).is_file()), inside[0])
+    advice = ("Get cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy from the folder datasets of "
+              f"https://github.com/modestyachts/CIFAR-10.1 and put them into {inside[0]}")
+    pixels = _open(folder / files[0], (NUM_CIFAR10_1, *IMAGE), advice)
+    labels = _labels(folder / files[1], [NUM_CIFAR10_1], len(CIFAR10_CLASSES), advice)
+    return Clean("cifar10_1", pixels, labels, CIFAR10_CLASSES, TEMPLATE_SET,
+                 source=lambda: _train(CIFAR10, Path(data_dir)))
+
+
+class OfficialC(DataSet):
+    """The published CIFAR-10-C or CIFAR-100-C: a file per corruption, read where it is needed.
+
+    Each file holds the 10,000 test images at severity 1, then at severity 2, and so on.
+
+    Args:
+        cifar: what it is the corrupted version of.
+        folder: of the files.
+        clean: the test images, None if they are not here.
+
+    Raises:
+        UserError: if there are no labels, or wrong ones.
+    """
+
+    template_set = TEMPLATE_SET
+
+    def __init__(self, cifar: Cifar, folder: Path, clean: Clean | None) -> None:
+        self.name = f"{cifar.name}_c"
+        self.class_names = cifar.class_names
+        self.cifar = cifar
+        self.folder = folder
+        self.clean = clean
+        self.advice = _advice(cifar, folder.parent)
+        if clean is not None and not (folder / "labels.npy").is_file():
+            self.labels = clean.labels  # some copies go without
+        else:
+            self.labels = _labels(folder / "labels.npy", [NUM_TEST * NUM_SEVERITIES, NUM_TEST],
+                                  len(self.class_names), self.advice)[:NUM_TEST]
+
+    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
+        if domain.severity == 0:
+            return self._clean().images(domain, indices)
+        first = (domain.severity - 1) * NUM_TEST
+        return np.asarray(self._file(domain)[first + indices])
+
+    def check(self, domain: Domain) -> None:
+        if domain.severity == 0:
+            self._clean()
+        else:
+            self._file(domain)
+
+    def describe(self, domain: Domain) -> str:
+        return self.cifar.name if domain.severity == 0 else f"official {self.cifar.corrupted[0]}"
+
+    def source(self) -> DataSet | None:
+        return _train(self.cifar, self.folder.parent)
+
+    def _file(self, domain: Domain) -> np.ndarray:
+        return _open(self.folder / f"{domain.corruption}.npy",
+                     (NUM_TEST * NUM_SEVERITIES, *IMAGE), self.advice)
+
+    def _clean(self) -> Clean:
+        # Without it, this says what to get.
+        return self.clean or _clean(self.cifar, self.folder.parent)
+
+
+def _corrupted(cifar: Cifar, data_dir: Path, frost_dir: str | None) -> DataSet:
+    has_clean = (data_dir / cifar.folder).is_dir()
+    for folder in cifar.corrupted:
+        if (data_dir / folder).is_dir():
+            return OfficialC(cifar, data_dir / folder,
+                             _clean(cifar, data_dir) if has_clean else None)
+    if not has_clean:
+        raise UserError(
+            f"DATASET {cifar.name}_c: there is no folder {data_dir / cifar.corrupted[0]}. "
+            f"{_advice(cifar, data_dir)}, or {cifar.archive} of "
+            "https://www.cs.toronto.edu/~kriz/cifar.html, from which it is made on the fly; "
+            "DATA_DIR names the folder")
+    return Corrupted(f"{cifar.name}_c", _clean(cifar, data_dir), constants="cifar",
+                     frost_dir=frost_dir)
+
+
+def _advice(cifar: Cifar, data_dir: Path) -> str:
+    return (f"Get {cifar.corrupted[0]}.tar from https://zenodo.org/records/{cifar.record} and "
+            f"unpack it in {data_dir}")
+
+
+def _clean(cifar: Cifar, data_dir: Path) -> Clean:
+    pixels, labels = _read_binary(cifar, data_dir, [cifar.test])
+    return Clean(cifar.name, pixels, labels, cifar.class_names, TEMPLATE_SET,
+                 source=lambda: _train(cifar, data_dir))
+
+
+def _train(cifar: Cifar, data_dir: Path) -> Clean | None:
+    """The 50,000 training images, None if they are not here."""
+    if not (data_dir / cifar.folder / cifar.train[0]).is_file():
+        return None
+    pixels, labels = _read_binary(cifar, data_dir, cifar.train)
+    return Clean(f"{cifar.name}_train", pixels, labels, cifar.class_names, TEMPLATE_SET)
+
+
+def _read_binary(cifar: Cifar, data_dir: Path, names: Sequence[str]
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N,32,32,3] and labels int64 [N] of files of the binary version."""
+    advice = (f"Get {cifar.archive}, the binary version, from "
+              f"https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in {data_dir}")
+    num_images = 50_000 // len(names) if names == cifar.train else NUM_TEST
+    rows = []
+    for name in names:
+        file = data_dir / cifar.folder / name
+        size = num_images * (cifar.label_bytes + SIDE * SIDE * 3)
+        if not file.is_file():
+            raise UserError(f"there is no file {file}. {advice}")
+        if file.stat().st_size != size:
+            raise UserError(f"{file} is not whole: it has {file.stat().st_size} bytes instead of "
+                            f"{size}. {advice}")
+        rows.append(np.fromfile(file, np.uint8).reshape(num_images, -1))
+        _check_range(file, rows[-1][:, cifar.label_bytes - 1], len(cifar.class_names), advice)
+    table = np.concatenate(rows)
+    planes = table[:, cifar.label_bytes:].reshape(-1, 3, SIDE, SIDE)
+    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return pixels, table[:, cifar.label_bytes - 1].astype(np.int64)
+
+
+def _open(file: Path, shape: tuple[int, ...], advice: str) -> np.ndarray:
+    """An array uint8 of `shape` that stays on disk. UserError if the file holds another one."""
+    array = _memory_map(file, advice)
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise UserError(f"{file} holds {array.dtype} {list(array.shape)} instead of uint8 "
+                        f"{list(shape)}. {advice}")
+    return array
+
+
+def _labels(file: Path, counts: Sequence[int], num_classes: int, advice: str) -> np.ndarray:
+    """Labels int64 [N], N one of `counts`. UserError if the file holds anything else."""
+    array = _memory_map(file, advice)
+    if array.dtype.kind not in "iu" or array.shape not in [(count,) for count in counts]:
+        raise UserError(f"{file} holds {array.dtype} {list(array.shape)} instead of "
+                        f"{' or '.join(map(str, counts))} whole numbers. {advice}")
+    _check_range(file, array, num_classes, advice)
+    return np.array(array, np.int64)
+
+
+def _check_range(file: Path, labels: np.ndarray, num_classes: int, advice: str) -> None:
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise UserError(f"{file} holds the label {wrong[0]}, but there are {num_classes} classes. "
+                        f"{advice}")
+
+
+def _memory_map(file: Path, advice: str) -> np.ndarray:
+    """The array in a .npy file, on disk and never unpickled."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}. {advice}")
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} is not a whole .npy file: {' '.join(str(error).split())}. "
+                        f"Delete it. {advice}") from error
