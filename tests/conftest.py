@@ -8,8 +8,8 @@ import torch
 
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
-from tta_apm.bench.evaluate import to_device
-from tta_apm.data.digits import digits
+from tta_apm.bench.evaluate import SourceImages, to_device
+from tta_apm.data.digits import digits, train_split
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,24 @@ def digits_resnet():
 
 
 @pytest.fixture(scope="session")
-def backbones(digits_clip, digits_resnet):
+def digits_mae():
+    return build("mae", "digits_mae", "digits_mae.safetensors",
+                 class_names=digits(data_dir="", frost_dir=None).class_names, templates=(),
+                 device=CPU)
+
+
+@pytest.fixture(scope="session")
+def digits_rotation():
+    return build("rotation", "digits_rotation", "digits_rotation.safetensors",
+                 class_names=digits(data_dir="", frost_dir=None).class_names, templates=(),
+                 device=CPU)
+
+
+@pytest.fixture(scope="session")
+def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation):
     """A backbone of each kind."""
-    return {"clip": digits_clip, "classifier": digits_resnet}
+    return {"clip": digits_clip, "classifier": digits_resnet, "mae": digits_mae,
+            "rotation": digits_rotation}
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +55,9 @@ def digits_test():
     data = digits(data_dir="", frost_dir=None)
     indices = np.arange(100)
     return to_device(data.pixels[indices], CPU), torch.from_numpy(data.labels[indices])
+
+
+@pytest.fixture(scope="session")
+def digits_source():
+    """The 1,200 labelled images that the backbones of digits learnt from."""
+    return SourceImages(train_split(), CPU)

@@ -23,7 +23,7 @@ ALLOWED = {
     "views": set(),
     "compat": {"errors"},
     "data": FLOOR,
-    "backbones": FLOOR | {"compat", "data"},
+    "backbones": FLOOR | {"compat", "data", "views"},
     "apm": MODELS,
     "config": FLOOR | {"data", "backbones"},
     "bench": BENCH,

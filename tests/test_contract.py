@@ -10,14 +10,23 @@ from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
 # Paper-sized defaults are too large for a test: what each method is run with here.
-SMALL = {"apm": dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)}
+SMALL = {"apm": dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3),
+         "memo": dict(num_views=4),
+         "tpt": dict(num_views=10),
+         "rmt": dict(num_warm_up=64, warm_up_batch_size=32),
+         "ttt": dict(steps=2, num_views=4),
+         "ttt_mae": dict(steps=3, masks=4),
+         "ttt_online": dict(num_views=4)}
 NAMES = METHODS.names()
 
 
 @pytest.fixture(params=NAMES)
-def method(request, backbones) -> Method:
+def method(request, backbones, digits_source) -> Method:
     cls = METHODS.load(request.param)
-    return cls(backbones[cls.needs], **SMALL.get(request.param, {}))
+    keywords = dict(SMALL.get(request.param, {}))
+    if "source" in METHODS.signature(request.param).defaults:
+        keywords["source"] = digits_source
+    return cls(backbones[cls.needs], **keywords)
 
 
 def run(method: Method, images: Tensor, sizes: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""build: a backbone of either kind, importing only what that kind needs."""
+"""build: a backbone of any kind, importing only what that kind needs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Sequence
 import torch
 
 from tta_apm.backbones.backbone import Backbone
+from tta_apm.data.dataset import Outputs
 from tta_apm.errors import UserError, nearest
 
-KINDS = ("classifier", "clip")
+KINDS = ("classifier", "clip", "mae", "rotation")
 
 
 def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
-          templates: Sequence[str], device: torch.device | str) -> Backbone:
-    """Load the backbone that a config's section CLASSIFIER or CLIP describes.
+          templates: Sequence[str], device: torch.device | str,
+          outputs: Outputs | None = None) -> Backbone:
+    """Load the backbone that a config's section of its kind describes.
 
     Args:
-        kind: "classifier" or "clip".
-        model, weights: see load_classifier and load_clip.
-        class_names: K names, of which a classifier needs the number only.
-        templates: prompt templates; a classifier has no use for them.
+        kind: one of KINDS.
+        model, weights: see load_classifier, load_clip, load_mae and load_rotation.
+        class_names: K names, of which all but CLIP need the number only.
+        templates: prompt templates, for CLIP.
+        outputs: of a classifier or head with more classes, those to keep.
 
     Raises:
         UserError: for an unknown kind, model or weights.
@@ -32,5 +35,13 @@ def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
                          device=device)
     if kind == "classifier":
         from tta_apm.backbones.classifiers import load_classifier
-        return load_classifier(model, weights, num_classes=len(class_names), device=device)
+        return load_classifier(model, weights, device=device, keep=outputs and outputs.kept,
+                               num_classes=outputs.total if outputs else len(class_names))
+    if kind == "mae":
+        from tta_apm.backbones.mae import load_mae
+        return load_mae(model, weights, device=device, keep=outputs and outputs.kept,
+                        num_classes=outputs.total if outputs else len(class_names))
+    if kind == "rotation":
+        from tta_apm.backbones.rotation import load_rotation
+        return load_rotation(model, weights, num_classes=len(class_names), device=device)
     raise UserError(f"unknown kind of backbone {kind!r}: {nearest(kind, KINDS)}")

@@ -25,19 +25,23 @@ class Classifier(Backbone):
     Args:
         net: normalised images [B,3,H,W] -> logits [B,K].
         image_size, mean, std, name, weights: see Backbone.
+        keep: the outputs of `net` that are classes of the data set, None for all.
     """
 
     kind = "classifier"
 
     def __init__(self, net: nn.Module, *, image_size: int | None, mean: Sequence[float],
-                 std: Sequence[float], name: str, weights: str) -> None:
+                 std: Sequence[float], name: str, weights: str,
+                 keep: Sequence[int] | None = None) -> None:
         super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
         self.net = net
+        self.keep = None if keep is None else list(keep)
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.net(self.prepare(images))
+        logits = self.net(self.prepare(images))
+        return logits if self.keep is None else logits[:, self.keep]
 
 
 class Loaded(NamedTuple):
@@ -51,7 +55,7 @@ class Loaded(NamedTuple):
 
 
 def load_classifier(model: str, weights: str, *, num_classes: int,
-                    device: torch.device | str) -> Classifier:
+                    device: torch.device | str, keep: Sequence[int] | None = None) -> Classifier:
     """Load a classifier.
 
     Args:
@@ -59,6 +63,8 @@ def load_classifier(model: str, weights: str, *, num_classes: int,
             the number of classes tells the data set).
         weights: "" for the library's pretrained ones, a file, or the name of a packaged file;
             for torchvision also one of the names of its weights, such as IMAGENET1K_V1.
+        num_classes: of the network.
+        keep: see Classifier.
 
     Raises:
         UserError: for an unknown model, for weights that are not here and cannot be downloaded,
@@ -70,7 +76,7 @@ def load_classifier(model: str, weights: str, *, num_classes: int,
                         f"{', '.join(f'{known}/NAME' for known in FAMILIES)}")
     loaded = FAMILIES[family](name, weights, num_classes)
     return Classifier(loaded.net, image_size=loaded.image_size, mean=loaded.mean, std=loaded.std,
-                      name=model, weights=loaded.weights).to(device)
+                      name=model, weights=loaded.weights, keep=keep).to(device)
 
 
 def _timm(name: str, weights: str, num_classes: int) -> Loaded:
@@ -131,22 +137,27 @@ def _robustbench(name: str, weights: str, num_classes: int) -> Loaded:
     dataset, threat = datasets[num_classes], ThreatModel.corruptions
     models = model_dicts[dataset][threat]
     _check_known(name, models, f"robustbench's {dataset.value}")
-    inside = Path(dataset.value, threat.value, f"{name}.pt")
+
+    def load(folder: str | Path) -> nn.Module:
+        return load_model(name, folder, dataset, threat)
+
     drive = models[name]["gdrive_id"]
-    if weights:
-        if not isinstance(drive, str) or not drive:
-            raise UserError(f"robustbench loads {name!r} in a way of its own: leave "
-                            "CLASSIFIER.WEIGHTS empty")
-        file = _find(weights)
-        net = _robustbench_from(file, inside, lambda folder: load_model(
-            name, folder, dataset, threat))
+    is_one_file = isinstance(drive, str) and bool(drive)  # others are several, or elsewhere
+    inside = Path(dataset.value, threat.value, f"{name}.pt")
+    file = _find(weights) if weights else ROBUSTBENCH_FOLDER / inside
+    if not is_one_file and weights:
+        raise UserError(f"robustbench loads {name!r} in a way of its own: leave "
+                        "CLASSIFIER.WEIGHTS empty")
+    if not is_one_file:
+        net = _download(lambda: load(ROBUSTBENCH_FOLDER), f"robustbench's {name}", None)
+    elif weights:
+        net = _robustbench_from(file, inside, load)
     else:
-        file = ROBUSTBENCH_FOLDER / inside
-        url = f"https://drive.google.com/uc?id={drive}" if drive else f"robustbench's {name}"
-        net = _download(lambda: load_model(name, ROBUSTBENCH_FOLDER, dataset, threat), url, file)
+        net = _download(lambda: load(ROBUSTBENCH_FOLDER),
+                        f"https://drive.google.com/uc?id={drive}", file)
+    label = files.describe(file.name, file) if is_one_file else name
     # The models normalise inside, where they do.
     size = 224 if dataset is BenchmarkDataset.imagenet else None
-    label = files.describe(file.name, file) if file.is_file() else name
     return Loaded(net, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), label)
 
 
@@ -163,15 +174,16 @@ def _robustbench_from(file: Path, inside: Path, load: Callable[[str], nn.Module]
                             f"{files.first_line(error)}") from error
 
 
-def _download(load: Callable[[], nn.Module], source: str, file: Path) -> nn.Module:
-    """Call a library's loader, which downloads `source` to `file` unless it is there."""
+def _download(load: Callable[[], nn.Module], source: str, file: Path | None) -> nn.Module:
+    """Call a library's loader, which downloads `source` (to `file`) unless it is there."""
     try:
         with files.only_weights():
             return load()
     except Exception as error:  # each way of downloading raises its own
-        raise UserError(f"{source} does not load ({files.first_line(error)}). If it cannot be "
-                        f"downloaded here, get it on a machine that is online and put it at {file}; "
-                        "if an interrupted download left that file, delete it") from error
+        advice = "" if file is None else (
+            f". If it cannot be downloaded here, get it where there is a network and put it at "
+            f"{file}; if an interrupted download left that file, delete it")
+        raise UserError(f"{source} does not load: {files.first_line(error)}{advice}") from error
 
 
 def _find(weights: str) -> Path:

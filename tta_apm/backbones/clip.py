@@ -10,7 +10,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta_apm.backbones import files
 from tta_apm.backbones.backbone import Backbone
@@ -44,7 +44,7 @@ class ClipBackbone(Backbone):
     kind = "clip"
     text_features: Tensor
 
-    def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor], *,
+    def __init__(self, model: open_clip.CLIP, tokenizer: Callable[..., Tensor], *,
                  class_names: Sequence[str], templates: Sequence[str], image_size: int,
                  mean: Sequence[float], std: Sequence[float], name: str, weights: str) -> None:
         super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
@@ -76,7 +76,8 @@ class ClipBackbone(Backbone):
         features = torch.cat([
             self.model.encode_text(self.tokenizer(prompts[start:start + CHUNK]).to(device))
             for start in range(0, len(prompts), CHUNK)])
-        by_class = F.normalize(features, dim=-1).view(len(self.class_names), len(self.templates), -1)
+        features = F.normalize(features, dim=-1)
+        by_class = features.view(len(self.class_names), len(self.templates), -1)
         return F.normalize(by_class.mean(1), dim=-1)
 
 

@@ -102,7 +102,8 @@ def load_into(net: nn.Module, file: Path, *, num_classes: int,
         UserError: if the file has other classes or is of another network.
     """
     found, wanted = rename(read(file)), net.state_dict()
-    reshaped = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    reshaped = [name for name in wanted.keys() & found.keys()
+                if found[name].shape != wanted[name].shape]
     heads = [name for name in reshaped if wanted[name].shape[:1] == (num_classes,)
              and found[name].shape[1:] == wanted[name].shape[1:]]
     if reshaped and reshaped == heads:

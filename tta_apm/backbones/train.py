@@ -1,7 +1,9 @@
 """Train: make the packaged weights of the small backbones.
 
-    python -m tta_apm.backbones.train digits_resnet
-    python -m tta_apm.backbones.train digits_clip
+    python -m tta_apm.backbones.train digits_resnet     half a minute on two cores, 99.3 % right
+    python -m tta_apm.backbones.train digits_clip       four minutes on two cores, 98.0 % right
+    python -m tta_apm.backbones.train digits_mae        TIME on two cores, ACC % right
+    python -m tta_apm.backbones.train digits_rotation   two minutes on two cores, 98.2 % right
 
 The same machine with the same number of threads gives the same file again.
 """
@@ -11,8 +13,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,13 @@ from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
 from tta_apm.data import digits
 from tta_apm.data.dataset import Clean
+from tta_apm.views import pad_crop_views
+
+if TYPE_CHECKING:
+    import open_clip
+
+    from tta_apm.backbones.mae import MaeVit
+    from tta_apm.backbones.rotation import Joint
 
 SEED = 0
 BATCH_SIZE = 64
@@ -47,6 +57,7 @@ class Recipe(NamedTuple):
     epochs: int
     lr: float
     template_sets: tuple[str, ...] = ()  # whose prompts a CLIP learns
+    flip: bool = False  # mirror half of the images that a rotation network learns
 
 
 def _digits_test() -> Clean:
@@ -58,6 +69,10 @@ RECIPES = {
                             epochs=40, lr=2e-3),
     "digits_clip": Recipe("clip", "digits_clip", digits.train_split, _digits_test,
                           epochs=60, lr=1e-3, template_sets=("digits", "single", "cifar")),
+    "digits_mae": Recipe("mae", "digits_mae", digits.train_split, _digits_test,
+                         epochs=400, lr=1.5e-3),
+    "digits_rotation": Recipe("rotation", "digits_rotation", digits.train_split, _digits_test,
+                              epochs=80, lr=3e-3),
 }
 
 
@@ -69,7 +84,7 @@ def train_classifier(net: nn.Module, data: Clean, *, mean: Sequence[float], std:
     _fit(net, loss, data, mean=mean, std=std, epochs=epochs, lr=lr)
 
 
-def train_clip(model: nn.Module, tokenizer: Callable[..., Tensor], data: Clean,
+def train_clip(model: open_clip.CLIP, tokenizer: Callable[..., Tensor], data: Clean,
                prompt_templates: Sequence[str], *, mean: Sequence[float], std: Sequence[float],
                epochs: int, lr: float) -> None:
     """Train both towers of an open_clip model to match images and prompts.
@@ -103,8 +118,39 @@ def _zero_unseen(embedding: nn.Embedding, tokens: Tensor) -> None:
     embedding.weight.mul_(seen)
 
 
+def train_mae(net: MaeVit, data: Clean, *, mean: Sequence[float], std: Sequence[float],
+              epochs: int, lr: float) -> None:
+    """Train a masked autoencoder without labels, then its probing head with the rest frozen."""
+    from tta_apm.backbones.mae import HEAD, pretraining_loss
+    generator = torch.Generator(net.mask_token.device).manual_seed(SEED)
+    _fit(net, lambda images, labels: pretraining_loss(net, images, generator), data,
+         mean=mean, std=std, epochs=epochs, lr=lr)
+    for name, parameter in net.named_parameters():
+        if not name.startswith(HEAD):
+            parameter.requires_grad_(False)
+    _fit(net, lambda images, labels: F.cross_entropy(net.classify(net.encode(images)), labels),
+         data, mean=mean, std=std, epochs=math.ceil(epochs / 8), lr=lr)
+
+
+def train_rotation(net: Joint, data: Clean, *, mean: Sequence[float], std: Sequence[float],
+                   epochs: int, lr: float, flip: bool) -> None:
+    """Train both branches on views as TTT makes them: labels, and turns of all four rotations."""
+    from tta_apm.backbones.rotation import all_rotations
+    generator = torch.Generator().manual_seed(SEED)
+
+    def views(images: Tensor) -> Tensor:
+        return pad_crop_views(images, 1, [generator] * len(images), flip=flip).squeeze(1)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        rotated, turns = all_rotations(images)
+        return (F.cross_entropy(net(images), labels)
+                + F.cross_entropy(net(rotated, "rotation"), turns))
+    _fit(net, loss, data, mean=mean, std=std, epochs=epochs, lr=lr, augment=views)
+
+
 def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], data: Clean, *,
-         mean: Sequence[float], std: Sequence[float], epochs: int, lr: float) -> None:
+         mean: Sequence[float], std: Sequence[float], epochs: int, lr: float,
+         augment: Callable[[Tensor], Tensor] | None = None) -> None:
     device = next(net.parameters()).device
     pixels = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).to(device)
     labels = torch.from_numpy(data.labels).to(device)
@@ -115,11 +161,12 @@ def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], data: Clean, 
         optimizer, lr, total_steps=epochs * math.ceil(len(labels) / BATCH_SIZE),
         pct_start=WARM_UP, cycle_momentum=False)
     generator = torch.Generator(device).manual_seed(SEED)
+    augment = augment or partial(_shift, generator=generator)
     net.train()
     for _ in tqdm(range(epochs), unit="epoch"):
         order = torch.randperm(len(labels), generator=generator, device=device)
         for chosen in order.split(BATCH_SIZE):
-            images = (_shift(pixels[chosen] / 255, generator) - centre) / spread
+            images = (augment(pixels[chosen] / 255) - centre) / spread
             optimizer.zero_grad()
             loss(images, labels[chosen]).backward()
             optimizer.step()
@@ -159,6 +206,19 @@ def train(recipe: Recipe, *, epochs: int) -> nn.Module:
         prompts = dict.fromkeys(t for name in recipe.template_sets for t in templates(name))
         train_clip(net, open_clip.get_tokenizer(recipe.model), data, tuple(prompts),
                    mean=config["mean"], std=config["std"], epochs=epochs, lr=recipe.lr)
+    elif recipe.kind == "mae":
+        from tta_apm.backbones import mae
+        architecture = mae.ARCHITECTURES[recipe.model]
+        net = mae.MaeVit(architecture, len(data.class_names)).to(device)
+        mae.initialize(net)
+        train_mae(net, data, mean=architecture.mean, std=architecture.std, epochs=epochs,
+                  lr=recipe.lr)
+    elif recipe.kind == "rotation":
+        from tta_apm.backbones import rotation
+        model = rotation.MODELS[recipe.model]
+        net = model.make(len(data.class_names)).to(device)
+        train_rotation(net, data, mean=model.mean, std=model.std, epochs=epochs, lr=recipe.lr,
+                       flip=recipe.flip)
     else:
         import timm
         from timm.data import resolve_model_data_config

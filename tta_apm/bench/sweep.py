@@ -50,6 +50,8 @@ class Sweep:
         self.device = _device(cfg.DEVICE)
         self.dataset: DataSet = DATASETS.load(cfg.DATASET)(
             data_dir=cfg.DATA_DIR, frost_dir=cfg.FROST_DIR or None)
+        for domain in dict.fromkeys(cell.domain for cell in cells):
+            self.dataset.check(domain)
         self.backbones: dict[str, Backbone] = {}
         self.failed: list[str] = []
         self.commit = _commit()
@@ -145,7 +147,8 @@ class Sweep:
             section = self.cfg[kind.upper()]
             self.backbones[kind] = build(
                 kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
-                templates=templates(self._template_set()), device=self.device)
+                templates=templates(self._template_set()), device=self.device,
+                outputs=self.dataset.outputs)
         return self.backbones[kind]
 
     def _template_set(self) -> str:

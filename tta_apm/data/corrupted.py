@@ -30,7 +30,7 @@ class Corrupted(DataSet):
         self.outputs = clean.outputs
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
-        clean = self.clean.images(Domain(self.clean.name, CLEAN, 0), indices)
+        clean = self.clean.images(self._clean_domain(), indices)
         if domain.severity == 0:
             return clean
         return corruptions.corrupt(clean, domain.corruption, domain.severity, indices=indices,
@@ -40,9 +40,13 @@ class Corrupted(DataSet):
         return self.clean.source()
 
     def describe(self, domain: Domain) -> str:
+        text = self.clean.describe(self._clean_domain())
         if domain.severity == 0:
-            return self.clean.name
-        text = f"{self.clean.name}, corrupted on the fly with {self.constants}-C constants"
+            return text
+        text += f", corrupted on the fly with {self.constants}-C constants"
         if domain.corruption == "frost":
             text += f", {corruptions.frost_source(self.frost_dir)} frost pictures"
         return text
+
+    def _clean_domain(self) -> Domain:
+        return Domain(self.clean.name, CLEAN, 0)

@@ -69,7 +69,7 @@ class Clean(DataSet):
 
     def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray,
                  class_names: Sequence[str], template_set: str,
-                 source: Callable[[], DataSet] | None = None) -> None:
+                 source: Callable[[], DataSet | None] | None = None) -> None:
         self.name = name
         self.pixels = pixels
         self.labels = labels

@@ -1,0 +1,170 @@
+"""MEMO: marginal entropy minimisation over augmented views of one image."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.episodes import Parameters, chunk_size, chunks, image_generators, stack
+from tta_apm.errors import UserError, nearest
+from tta_apm.method import Method
+from tta_apm.views import augmix, crop_views, pad_crop_views
+from tta_apm_baselines.tent import entropy
+
+CROPS = ("pad", "resize")
+OPTIMIZERS = ("adamw", "sgd")
+# What AugMix shows from outside of an image: the authors hand Pillow the number 128.
+FILL = (128, 0, 0)
+
+
+class Memo(Method):
+    """Marginal entropy minimisation with one test point (Zhang et al., NeurIPS 2022).
+
+    For each image alone: make views of it by random crops and AugMix, take one step on all
+    weights to lower the entropy of the views' mean prediction, and predict the image itself after
+    that update. Nothing survives from one image to the next.
+
+    Batch normalisation uses statistics of source and inputs mixed, as BN-adapt does for a single
+    image: N / (N + 1) of the source's and 1 / (N + 1) of the views' while adapting, of the
+    image's own for the prediction. No gradient flows through the statistics.
+
+    It departs from the authors' code in three ways: the variance of the inputs is the biased one,
+    since one image may leave a single value per channel; views are cropped from the image as the
+    data set gives it, not from the file; AdamW's moments start empty for each image, where the
+    authors reset the weights only.
+
+    Args:
+        backbone: a classifier.
+        num_views: how many; 32 is CIFAR-10's, 64 ImageNet's.
+        lr: learning rate; 5e-3 is CIFAR-10's, 2.5e-4 ImageNet's for ResNet-50.
+        optimizer: "sgd" (no momentum, no weight decay) or "adamw" (weight decay .01, with lr 1e-5
+            the authors' choice for ResNeXt-101 and RVT on ImageNet).
+        pseudo_count: N; infinity gives the source's statistics.
+        crop: "pad" crops the padded image (CIFAR-10's), "resize" resizes crops of any area
+            (ImageNet's).
+        flip: mirror half of the views.
+        seed: of the views.
+
+    Raises:
+        UserError: for values out of range.
+    """
+
+    needs = "classifier"
+    scope = "image"
+
+    def __init__(self, backbone: Classifier, *, num_views: int = 32, lr: float = 5e-3,
+                 optimizer: str = "sgd", pseudo_count: float = 16.0, crop: str = "pad",
+                 flip: bool = True, seed: int = 42) -> None:
+        super().__init__()
+        if num_views < 1 or pseudo_count < 0:
+            raise UserError(f"memo: num_views {num_views} must be at least 1 and pseudo_count "
+                            f"{pseudo_count} at least 0")
+        for key, value, known in (("optimizer", optimizer, OPTIMIZERS), ("crop", crop, CROPS)):
+            if value not in known:
+                raise UserError(f"memo: unknown {key} {value!r}: {nearest(value, known)}")
+        self.model = copy.deepcopy(backbone)
+        self.num_views = num_views
+        self.optimizer = (partial(torch.optim.SGD, lr=lr) if optimizer == "sgd" else
+                          partial(torch.optim.AdamW, lr=lr, weight_decay=0.01))
+        self.crop = crop
+        self.flip = flip
+        self.seed = seed
+        self._chunk_sizes: dict[torch.Size, int] = {}
+        for layer in self.model.modules():
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats:
+                layer.register_forward_pre_hook(partial(_mix, 1 / (pseudo_count + 1)))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        shape = images.shape[1:]
+        if shape not in self._chunk_sizes:
+            self._chunk_sizes[shape] = chunk_size(self._bytes_per_image(images[:1]), images.device)
+        return torch.cat([self._adapt(images[part])
+                          for part in chunks(len(images), self._chunk_sizes[shape])])
+
+    def reset(self) -> None:
+        """Nothing to do: every image starts from the source's weights and an empty optimiser."""
+
+    def _adapt(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] by weights that took a step on the image's views."""
+        weights = self.adapted(self.views(images))
+        return vmap(self.run)(weights, images[:, None]).squeeze(1)
+
+    def views(self, images: Tensor) -> Tensor:
+        """Views [B,V,3,H,W] of images [B,3,H,W]."""
+        generators = image_generators(images, self.seed)
+        crop = pad_crop_views if self.crop == "pad" else partial(
+            crop_views, size=self.model.image_size)
+        views = crop(images, self.num_views, generators, flip=self.flip)
+        return augmix(views, generators, fill=FILL)
+
+    def adapted(self, views: Tensor) -> Parameters:
+        """The source's weights after one step, [B,...], a set for the views [V,3,H,W] of each."""
+        source = self.source()
+        # All images start from the same weights, so the views of all pass through them as one
+        # batch; only the gradients are many.
+        gradients = vmap(grad(self.loss), in_dims=(None, 0))(source, views)
+        weights = stack(source, len(views))
+        for name, weight in weights.items():
+            weight.grad = gradients[name]
+        self.optimizer(list(weights.values())).step()
+        return {name: weight.detach() for name, weight in weights.items()}
+
+    def loss(self, weights: Parameters, views: Tensor) -> Tensor:
+        """Entropy of the mean prediction for views [V,3,H,W]."""
+        return marginal_entropy(self.run(weights, views))
+
+    def run(self, weights: Parameters, images: Tensor) -> Tensor:
+        """Logits [N,K] of images [N,3,H,W], which share their statistics."""
+        # The buffers go along because _mix changes them for the time of the call.
+        return functional_call(self.model, {**weights, **dict(self.model.named_buffers())},
+                               (images,))
+
+    def source(self) -> Parameters:
+        """The source's weights by name."""
+        return {name: weight.detach() for name, weight in self.model.named_parameters()}
+
+    def _bytes_per_image(self, image: Tensor) -> int:
+        """Weights, their gradients and what they become; on a GPU also the views' activations.
+
+        On a CPU activations are left out: a chunk has one step, and no use for a cache that holds
+        them.
+        """
+        weights = sum(weight.nbytes for weight in self.source().values())
+        if image.device.type == "cpu":
+            return 3 * weights
+        activations = max(0, self._kept_bytes(image) - weights)
+        return 3 * weights + 2 * self.num_views * activations
+
+    def _kept_bytes(self, image: Tensor) -> int:
+        """What a forward of `image` [1,3,H,W] keeps for its gradient: weights and activations."""
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+        leaves = {name: weight.requires_grad_() for name, weight in self.source().items()}
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            self.run(leaves, image)
+        return total
+
+
+def marginal_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the mean of the softmax of logits [V,K] over V views."""
+    return entropy(logits.log_softmax(-1).logsumexp(0))
+
+
+def _mix(share: float, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:
+    """Before a layer's forward: put `share` of the inputs' statistics into the source's."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+    variance, mean = torch.var_mean(inputs[0].detach(), axes, correction=0)
+    layer.running_mean = layer.running_mean.lerp(mean, share)
+    layer.running_var = layer.running_var.lerp(variance, share)

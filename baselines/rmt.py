@@ -1,0 +1,279 @@
+"""RMT: a robust mean teacher with contrast to source prototypes and source replay."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.functional as T
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import UserError, nearest
+from tta_apm.method import Method, Source
+from tta_apm_baselines.tent import use_batch_statistics
+
+OPTIMIZERS = ("adam", "sgd")
+# As many as the authors take.
+MAX_PROTOTYPE_IMAGES = 100_000
+
+
+class Rmt(Method):
+    """Robust mean teacher (Döbler, Marsden and Yang, CVPR 2023).
+
+    Continual: for each batch the student, all of whose weights train, agrees with its mean
+    teacher on the images and on an augmented view of them (symmetric cross-entropy), is pulled to
+    the nearest source prototypes (contrastive loss of projected features) and repeats labelled
+    source images; then the teacher follows it. Both normalise by the batch's statistics. The
+    logits returned are the sum of the student's and the teacher's, from before the update.
+    Student, teacher, projector and optimiser live on from batch to batch until `reset()`, which
+    goes back to the state after warm-up.
+
+    It needs source images: for the prototypes, which are the classes' mean penultimate features
+    (the input of the last linear layer), for warm-up and for replay. All of this is set up anew
+    in the constructor. Without source images it runs with `lambda_contrast`, `lambda_source` and
+    `num_warm_up` at 0.
+
+    It departs from the authors' code in three ways: dropout stays off; batches of source images
+    are drawn independently, not epoch by epoch; classes without source images get no prototype.
+
+    Args:
+        backbone: a classifier.
+        lr: learning rate; 1e-3 is CIFAR-10-C's, 1e-2 (sgd, batches of 64) ImageNet-C's.
+        optimizer: "adam" (betas .9, .999) or "sgd" (Nesterov momentum .9).
+        momentum: what the teacher keeps of itself at an update.
+        lambda_contrast: weight of the contrastive loss.
+        lambda_source: weight of the cross-entropy of source images.
+        temperature: of the contrastive loss.
+        projection: width of the projector's two layers.
+        num_warm_up: source images to warm up on, while the learning rate rises linearly.
+        warm_up_batch_size: source images per step of warm-up, and at a time for the prototypes;
+            for replay there are as many as test images.
+        flip: whether the augmentation mirrors the view, half of the times.
+        seed: of the projector, the augmentation and the order of source images.
+        source: labelled source images.
+
+    Raises:
+        UserError: for values out of range, without source images where they are needed, or for a
+            backbone without a linear layer.
+        ValueError: for a batch of one image, which has no batch statistics.
+    """
+
+    needs = "classifier"
+    scope = "stream"
+    prototypes: Tensor
+
+    def __init__(self, backbone: Classifier, *, lr: float = 1e-3, optimizer: str = "adam",
+                 momentum: float = 0.999, lambda_contrast: float = 1.0,
+                 lambda_source: float = 1.0, temperature: float = 0.1, projection: int = 128,
+                 num_warm_up: int = 50_000, warm_up_batch_size: int = 200, flip: bool = True,
+                 seed: int = 42, source: Source | None = None) -> None:
+        super().__init__()
+        _check_numbers(momentum, lambda_contrast, lambda_source, temperature, projection,
+                       num_warm_up, warm_up_batch_size)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"rmt: unknown optimizer {optimizer!r}: "
+                            f"{nearest(optimizer, OPTIMIZERS)}")
+        if source is None and (lambda_contrast or lambda_source or num_warm_up):
+            raise UserError("rmt: needs source images, and the data set has none; it runs without "
+                            "if lambda_contrast, lambda_source and num_warm_up are 0")
+        self.lr = lr
+        self.momentum = momentum
+        self.lambda_contrast = lambda_contrast
+        self.lambda_source = lambda_source
+        self.temperature = temperature
+        self.warm_up_batch_size = warm_up_batch_size
+        self.flip = flip
+        self.source = source
+        self.generator = torch.Generator().manual_seed(seed)
+        self.student = copy.deepcopy(backbone)
+        self.uses_batch_statistics = use_batch_statistics(self.student)
+        self.teacher = copy.deepcopy(self.student)
+        self.student.requires_grad_(True)
+        self.projector = nn.Sequential()
+        if lambda_contrast:
+            self.register_buffer("prototypes", self._class_means(), persistent=False)
+            self.projector = self._draw_projector(self.prototypes.shape[1], projection)
+        leaves = [*self.student.parameters(), *self.projector.parameters()]
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(leaves, lr=lr) if optimizer == "adam" else
+            torch.optim.SGD(leaves, lr=lr, momentum=0.9, nesterov=True))
+        self._warm_up(num_warm_up // warm_up_batch_size)
+        self._start = copy.deepcopy((self.state_dict(), self.optimizer.state_dict(),
+                                     self.generator.get_state()))
+
+    def reset(self) -> None:
+        """The state after warm-up: of student, teacher, projector, optimiser and generator."""
+        weights, optimizer, generator = self._start
+        self.load_state_dict(weights)
+        self.optimizer.load_state_dict(copy.deepcopy(optimizer))
+        self.optimizer.zero_grad()
+        self.generator.set_state(generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) == 1 and self.uses_batch_statistics:
+            raise ValueError("rmt: a batch of one image has no batch statistics; "
+                             "use a larger batch")
+        with torch.no_grad():
+            teacher_logits = self.teacher(images)
+        with torch.enable_grad():
+            logits, features = logits_and_features(self.student, images)
+            view_logits, view_features = logits_and_features(
+                self.student, augment(images, self.generator, flip=self.flip))
+            loss = (symmetric_cross_entropy(logits, teacher_logits)
+                    + symmetric_cross_entropy(view_logits, teacher_logits)).mean() / 2
+            if self.lambda_contrast:
+                loss = loss + self.lambda_contrast * self._contrast(features, view_features)
+            if self.lambda_source:
+                source_images, labels = self._source_batch(len(images))
+                loss = loss + self.lambda_source * F.cross_entropy(self.student(source_images),
+                                                                   labels)
+            self._step(loss)
+        return (logits + teacher_logits).detach()
+
+    def _step(self, loss: Tensor) -> None:
+        """Update the student and the projector, then let the teacher follow."""
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for teacher, student in zip(self.teacher.parameters(), self.student.parameters()):
+                teacher.lerp_(student, 1 - self.momentum)
+
+    def _contrast(self, features: Tensor, view_features: Tensor) -> Tensor:
+        """Contrastive loss of an image's nearest prototype, the image and its view."""
+        with torch.no_grad():
+            cosines = F.normalize(features, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+            nearest_prototypes = self.prototypes[cosines.argmax(-1)]
+        projected = self.projector(torch.stack([nearest_prototypes, features, view_features], 1))
+        return contrastive_loss(projected, self.temperature)
+
+    def _source_batch(self, size: int) -> tuple[Tensor, Tensor]:
+        assert self.source is not None
+        return self.source.batch(torch.randint(len(self.source), (size,),
+                                               generator=self.generator))
+
+    @torch.no_grad()
+    def _class_means(self) -> Tensor:
+        """Mean features [K,D] of the source images of each class that has some."""
+        assert self.source is not None
+        order = torch.randperm(len(self.source), generator=self.generator)[:MAX_PROTOTYPE_IMAGES]
+        sums = counts = torch.zeros(())
+        # Even parts: a last one of a single image would have no batch statistics.
+        for part in order.tensor_split(math.ceil(len(order) / self.warm_up_batch_size)):
+            images, labels = self.source.batch(part)
+            logits, features = logits_and_features(self.student, images)
+            members = F.one_hot(labels, logits.shape[1]).to(features)
+            sums, counts = sums + members.T @ features, counts + members.sum(0)
+        return (sums / counts[:, None])[counts > 0]
+
+    def _draw_projector(self, feature_dim: int, width: int) -> nn.Sequential:
+        """Two linear layers, drawn as torch does, by our generator."""
+        layers = nn.Linear(feature_dim, width), nn.Linear(width, width)
+        with torch.no_grad():
+            for layer in layers:
+                bound = 1 / math.sqrt(layer.in_features)
+                for parameter in layer.parameters():
+                    parameter.uniform_(-bound, bound, generator=self.generator)
+        return nn.Sequential(layers[0], nn.ReLU(), layers[1]).to(self.prototypes)
+
+    def _warm_up(self, steps: int) -> None:
+        """Let the student agree with its teacher on source images."""
+        for step in range(steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * (step + 1) / steps
+            images, _ = self._source_batch(self.warm_up_batch_size)
+            with torch.no_grad():
+                teacher_logits = self.teacher(images)
+            with torch.enable_grad():
+                self._step(symmetric_cross_entropy(self.student(images), teacher_logits).mean())
+
+
+def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B,K] and penultimate features [B,D]: what the last linear layer gets.
+
+    UserError for a model without a linear layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UserError("rmt: the classifier has no linear layer, so no penultimate features")
+    kept: list[Tensor] = []
+    hook = layers[-1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    try:
+        logits = model(images)
+    finally:
+        hook.remove()
+    return logits, kept[-1]
+
+
+def symmetric_cross_entropy(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of the two cross-entropies of the softmax of logits [B,K] -> [B]."""
+    return -(second.softmax(-1) * first.log_softmax(-1)
+             + first.softmax(-1) * second.log_softmax(-1)).sum(-1) / 2
+
+
+def contrastive_loss(features: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020) of features [n,V,D].
+
+    Each of the n·V is an anchor, to be told from all others by its cosine with the V - 1 of the
+    same n.
+    """
+    num_images, num_views, _ = features.shape
+    flat = F.normalize(features, dim=-1).flatten(0, 1)
+    image = torch.arange(num_images, device=flat.device).repeat_interleave(num_views)
+    itself = torch.eye(len(flat), dtype=torch.bool, device=flat.device)
+    positive = (image[:, None] == image) & ~itself
+    similarity = flat @ flat.T / temperature
+    others = similarity.masked_fill(itself, -math.inf).logsumexp(1, keepdim=True)
+    return (others - similarity)[positive].mean()
+
+
+def augment(images: Tensor, generator: torch.Generator, *, flip: bool = True) -> Tensor:
+    """CoTTA's augmentation (Wang et al., CVPR 2022) of images [B,3,H,W] in [0,1].
+
+    Jittered colours, moved a little, blurred, mirrored or not, and noise. All images of a batch
+    get the same draws but for the noise, as in the authors' code.
+    """
+    def draw(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    height, width = images.shape[-2:]
+    jitters = [lambda x: T.adjust_brightness(x, draw(0.6, 1.4)),
+               lambda x: T.adjust_contrast(x, draw(0.7, 1.3)),
+               lambda x: T.adjust_saturation(x, draw(0.5, 1.5)),
+               lambda x: T.adjust_hue(x, draw(-0.06, 0.06)),
+               lambda x: T.adjust_gamma(x, draw(0.7, 1.3))]
+    views = images.clamp(0, 1)
+    for index in torch.randperm(len(jitters), generator=generator).tolist():
+        views = jitters[index](views)
+    views = T.pad(views, [width // 2, height // 2], padding_mode="edge")
+    move = [round(draw(-width / 8, width / 8)), round(draw(-height / 8, height / 8))]
+    views = T.affine(views, draw(-15, 15), move, draw(0.9, 1.1), [0.0, 0.0],
+                     interpolation=InterpolationMode.BILINEAR)
+    views = T.gaussian_blur(views, [5, 5], [draw(0.001, 0.5)])
+    views = T.center_crop(views, [height, width])
+    if flip and draw(0, 1) < 0.5:
+        views = views.flip(-1)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    noise = torch.randn(views.shape, device=views.device,
+                        generator=torch.Generator(views.device).manual_seed(seed))
+    return (views + 0.005 * noise).clamp(0, 1)
+
+
+def _check_numbers(momentum: float, lambda_contrast: float, lambda_source: float,
+                   temperature: float, projection: int, num_warm_up: int,
+                   warm_up_batch_size: int) -> None:
+    if not 0 <= momentum <= 1:
+        raise UserError(f"rmt: momentum {momentum} must be between 0 and 1")
+    if lambda_contrast < 0 or lambda_source < 0 or num_warm_up < 0:
+        raise UserError(f"rmt: lambda_contrast {lambda_contrast}, lambda_source {lambda_source} "
+                        f"and num_warm_up {num_warm_up} must not be negative")
+    if 0 < num_warm_up < warm_up_batch_size:
+        raise UserError(f"rmt: num_warm_up {num_warm_up} is less than one batch: see "
+                        f"warm_up_batch_size {warm_up_batch_size}")
+    if temperature <= 0 or projection < 1 or warm_up_batch_size < 2:
+        raise UserError(f"rmt: temperature {temperature} and projection {projection} must be "
+                        f"positive, warm_up_batch_size {warm_up_batch_size} at least 2")

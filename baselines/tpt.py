@@ -1,0 +1,152 @@
+"""TPT: test-time prompt tuning of CLIP on random views of each image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tta_apm.backbones.clip import ClipBackbone
+from tta_apm.backbones.contexts import (
+    ContextPrompts, cosine_logits, load_context, phrase_context)
+from tta_apm.episodes import adapt, chunk_size, chunks, image_generators, stack
+from tta_apm.errors import UserError
+from tta_apm.method import Method
+from tta_apm.views import augmix, crop_views
+
+
+class Tpt(Method):
+    """Test-time prompt tuning (Shu et al., NeurIPS 2022).
+
+    For each image alone: make random views, the image itself being the first; keep those that the
+    initial prompt classifies most confidently; take a step of AdamW on the context vectors to
+    lower the entropy of their mean prediction. Predicts the image itself after the last update.
+    Nothing survives from one image to the next.
+
+    It departs from the authors' code in four ways: everything is computed in float32, without
+    autocast and gradient scaling; AdamW's moments start empty for each image as theirs do, and
+    images are adapted together; views are cropped from the image as the data set gives it, not
+    from the file; prompts are cut after their last token, which changes nothing (see
+    ContextPrompts).
+
+    Memory is for images × classes: the text tower keeps about 16 · W · blocks · tokens numbers
+    for each pair, 4 MB for ViT-B/16 with prompts of ten tokens, 4 GB for an image of 1,000
+    classes. Images are taken as many at a time as fit; where one does not, `class_chunk` bounds
+    the classes too, for a quarter more time.
+
+    Args:
+        backbone: a CLIP.
+        num_views: the image itself among them.
+        selection: fraction of the views that is kept.
+        steps: updates per image.
+        lr: learning rate of AdamW (betas .9, .999, weight decay .01: the paper keeps torch's).
+        phrase: words that the context starts as.
+        weights: a file of CoOp to start from instead (see Coop).
+        augmix: apply AugMix to the random views, as the authors do for the fine-grained data sets.
+        class_chunk: how many classes the text tower holds activations of at a time; 0 is all.
+        seed: of the views.
+
+    Raises:
+        UserError: for values out of range, or a file that is missing or does not fit.
+    """
+
+    needs = "clip"
+    scope = "image"
+
+    def __init__(self, backbone: ClipBackbone, *, num_views: int = 64, selection: float = 0.1,
+                 steps: int = 1, lr: float = 5e-3, phrase: str = "a photo of a",
+                 weights: str = "", augmix: bool = False, class_chunk: int = 0,
+                 seed: int = 42) -> None:
+        super().__init__()
+        _check_numbers(num_views, selection, steps, class_chunk)
+        self.backbone = backbone
+        self.num_views = num_views
+        self.kept = int(num_views * selection)
+        self.steps = steps
+        self.lr = lr
+        self.augmix = augmix
+        self.seed = seed
+        context = (load_context(weights, backbone, meta_net=False).ctx if weights
+                   else phrase_context(backbone, phrase))
+        self.prompts = ContextPrompts(backbone, len(context), class_chunk)
+        with torch.no_grad():
+            text_features = self.prompts(context[None])
+        self.register_buffer("context", context, persistent=False)  # [M,W]
+        self.register_buffer("text_features", text_features, persistent=False)  # [1,K,D]
+        self.chunk = chunk_size(self._bytes_per_image(), context.device)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        generators = image_generators(images, self.seed)
+        return torch.cat([self._adapt(images[part], generators[part])
+                          for part in chunks(len(images), self.chunk)])
+
+    def reset(self) -> None:
+        """Nothing to do: every image starts from the same context and an empty optimiser."""
+
+    def _adapt(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Logits [B,K] of images after the updates of their contexts."""
+        features = self._view_features(images, generators)
+        confident = self._most_confident(features)
+        contexts = adapt(
+            stack({"context": self.context}, len(images)),
+            lambda stacked: marginal_entropy(self._classify(confident, stacked["context"])),
+            steps=self.steps,
+            optimizer=lambda leaves: torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01))
+        return self._classify(features[:, :1], contexts["context"])[:, 0]
+
+    def _view_features(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Image features [B,V,D] of length one; the first view is the image itself."""
+        features = self.backbone.encode_image(images)[:, None]
+        if self.num_views > 1:
+            views = crop_views(images, self.num_views - 1, generators, size=self.backbone.image_size)
+            if self.augmix:
+                views = augmix(views, generators)
+            # An image's views fill the device; those of a whole chunk could overfill it.
+            of_views = torch.stack([self.backbone.encode_image(view) for view in views])
+            features = torch.cat([features, of_views], 1)
+        return F.normalize(features, dim=-1)
+
+    def _most_confident(self, features: Tensor) -> Tensor:
+        """Of features [B,V,D] those of the views with the least entropy at the start."""
+        logits = cosine_logits(self.backbone, features, self.text_features)
+        kept = entropy(logits).topk(self.kept, largest=False).indices
+        return features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+
+    def _classify(self, features: Tensor, contexts: Tensor) -> Tensor:
+        """Logits [B,N,K] of features [B,N,D] by contexts [B,M,W]."""
+        return cosine_logits(self.backbone, features, self.prompts(contexts))
+
+    def _bytes_per_image(self) -> int:
+        """Activations of the text tower, and the views as they are made."""
+        size = self.backbone.image_size or 0
+        views = 3 * self.num_views * 3 * size**2 * self.context.element_size()
+        return self.prompts.bytes_per_image() + views
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the softmax of logits [...,K] -> [...]."""
+    log_probabilities = logits.log_softmax(-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def marginal_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the mean softmax of N views' logits [B,N,K] -> [B]."""
+    log_mean = logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+    # A probability of zero has no finite logarithm.
+    log_mean = log_mean.clamp(min=torch.finfo(log_mean.dtype).min)
+    return -(log_mean.exp() * log_mean).sum(-1)
+
+
+def _check_numbers(num_views: int, selection: float, steps: int, class_chunk: int) -> None:
+    if num_views < 1:
+        raise UserError(f"tpt: num_views {num_views} must be at least 1, for the image itself")
+    kept = int(num_views * selection)
+    if not 1 <= kept <= num_views:
+        raise UserError(f"tpt: selection {selection} keeps {kept} of {num_views} views; it must "
+                        f"keep 1 to {num_views}")
+    if steps < 0 or class_chunk < 0:
+        raise UserError(f"tpt: steps {steps} and class_chunk {class_chunk} must not be negative")

@@ -1,0 +1,128 @@
+"""TTT-MAE: test-time training of a masked autoencoder on each image."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Generator, Tensor
+from torch.func import functional_call, vmap
+
+from tta_apm.backbones.mae import MaskedAutoencoder, normalized, take
+from tta_apm.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
+from tta_apm.errors import UserError
+from tta_apm.method import Method
+
+# Of the authors' names, what stays as it is: decoder, probing head and the codes of places. The
+# mask token, though the decoder's, is trained.
+FIXED = ("decoder", "classifier", "pos_embed")
+
+
+class TttMae(Method):
+    """Test-time training with masked autoencoders (Gandelsman et al., NeurIPS 2022).
+
+    For each image alone: from the source's weights and an empty optimiser, train encoder, class
+    token and mask token to reconstruct the hidden patches of the image under many random masks,
+    fresh at each step; then classify the whole image by the probing head, which stays as it is.
+    Predicts after the last update; with `steps=0` it is the un-adapted probe. Nothing survives
+    from one image to the next, and images adapted together do not see one another.
+
+    As the authors' code and not as their paper, there is no weight decay and the decoder is fixed.
+    It departs from their code in two ways: the image comes as the data set gives it (they enlarge
+    ImageNet-C's to 256 pixels and cut out 224), and the masks are keyed by the image's pixels.
+
+    Args:
+        backbone: a masked autoencoder with its probing head.
+        steps: updates of SGD per image.
+        masks: random masks per step.
+        mask_ratio: of the patches that are hidden.
+        lr: learning rate; the authors' is 1e-2 · masks / 256.
+        momentum: of SGD.
+        seed: of the masks, with the image's pixels.
+
+    Raises:
+        UserError: for values out of range.
+    """
+
+    needs = "mae"
+    scope = "image"
+
+    def __init__(self, backbone: MaskedAutoencoder, *, steps: int = 20, masks: int = 128,
+                 mask_ratio: float = 0.75, lr: float = 5e-3, momentum: float = 0.9,
+                 seed: int = 42) -> None:
+        super().__init__()
+        self.num_patches = backbone.net.num_patches
+        self.num_visible = int(self.num_patches * (1 - mask_ratio))
+        if steps < 0 or masks < 1:
+            raise UserError(f"ttt_mae: steps {steps} must be at least 0 and masks {masks} at "
+                            "least 1")
+        if not 0 < self.num_visible < self.num_patches:
+            raise UserError(f"ttt_mae: mask_ratio {mask_ratio} leaves {self.num_visible} of "
+                            f"{self.num_patches} patches visible; some must be and some not")
+        self.backbone = backbone
+        self.steps = steps
+        self.masks = masks
+        self.lr = lr
+        self.momentum = momentum
+        self.seed = seed
+        self.initial = {name: parameter for name, parameter in backbone.net.named_parameters()
+                        if not name.startswith(FIXED)}
+        self.chunk = chunk_size(self._bytes_per_episode(), backbone.mean.device)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1], each by an encoder of its own."""
+        return torch.cat([self._adapt(images[part])
+                          for part in chunks(len(images), self.chunk)])
+
+    def reset(self) -> None:
+        """Nothing to do: every image starts from the source's weights and an empty optimiser."""
+
+    def _adapt(self, images: Tensor) -> Tensor:
+        net = self.backbone.net
+        patches = net.patchify(self.backbone.prepare(images))
+        generators = image_generators(images, self.seed)
+        weights = adapt(
+            stack(self.initial, len(images)),
+            lambda stacked: self.loss(stacked, patches, self.draw(generators).to(images.device)),
+            steps=self.steps,
+            optimizer=partial(torch.optim.SGD, lr=self.lr, momentum=self.momentum))
+        everywhere = torch.arange(self.num_patches, device=images.device).expand(
+            len(images), 1, self.num_patches)
+        return self.backbone.classify(self._encode(weights, patches, everywhere).flatten(0, 1))
+
+    def draw(self, generators: list[Generator]) -> Tensor:
+        """Random orders of the patches [B,masks,L]; the first `num_visible` are not hidden."""
+        return torch.stack([torch.rand(self.masks, self.num_patches, generator=generator)
+                            for generator in generators]).argsort(-1)
+
+    def loss(self, weights: Parameters, patches: Tensor, order: Tensor) -> Tensor:
+        """Mean squared error [B] of the hidden patches, each normalised.
+
+        Args:
+            weights: stacked, of B episodes.
+            patches: of each episode's image, [B,L,P].
+            order: places of the patches under each mask, [B,N,L].
+        """
+        visible, hidden = order.tensor_split([self.num_visible], -1)
+        latents = self._encode(weights, patches, visible)
+        mask_tokens = weights["mask_token"].squeeze(1).repeat_interleave(order.shape[1], 0)
+        predictions = self.backbone.net.reconstruct(
+            latents.flatten(0, 1), order.flatten(0, 1), mask_tokens)
+        target = take(normalized(patches), hidden)
+        return (predictions.view_as(target) - target).square().mean((1, 2, 3))
+
+    def _encode(self, weights: Parameters, patches: Tensor, places: Tensor) -> Tensor:
+        """Latents [B,N,1+V,D] of each episode's patches [B,L,P] at places [B,N,V]."""
+        encode = partial(functional_call, self.backbone.net)
+        return vmap(lambda one, *inputs: encode(one, inputs))(
+            weights, take(patches, places), places)
+
+    def _bytes_per_episode(self) -> int:
+        """Weights, gradients, momentum, and what the blocks keep: 16 values a token and channel."""
+        net = self.backbone.net
+        kept = sum(16 * len(blocks) * num_tokens * norm.weight.numel() for blocks, num_tokens, norm
+                   in ((net.blocks, 1 + self.num_visible, net.norm),
+                       (net.decoder_blocks, 1 + self.num_patches, net.decoder_norm)))
+        weights = sum(value.numel() for value in self.initial.values())
+        return (3 * weights + self.masks * kept) * net.mask_token.element_size()

@@ -1,0 +1,288 @@
+"""MaskedAutoencoder: a frozen masked autoencoder with a probing head, as published.
+
+Names and shapes are those of facebookresearch/mae and yossigandelsman/test_time_training_mae, so
+that their files load. Shape letters: N sequences, L patches of an image, V of them visible,
+P = 3·patch² values of a patch, D channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, PatchEmbed
+from torch import Tensor, nn
+
+from tta_apm.backbones import files
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.errors import UserError, nearest
+
+HEAD = "classifier"  # what the names of the probing head start with
+OFFICIAL = ("https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large_full.pth",
+            "https://dl.fbaipublicfiles.com/mae/ttt/prob_lr1e-3_wd.2_blk12_ep20.pth")
+MASK_RATIO = 0.75  # in pretraining
+SHOWN = 3  # tensors that an error names
+
+
+class Tower(NamedTuple):
+    """A stack of Transformer blocks."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+class Architecture(NamedTuple):
+    """The three towers, and what they want of an image."""
+
+    patch: int
+    encoder: Tower
+    decoder: Tower
+    head: Tower
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+ARCHITECTURES = {
+    "mae_vit_base_patch16": Architecture(
+        16, encoder=Tower(768, 12, 12), decoder=Tower(512, 8, 16), head=Tower(768, 12, 12)),
+    "mae_vit_large_patch16": Architecture(
+        16, encoder=Tower(1024, 24, 16), decoder=Tower(512, 8, 16), head=Tower(768, 12, 12)),
+    "digits_mae": Architecture(
+        8, encoder=Tower(48, 4, 4), decoder=Tower(32, 1, 4), head=Tower(48, 2, 4),
+        image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
+
+
+class MaeVit(nn.Module):
+    """A masked autoencoder (He et al., CVPR 2022) and the head that classifies its latents.
+
+    Patches are visited in any order and number: each comes with its place in the image. So only
+    visible patches are embedded and only hidden ones are predicted.
+    """
+
+    def __init__(self, architecture: Architecture, num_classes: int) -> None:
+        super().__init__()
+        patch, encoder, decoder, head, image_size, *_ = architecture
+        side = image_size // patch
+        self.patch = patch
+        self.num_patches = side**2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
+        self.pos_embed = _positions(encoder.width, side)
+        self.patch_embed = PatchEmbed(image_size, patch, 3, encoder.width)
+        # Not fused: vmap over weights has no rule for a CPU's fused attention.
+        self.blocks = _blocks(encoder, fused=False)
+        self.norm = _norm(encoder.width)
+
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))
+        self.decoder_embed = nn.Linear(encoder.width, decoder.width)
+        self.decoder_pos_embed = _positions(decoder.width, side)
+        self.decoder_blocks = _blocks(decoder)
+        self.decoder_norm = _norm(decoder.width)
+        self.decoder_pred = nn.Linear(decoder.width, 3 * patch**2)
+
+        self.classifier_embed = nn.Linear(encoder.width, head.width)
+        self.classifier_pos_embed = _positions(head.width, side)
+        self.classifier_blocks = _blocks(head)
+        self.classifier_norm = _norm(head.width)
+        self.classifier_pred = nn.Linear(head.width, num_classes)
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """Patches [N,L,P] of images [N,3,H,W]: rows first; in a patch row, column, channel."""
+        patches = images.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch)
+        return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+    def forward(self, patches: Tensor, places: Tensor) -> Tensor:
+        """Encode patches [N,V,P] at places [N,V] -> latents [N,1+V,D], the class token's first."""
+        # As a product: patches come without an image around them.
+        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        tokens = F.linear(patches, weight, self.patch_embed.proj.bias)
+        tokens = tokens + self.pos_embed[0, 1:][places]
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        return self.norm(self.blocks(torch.cat([first, tokens], 1)))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [N,1+L,D] of whole images [N,3,H,W]."""
+        places = torch.arange(self.num_patches, device=images.device)
+        return self(self.patchify(images), places.expand(len(images), -1))
+
+    def reconstruct(self, latents: Tensor, order: Tensor, mask_token: Tensor) -> Tensor:
+        """Predict the hidden patches.
+
+        Args:
+            latents: of the visible patches, [N,1+V,D].
+            order: places of all patches [N,L], the visible ones first.
+            mask_token: in place of the hidden patches, [1,1,D] or [N,1,D].
+
+        Returns:
+            Normalised values of the hidden patches [N,L-V,P], in their order.
+        """
+        num_latents = latents.shape[1]
+        hidden = mask_token.expand(len(latents), 1 + order.shape[1] - num_latents, -1)
+        tokens = torch.cat([self.decoder_embed(latents), hidden], 1)
+        places = F.pad(order + 1, (1, 0))  # the class token's place is 0
+        tokens = self.decoder_blocks(tokens + self.decoder_pos_embed[0][places])
+        return self.decoder_pred(self.decoder_norm(tokens[:, num_latents:]))
+
+    def classify(self, latents: Tensor) -> Tensor:
+        """Logits [N,K] of the latents [N,1+L,D] of whole images."""
+        tokens = self.classifier_embed(latents) + self.classifier_pos_embed
+        return self.classifier_pred(self.classifier_norm(self.classifier_blocks(tokens)[:, 0]))
+
+
+class MaskedAutoencoder(Backbone):
+    """A frozen masked autoencoder with its probing head.
+
+    Args:
+        net: of the images as `architecture` wants them.
+        keep: the outputs of the head that are classes of the data set, None for all.
+        name, weights: see Backbone.
+    """
+
+    kind = "mae"
+
+    def __init__(self, net: MaeVit, architecture: Architecture, *, name: str, weights: str,
+                 keep: Sequence[int] | None = None) -> None:
+        super().__init__(image_size=architecture.image_size, mean=architecture.mean,
+                         std=architecture.std, name=name, weights=weights)
+        self.net = net
+        self.keep = None if keep is None else list(keep)
+        self.freeze()
+
+    def classify(self, latents: Tensor) -> Tensor:
+        """Logits [B,K] of the latents [B,1+L,D] of whole images."""
+        logits = self.net.classify(latents)
+        return logits if self.keep is None else logits[:, self.keep]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1]."""
+        return self.classify(self.net.encode(self.prepare(images)))
+
+
+def take(patches: Tensor, places: Tensor) -> Tensor:
+    """Of each image's patches [B,L,P] those at its places [B,...] -> [B,...,P]."""
+    image = torch.arange(len(patches), device=patches.device)
+    return patches[image.view(-1, *[1] * (places.dim() - 1)), places]
+
+
+def normalized(patches: Tensor) -> Tensor:
+    """Patches [...,P], each with mean 0 and variance 1: what an MAE learns to predict."""
+    variance, mean = torch.var_mean(patches, -1, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device | str,
+             keep: Sequence[int] | None = None) -> MaskedAutoencoder:
+    """Load a masked autoencoder with its probing head.
+
+    Args:
+        model: a name of ARCHITECTURES.
+        weights: a file, or the name of a packaged file, that holds all; or two joined by a comma,
+            of which the first holds encoder and decoder and the second the head: "a.pth,b.pth".
+            Files that also hold the arguments of their training need torch 2.5.
+        num_classes: of the head.
+        keep: see MaskedAutoencoder.
+
+    Raises:
+        UserError: for an unknown model, for weights that are not here or do not fit.
+    """
+    if model not in ARCHITECTURES:
+        raise UserError(f"MAE.MODEL: unknown {model!r}: {nearest(model, ARCHITECTURES)}")
+    paths = [_find(name.strip()) for name in weights.split(",")]
+    if len(paths) > 2:
+        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(paths)} files; give one, or that of "
+                        "encoder and decoder and that of the head")
+    with torch.device("meta"):  # the files bring the values
+        net = MaeVit(ARCHITECTURES[model], num_classes)
+    wanted = net.state_dict()
+    head = {name: tensor for name, tensor in wanted.items() if name.startswith(HEAD)}
+    body = {name: tensor for name, tensor in wanted.items() if name not in head}
+    found = {**_select(paths[0], body, model), **_select(paths[-1], head, model)}
+    net.load_state_dict(found, assign=True)
+    label = ", ".join(files.describe(path.name, path) for path in paths)
+    return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=label,
+                             keep=keep).to(device)
+
+
+def _find(name: str) -> Path:
+    file = files.find(name)
+    if file is None:
+        raise UserError(f"MAE.WEIGHTS: there is no file {name!r}. The authors' ViT-L is in two, "
+                        f"{' and '.join(OFFICIAL)}: download both and give their paths, joined by "
+                        "a comma")
+    return file
+
+
+def _select(file: Path, wanted: dict[str, Tensor], model: str) -> dict[str, Tensor]:
+    """The tensors of `file` that have the names and shapes of `wanted`, in single precision."""
+    with _training_arguments_allowed():
+        found = files.read(file)
+    wrong = [f"{name} is missing" if name not in found else
+             f"{name} is {list(found[name].shape)} instead of {list(tensor.shape)}"
+             for name, tensor in wanted.items()
+             if name not in found or found[name].shape != tensor.shape]
+    if wrong:
+        raise UserError(f"{file} does not fit {model}: {len(wrong)} of {len(wanted)} tensors do "
+                        f"not match: {', '.join(wrong[:SHOWN])}"
+                        f"{', ...' if len(wrong) > SHOWN else ''}")
+    return {name: found[name].float() for name in wanted}
+
+
+def _training_arguments_allowed() -> AbstractContextManager[None]:
+    """The authors save the arguments of their training, which are harmless, beside the weights."""
+    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5
+        return nullcontext()
+    return torch.serialization.safe_globals([argparse.Namespace])
+
+
+def pretraining_loss(net: MaeVit, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the hidden patches, each normalised, of images [N,3,H,W].
+
+    Each image has a mask of its own, drawn from `generator`.
+    """
+    patches = net.patchify(images)
+    order = torch.rand(patches.shape[:2], generator=generator, device=images.device).argsort(1)
+    visible, hidden = order.tensor_split([int(net.num_patches * (1 - MASK_RATIO))], 1)
+    latents = net(take(patches, visible), visible)
+    predictions = net.reconstruct(latents, order, net.mask_token)
+    return (predictions - take(normalized(patches), hidden)).square().mean()
+
+
+def initialize(net: MaeVit) -> None:
+    """Draw the weights for training from scratch, as the authors do."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(net.patch_embed.proj.weight.flatten(1))
+    nn.init.normal_(net.cls_token, std=0.02)
+    nn.init.normal_(net.mask_token, std=0.02)
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6)
+
+
+def _blocks(tower: Tower, *, fused: bool = True) -> nn.Sequential:
+    blocks = [Block(tower.width, tower.heads, qkv_bias=True, norm_layer=_norm)
+              for _ in range(tower.depth)]
+    if not fused:
+        for block in blocks:
+            block.attn.fused_attn = False
+    return nn.Sequential(*blocks)
+
+
+def _positions(width: int, side: int) -> nn.Parameter:
+    """Sines and cosines of column and row [1,1+side²,width]; the class token's is 0. Fixed."""
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], 1)  # [side,width/2]
+    columns, rows = line.repeat(side, 1), line.repeat_interleave(side, 0)
+    codes = F.pad(torch.cat([columns, rows], 1), (0, 0, 1, 0))
+    return nn.Parameter(codes[None].float(), requires_grad=False)

@@ -1,0 +1,217 @@
+"""Rotation: a classifier with a second branch that tells how an image was rotated, for TTT."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from tta_apm.backbones import files
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.errors import UserError, nearest
+
+NUM_ROTATIONS = 4
+
+
+class Joint(nn.Module):
+    """A Y-shaped network: a trunk that two branches share.
+
+    Args:
+        trunk: normalised images [B,3,H,W] -> feature maps.
+        classifier: feature maps -> logits [B,K]; its last layer is called fc. The rotation branch
+            starts as a copy of it, with a last layer of its own.
+    """
+
+    def __init__(self, trunk: nn.Sequential, classifier: nn.Sequential) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.classifier = classifier
+        self.rotation = copy.deepcopy(classifier)
+        last = classifier.get_submodule("fc")
+        assert isinstance(last, nn.Linear)
+        self.rotation.fc = nn.Linear(last.in_features, NUM_ROTATIONS)
+
+    def forward(self, images: Tensor, branch: str = "classifier") -> Tensor:
+        """Logits [B,K] of branch "classifier", or [B,4] of branch "rotation"."""
+        return self.get_submodule(branch)(self.trunk(images))
+
+
+class Rotation(Backbone):
+    """A frozen classifier that was trained jointly with a rotation branch.
+
+    Args:
+        net: the Y-shaped network.
+        resized_crops: whether it was trained on random crops of any area, as for ImageNet, or on
+            shifted images, as for CIFAR.
+        image_size, mean, std, name, weights: see Backbone.
+    """
+
+    kind = "rotation"
+
+    def __init__(self, net: Joint, *, resized_crops: bool, image_size: int, mean: Sequence[float],
+                 std: Sequence[float], name: str, weights: str) -> None:
+        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
+        self.net = net
+        self.resized_crops = resized_crops
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1]."""
+        return self.net(self.prepare(images))
+
+
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Square images [N,3,S,S], each rotated by `turns` [N] quarter turns counter-clockwise."""
+    rotated = images.clone()
+    for quarter in range(1, NUM_ROTATIONS):
+        chosen = (turns == quarter).nonzero().squeeze(-1)
+        rotated[chosen] = images[chosen].rot90(quarter, (-2, -1))
+    return rotated
+
+
+def all_rotations(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The four rotations of each square image [N,3,S,S]: images [4N,3,S,S] and turns [4N]."""
+    turns = torch.arange(NUM_ROTATIONS, device=images.device).repeat_interleave(len(images))
+    return rotate(images.repeat(NUM_ROTATIONS, 1, 1, 1), turns), turns
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, normalised before each (He et al., ECCV 2016).
+
+    Where the shape changes the shortcut averages, and pads with zero channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, groups: int) -> None:
+        super().__init__()
+        self.bn1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn2 = nn.GroupNorm(groups, out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.stride = stride
+        self.new_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv1(self.relu(self.bn1(x)))
+        residual = self.conv2(self.relu(self.bn2(residual)))
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride)
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) + residual
+
+
+def cifar_resnet(num_classes: int, *, depth: int = 26, widths: Sequence[int] = (16, 32, 64),
+                 groups: int = 8, stem_stride: int = 1) -> Joint:
+    """A pre-activation ResNet with GroupNorm for small images, split before its last stage.
+
+    The defaults are ResNet-26 of TTT's CIFAR-10 experiments, without batch normalisation but with
+    the authors' names of layers.
+
+    Args:
+        num_classes: K.
+        depth: 6n + 2 for n blocks in each of the three stages.
+        widths: channels of the stages.
+        groups: of GroupNorm.
+        stem_stride: of the first convolution.
+    """
+    num_blocks = (depth - 2) // 6
+
+    def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+        shapes = [(in_channels, stride)] + [(out_channels, 1)] * (num_blocks - 1)
+        return nn.Sequential(*[Block(channels, out_channels, stride=step, groups=groups)
+                               for channels, step in shapes])
+
+    first, second, third = widths
+    trunk = nn.Sequential(OrderedDict(
+        conv1=_conv3x3(3, first, stem_stride), layer1=stage(first, first, 1),
+        layer2=stage(first, second, 2)))
+    classifier = nn.Sequential(OrderedDict(
+        layer3=stage(second, third, 2), bn=nn.GroupNorm(groups, third), relu=nn.ReLU(inplace=True),
+        avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(third, num_classes)))
+    return Joint(trunk, classifier)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def imagenet_resnet18(num_classes: int) -> Joint:
+    """ResNet-18 with GroupNorm of 32 groups, split before its last stage, as TTT has it."""
+    net = resnet18(num_classes=num_classes, norm_layer=partial(nn.GroupNorm, 32))
+    trunk = nn.Sequential(OrderedDict(
+        (name, net.get_submodule(name))
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")))
+    classifier = nn.Sequential(OrderedDict(
+        layer4=net.layer4, avgpool=net.avgpool, flatten=nn.Flatten(), fc=net.fc))
+    return Joint(trunk, classifier)
+
+
+class Model(NamedTuple):
+    """A network and what it wants of its images."""
+
+    make: Callable[[int], Joint]
+    image_size: int = 32
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resized_crops: bool = False
+
+
+MODELS = {
+    "resnet26_gn": Model(cifar_resnet),
+    "resnet18_gn": Model(imagenet_resnet18, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
+                         resized_crops=True),
+    "digits_rotation": Model(partial(cifar_resnet, depth=8, widths=(8, 16, 32), groups=4,
+                                     stem_stride=2)),
+}
+
+
+def load_rotation(model: str, weights: str, *, num_classes: int,
+                  device: torch.device | str) -> Rotation:
+    """Load a jointly trained classifier.
+
+    Args:
+        model: a name of MODELS.
+        weights: a file, or the name of a packaged file. It holds the weights of Joint, or those
+            of the authors' code: `torch.save({"net": ckpt["net"], "head": ckpt["head"]}, file)`
+            makes a file of their checkpoint that is safe to load.
+
+    Raises:
+        UserError: for an unknown model, for weights that are not here or do not fit.
+    """
+    if model not in MODELS:
+        raise UserError(f"ROTATION.MODEL: unknown {model!r}: {nearest(model, MODELS)}")
+    file = files.find(weights)
+    if file is None:
+        raise UserError(f"ROTATION.WEIGHTS: there is no file {weights!r}")
+    make, image_size, mean, std, resized_crops = MODELS[model]
+    net = make(num_classes)
+    files.load_into(net, file, num_classes=num_classes, rename=partial(_our_names, net))
+    return Rotation(net, resized_crops=resized_crops, image_size=image_size, mean=mean, std=std,
+                    name=model, weights=files.describe(file.name, file)).to(device)
+
+
+def _our_names(net: Joint, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the authors' code stores, two dicts "net" and "head", under the names of `net`.
+
+    Their head is a list of layers, in the order of the rotation branch. Other files stay.
+    """
+    if not {"net", "head"} <= content.keys():
+        return dict(content)
+    layers = {str(place): name for place, (name, _) in enumerate(net.rotation.named_children())}
+    found = {}
+    for name, tensor in content["net"].items():
+        name = name.removeprefix("module.")  # of DataParallel
+        part = "trunk" if hasattr(net.trunk, name.split(".")[0]) else "classifier"
+        found[f"{part}.{name}"] = tensor
+    for name, tensor in content["head"].items():
+        place, _, rest = name.partition(".")
+        found[f"rotation.{layers.get(place, place)}.{rest}"] = tensor
+    return found

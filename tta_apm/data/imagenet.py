@@ -1,0 +1,249 @@
+"""ImageNet's validation set, ImageNet-C, -A, -R, -V2 and -Sketch; and any folder of class folders.
+
+Labels come from the names of class folders, never from their place in a listing. ImageNet-A and -R
+have 200 classes: labels 0 to 199 in the order of the 1000, and a classifier of 1000 classes is left
+the outputs of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tta_apm.data import imagenet_classes
+from tta_apm.data.corrupted import Corrupted
+from tta_apm.data.dataset import DataSet, Domain, Outputs
+from tta_apm.data.image_files import (ImageFiles, check_classes, class_folders, list_images,
+                                      read_images)
+from tta_apm.errors import UserError
+
+TEMPLATE_SET = "imagenet"
+
+
+class Layout(NamedTuple):
+    """Where a data set lies and what it holds when it is whole."""
+
+    title: str
+    folders: tuple[str, ...]  # below DATA_DIR; the first that is there is taken
+    classes: Callable[[], Sequence[str]]  # class folders, in the order of the labels
+    num_images: int
+    advice: str  # where to get it
+
+
+LAYOUTS = {
+    "imagenet": Layout(
+        "ImageNet's validation set",
+        ("imagenet2012/val", "ILSVRC/val", "ImageNet/val", "imagenet/val", "imagenet/images/val",
+         "val"), imagenet_classes.wnids, 50_000,
+        "Get ILSVRC2012_img_val.tar from https://image-net.org and sort its images into class "
+        "folders n01440764, ..., as torchvision's ImageNet does"),
+    "imagenet_a": Layout(
+        "ImageNet-A",
+        ("imagenet-a", "imagenet/imagenet-a", "imagenet-adversarial/imagenet-a"),
+        imagenet_classes.wnids_a, 7_500,
+        "Get imagenet-a.tar of https://github.com/hendrycks/natural-adv-examples and unpack it "
+        "there"),
+    "imagenet_r": Layout(
+        "ImageNet-R",
+        ("imagenet-r", "imagenet/imagenet-r", "imagenet-rendition/imagenet-r"),
+        imagenet_classes.wnids_r, 30_000,
+        "Get imagenet-r.tar of https://github.com/hendrycks/imagenet-r and unpack it there"),
+    "imagenet_v2": Layout(
+        "ImageNet-V2 (matched frequency)",
+        ("imagenet-v2/imagenetv2-matched-frequency-format-val",
+         "imagenet/imagenetv2-matched-frequency-format-val",
+         "imagenetv2-matched-frequency-format-val",
+         "imagenetv2/imagenetv2-matched-frequency-format-val"),
+        # Its folders are class indices: "10" is class 10, though it is third in a listing.
+        lambda: [str(index) for index in range(imagenet_classes.NUM_CLASSES)], 10_000,
+        "Get imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2 "
+        "and unpack it there"),
+    "imagenet_sketch": Layout(
+        "ImageNet-Sketch",
+        ("ImageNet-Sketch/sketch", "ImageNet-Sketch", "imagenet-sketch/images"),
+        imagenet_classes.wnids, 50_889,
+        "Get ImageNet-Sketch.zip of https://github.com/HaohanWang/ImageNet-Sketch and unpack it "
+        "there"),
+}
+
+C_FOLDERS = ("ImageNet-C", "ILSVRC/imagenet-c")
+C_ADVICE = ("Get the tar files of https://zenodo.org/records/2235448 and unpack them there, so "
+            "that there is ImageNet-C/fog/5/n01440764")
+
+
+def imagenet(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
+    """The 50,000 validation images; `frost_dir` is unused, as in all but ImageNet-C."""
+    return _image_files("imagenet", data_dir)
+
+
+def imagenet_a(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
+    """ImageNet-A: 7,500 natural adversarial images of 200 classes."""
+    return _image_files("imagenet_a", data_dir)
+
+
+def imagenet_r(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
+    """ImageNet-R: 30,000 renditions of 200 classes."""
+    return _image_files("imagenet_r", data_dir)
+
+
+def imagenet_v2(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
+    """ImageNet-V2, matched frequency: 10,000 new images."""
+    return _image_files("imagenet_v2", data_dir)
+
+
+def imagenet_sketch(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
+    """ImageNet-Sketch: 50,889 black and white sketches."""
+    return _image_files("imagenet_sketch", data_dir)
+
+
+def imagenet_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
+    """RobustBench's 5,000 images of the official ImageNet-C, else made from validation images."""
+    return _corrupted("imagenet_c", data_dir, frost_dir, imagenet_classes.robustbench_images())
+
+
+def imagenet_c_50k(*, data_dir: str, frost_dir: str | None) -> DataSet:
+    """All 50,000 images of the official ImageNet-C, else made from the validation images."""
+    return _corrupted("imagenet_c_50k", data_dir, frost_dir, None)
+
+
+def folder_of_classes(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
+    """Any images: DATA_DIR holds a folder per class, named after it. `frost_dir` is unused."""
+    root = Path(data_dir)
+    classes = class_folders(root) if root.is_dir() else []
+    if not classes:
+        raise UserError(f"DATASET folder: DATA_DIR {root} must hold a folder of images per class")
+    files, labels = list_images(root, classes, "Each folder there is a class")
+    return ImageFiles("folder", root, files, labels, template_set="single",
+                      class_names=[name.replace("_", " ") for name in classes],
+                      origin=f"class folders of {root.resolve().name}")
+
+
+class OfficialC(DataSet):
+    """The published ImageNet-C: 224x224 files in {corruption}/{severity}/{wnid}/.
+
+    Args:
+        name, class_names: see DataSet.
+        folder: that holds the corruptions.
+        files: paths below a severity's folder, in the order of the data set.
+        clean: makes the same images of the validation set, or raises UserError.
+    """
+
+    template_set = TEMPLATE_SET
+
+    def __init__(self, name: str, folder: Path, files: Sequence[str], class_names: Sequence[str],
+                 clean: Callable[[], ImageFiles]) -> None:
+        self.name = name
+        self.folder = folder
+        self.files = files
+        self.class_names = tuple(class_names)
+        self.labels = _labels(files)
+        self.clean = cache(clean)  # listing 50,000 files takes a while
+        self.classes = sorted({file.split("/")[0] for file in files})
+
+    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
+        if domain.severity == 0:
+            return self.clean().images(domain, indices)
+        folder = self._folder(domain)
+        return read_images([folder / self.files[index] for index in indices], _as_it_is)
+
+    def check(self, domain: Domain) -> None:
+        if domain.severity == 0:
+            self.clean()
+        else:
+            check_classes(self._folder(domain), self.classes, C_ADVICE)
+
+    def describe(self, domain: Domain) -> str:
+        if domain.severity == 0:
+            return self.clean().describe(domain)
+        return f"official ImageNet-C, {len(self.files)} images"
+
+    def _folder(self, domain: Domain) -> Path:
+        return self.folder / domain.corruption / str(domain.severity)
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _image_files(name: str, data_dir: str) -> ImageFiles:
+    """A whole data set of LAYOUTS."""
+    layout = LAYOUTS[name]
+    folder = _find(Path(data_dir), layout.folders)
+    if folder is None:
+        raise UserError(_absent(name, layout.title, data_dir, layout.folders, layout.advice))
+    classes = layout.classes()
+    files, labels = list_images(folder, classes, layout.advice)
+    if len(files) != layout.num_images:
+        raise UserError(f"{folder} holds {len(files)} images, but {layout.title} has "
+                        f"{layout.num_images}: unpack it anew. {layout.advice}")
+    names, outputs = imagenet_classes.class_names(), None
+    origin = layout.title
+    if len(classes) < imagenet_classes.NUM_CLASSES:
+        index_of = {wnid: index for index, wnid in enumerate(imagenet_classes.wnids())}
+        outputs = Outputs(len(index_of), tuple(index_of[wnid] for wnid in classes))
+        names = tuple(names[index] for index in outputs.kept)
+        origin += f", {len(classes)} classes"
+    return ImageFiles(name, folder, files, labels, class_names=names, template_set=TEMPLATE_SET,
+                      origin=origin, outputs=outputs)
+
+
+def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence[str] | None
+               ) -> DataSet:
+    """ImageNet-C, of the images `chosen`, None for all."""
+    def clean() -> ImageFiles:
+        return _validation(data_dir, chosen)
+
+    folder = _find(Path(data_dir), C_FOLDERS)
+    if folder is not None:
+        files = _list_official(folder) if chosen is None else chosen
+        return OfficialC(name, folder, files, imagenet_classes.class_names(), clean)
+    if _find(Path(data_dir), LAYOUTS["imagenet"].folders) is None:
+        raise UserError(_absent(name, "ImageNet-C", data_dir, C_FOLDERS, C_ADVICE)
+                        + "; or put ImageNet's validation set into imagenet2012/val, from which it "
+                        "is made on the fly")
+    return Corrupted(name, clean(), constants="imagenet", frost_dir=frost_dir)
+
+
+def _validation(data_dir: str, chosen: Sequence[str] | None) -> ImageFiles:
+    """The images `chosen` of the validation set, in that order; None for all."""
+    whole = _image_files("imagenet", data_dir)
+    if chosen is None:
+        return whole
+    lost = set(chosen).difference(whole.files)
+    if lost:
+        raise UserError(f"{whole.folder} lacks {min(lost)}. {LAYOUTS['imagenet'].advice}")
+    return ImageFiles(whole.name, whole.folder, chosen, _labels(chosen),
+                      class_names=whole.class_names, template_set=TEMPLATE_SET,
+                      origin=f"{whole.origin}, {len(chosen)} images")
+
+
+def _list_official(folder: Path) -> list[str]:
+    """The images that every corruption and severity of ImageNet-C has."""
+    inside = next((path for path in sorted(folder.glob("*/[1-5]")) if path.is_dir()), folder)
+    files, _ = list_images(inside, imagenet_classes.wnids(), C_ADVICE)
+    wanted = LAYOUTS["imagenet"].num_images
+    if len(files) != wanted:
+        raise UserError(f"{inside} holds {len(files)} images instead of {wanted}: unpack it anew. "
+                        f"{C_ADVICE}")
+    return files
+
+
+def _labels(files: Sequence[str]) -> np.ndarray:
+    """Class indices int64 [N] of paths "wnid/file"."""
+    index_of = {wnid: index for index, wnid in enumerate(imagenet_classes.wnids())}
+    return np.array([index_of[file.split("/")[0]] for file in files], np.int64)
+
+
+def _find(data_dir: Path, folders: Sequence[str]) -> Path | None:
+    return next((data_dir / name for name in folders if (data_dir / name).is_dir()), None)
+
+
+def _absent(name: str, title: str, data_dir: str, folders: Sequence[str], advice: str) -> str:
+    places = ", ".join(folders)
+    return (f"DATASET {name}: {title} is not below DATA_DIR {data_dir} (looked for {places}). "
+            f"{advice}")
