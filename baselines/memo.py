@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 
 import torch
@@ -45,7 +46,7 @@ class Memo(Method):
         lr: learning rate; 5e-3 is CIFAR-10's, 2.5e-4 ImageNet's for ResNet-50.
         optimizer: "sgd" (no momentum, no weight decay) or "adamw" (weight decay .01, with lr 1e-5
             the authors' choice for ResNeXt-101 and RVT on ImageNet).
-        pseudo_count: N; infinity gives the source's statistics.
+        pseudo_count: N; a very large one gives the source's statistics.
         crop: "pad" crops the padded image (CIFAR-10's), "resize" resizes crops of any area
             (ImageNet's).
         flip: mirror half of the views.
@@ -62,9 +63,9 @@ class Memo(Method):
                  optimizer: str = "sgd", pseudo_count: float = 16.0, crop: str = "pad",
                  flip: bool = True, seed: int = 42) -> None:
         super().__init__()
-        if num_views < 1 or pseudo_count < 0:
+        if num_views < 1 or not 0 <= pseudo_count < math.inf:
             raise UserError(f"memo: num_views {num_views} must be at least 1 and pseudo_count "
-                            f"{pseudo_count} at least 0")
+                            f"{pseudo_count} at least 0 and finite")
         for key, value, known in (("optimizer", optimizer, OPTIMIZERS), ("crop", crop, CROPS)):
             if value not in known:
                 raise UserError(f"memo: unknown {key} {value!r}: {nearest(value, known)}")

@@ -55,6 +55,8 @@ class Tpt(Method):
 
     needs = "clip"
     scope = "image"
+    context: Tensor
+    text_features: Tensor
 
     def __init__(self, backbone: ClipBackbone, *, num_views: int = 64, selection: float = 0.1,
                  steps: int = 1, lr: float = 5e-3, phrase: str = "a photo of a",
@@ -102,7 +104,8 @@ class Tpt(Method):
         """Image features [B,V,D] of length one; the first view is the image itself."""
         features = self.backbone.encode_image(images)[:, None]
         if self.num_views > 1:
-            views = crop_views(images, self.num_views - 1, generators, size=self.backbone.image_size)
+            views = crop_views(images, self.num_views - 1, generators,
+                               size=self.backbone.image_size)
             if self.augmix:
                 views = augmix(views, generators)
             # An image's views fill the device; those of a whole chunk could overfill it.

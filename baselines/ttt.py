@@ -78,7 +78,7 @@ class RotationTraining(Method):
 
     def _bytes_per_episode(self) -> int:
         """Weights with gradients, and about twice what the layers make of the views."""
-        net, size = self.backbone.net, self.backbone.image_size or 0
+        net, size = self.backbone.net, self.backbone.image_size
         outputs: list[int] = []
         layers = [layer for layer in net.modules() if not list(layer.children())]
         hooks = [layer.register_forward_hook(lambda layer, inputs, output:
@@ -100,8 +100,9 @@ class Ttt(RotationTraining):
     are adapted, the classifier's branch is not. Predicts after the last update. Nothing survives
     from one image to the next.
 
-    As in the authors' scripts every image is adapted: their gate by the rotation branch's
-    confidence is off there, and is not here.
+    Every image is adapted: the gate by the rotation branch's confidence in the authors' code is
+    open in their scripts, and left out here. It departs from their ImageNet code in one way: views
+    are cropped from the image as the data set gives it, not from the file.
 
     Args:
         backbone: a classifier that was trained jointly with a rotation branch.

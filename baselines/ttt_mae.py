@@ -84,7 +84,7 @@ class TttMae(Method):
         generators = image_generators(images, self.seed)
         weights = adapt(
             stack(self.initial, len(images)),
-            lambda stacked: self.loss(stacked, patches, self.draw(generators).to(images.device)),
+            lambda stacked: self.loss(stacked, patches, self.draw(generators)),
             steps=self.steps,
             optimizer=partial(torch.optim.SGD, lr=self.lr, momentum=self.momentum))
         everywhere = torch.arange(self.num_patches, device=images.device).expand(
@@ -93,8 +93,10 @@ class TttMae(Method):
 
     def draw(self, generators: list[Generator]) -> Tensor:
         """Random orders of the patches [B,masks,L]; the first `num_visible` are not hidden."""
-        return torch.stack([torch.rand(self.masks, self.num_patches, generator=generator)
-                            for generator in generators]).argsort(-1)
+        noise = torch.stack([torch.rand(self.masks, self.num_patches, generator=generator)
+                             for generator in generators])
+        # Stable, so that every device breaks ties alike.
+        return noise.to(self.backbone.mean.device).argsort(dim=-1, stable=True)
 
     def loss(self, weights: Parameters, patches: Tensor, order: Tensor) -> Tensor:
         """Mean squared error [B] of the hidden patches, each normalised.

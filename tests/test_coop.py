@@ -25,7 +25,8 @@ NAMES = ("three", "zero one", "two", "the handwritten digit number nine", "four 
 
 def clip_of(digits_clip, names, template=PHRASE + " {}."):
     return ClipBackbone(digits_clip.model, digits_clip.tokenizer, class_names=names,
-                        templates=[template], image_size=32, mean=digits_clip.mean.flatten().tolist(),
+                        templates=[template], image_size=32,
+                        mean=digits_clip.mean.flatten().tolist(),
                         std=digits_clip.std.flatten().tolist(), name="digits_clip", weights="")
 
 
@@ -204,7 +205,7 @@ def test_safetensors_of_ours_load_too(clip, images, tmp_path):
 
 
 def test_what_does_not_fit_the_text_tower_is_told(clip, digits_clip, monkeypatch):
-    with pytest.raises(UserError, match="context of 19 vectors and the class name 'the handwritten"):
+    with pytest.raises(UserError, match="19 vectors and the class name 'the handwritten"):
         ContextPrompts(clip, 19)
     ContextPrompts(clip, 16)
     with pytest.raises(UserError, match="the phrase '' has no words"):
@@ -251,7 +252,7 @@ def test_the_packaged_contexts_classify_digits(method, digits_clip, digits_test)
 def test_tpt_starts_from_a_file_of_coop(clip, images, tmp_path):
     file = checkpoint_of(tmp_path, {"ctx": phrase_context(clip, "the number") + 0.1})
     coop = Coop(clip, weights=file)(images)
-    assert torch.allclose(Tpt(clip, weights=file, num_views=1, selection=1.0, steps=0)(images), coop,
-                          atol=1e-3)
+    untuned = Tpt(clip, weights=file, num_views=1, selection=1.0, steps=0)(images)
+    assert torch.allclose(untuned, coop, atol=1e-3)
     tuned = Tpt(clip, weights=file, num_views=10)(images)
     assert not torch.allclose(tuned, coop, atol=1e-2)

@@ -56,9 +56,10 @@ def test_names_and_shapes_of_the_published_vit_large():
     expected = {
         "cls_token": (1, 1, 1024), "pos_embed": (1, 197, 1024),
         "patch_embed.proj.weight": (1024, 3, 16, 16), "patch_embed.proj.bias": (1024,),
-        "mask_token": (1, 1, 512), "decoder_embed.weight": (512, 1024), "decoder_embed.bias": (512,),
-        "decoder_pos_embed": (1, 197, 512), "decoder_pred.weight": (768, 512),
-        "decoder_pred.bias": (768,), "classifier_embed.weight": (768, 1024),
+        "mask_token": (1, 1, 512), "decoder_embed.weight": (512, 1024),
+        "decoder_embed.bias": (512,), "decoder_pos_embed": (1, 197, 512),
+        "decoder_pred.weight": (768, 512), "decoder_pred.bias": (768,),
+        "classifier_embed.weight": (768, 1024),
         "classifier_embed.bias": (768,), "classifier_pos_embed": (1, 197, 768),
         "classifier_pred.weight": (1000, 768), "classifier_pred.bias": (1000,)}
     for prefix, width, depth in (("", 1024, 24), ("decoder_", 512, 8), ("classifier_", 768, 12)):

@@ -57,7 +57,8 @@ CORE: dict[str, Any] = {
     "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors"},
     # The backbone of methods that need CLIP: an open_clip name, with a pretrained tag or a file.
     "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors"},
-    # The backbone of TTT-MAE: a masked autoencoder with its probing head.
+    # The backbone of TTT-MAE: a masked autoencoder with its probing head, in one file or in two
+    # joined by a comma: encoder_and_decoder.pth,head.pth.
     "MAE": {"MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"},
     # The backbone of TTT: a classifier with a rotation head, trained jointly.
     "ROTATION": {"MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"},

@@ -163,7 +163,8 @@ def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK
     pixels = (views * 255).round()[:, :, None].repeat(1, 1, CHAINS, 1, 1, 1).flatten(0, 2)
     colour = pixels.new_tensor(fill).view(3, 1, 1)
     for place in range(MAX_DEPTH):
-        _operate(pixels, depth > place, *operations[:, place].unbind(-1), colour)
+        choice, strength, sign = operations[:, place].unbind(-1)
+        _operate(pixels, depth > place, choice, strength, sign, colour)
     augmented = (pixels / 255).view(*draws.shape[:2], CHAINS, *views.shape[2:])
     exponential = -(1 - chains[..., 1]).log()  # scaled to a sum of one it is Dirichlet(1,1,1)
     weights = exponential / exponential.sum(-1, keepdim=True)

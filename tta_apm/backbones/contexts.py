@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,7 @@ class ContextPrompts(nn.Module):
         UserError: for a text tower that is not of this kind, and for a prompt too long for it.
     """
 
+    tower: Any  # a module, whose layers a type of nn.Module would not know
     start: Tensor
     ends: Tensor
     unsort: Tensor
@@ -196,7 +197,7 @@ def _check_tensors(file: Path, found: dict[str, Tensor], wanted: dict[str, Tenso
                             f"{list(tensor.shape)}")
 
 
-def _text_tower(backbone: ClipBackbone) -> nn.Module:
+def _text_tower(backbone: ClipBackbone) -> Any:
     """The part of open_clip's model that holds the text tower's layers."""
     tower = getattr(backbone.model, "text", backbone.model)
     pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
@@ -213,7 +214,7 @@ def _tokenize(backbone: ClipBackbone, texts: Sequence[str]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _embed(tower: nn.Module, tokens: Sequence[int]) -> Tensor:
+def _embed(tower: Any, tokens: Sequence[int]) -> Tensor:
     """[tokens,W]"""
     weight = tower.token_embedding.weight
     return weight[torch.tensor(tokens, dtype=torch.long, device=weight.device)]

@@ -54,6 +54,7 @@ class Rotation(Backbone):
     """
 
     kind = "rotation"
+    image_size: int
 
     def __init__(self, net: Joint, *, resized_crops: bool, image_size: int, mean: Sequence[float],
                  std: Sequence[float], name: str, weights: str) -> None:
