@@ -12,11 +12,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.entropy import marginal_entropy
 from tta_apm.episodes import Parameters, chunk_size, chunks, image_generators, stack
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method
 from tta_apm.views import augmix, crop_views, pad_crop_views
-from tta_apm_baselines.tent import entropy
 
 CROPS = ("pad", "resize")
 OPTIMIZERS = ("adamw", "sgd")
@@ -155,11 +155,6 @@ class Memo(Method):
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
             self.run(leaves, image)
         return total
-
-
-def marginal_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the mean of the softmax of logits [V,K] over V views."""
-    return entropy(logits.log_softmax(-1).logsumexp(0))
 
 
 def _mix(share: float, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:

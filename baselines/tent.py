@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.entropy import entropy
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method
 
@@ -85,12 +86,6 @@ class Tent(Method):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return logits.detach()
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the softmax of logits [B,K] -> [B]."""
-    log_probabilities = logits.log_softmax(-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
 def use_batch_statistics(model: nn.Module) -> bool:

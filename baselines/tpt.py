@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.contexts import (
     ContextPrompts, cosine_logits, load_context, phrase_context)
+from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm.episodes import adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.errors import UserError
 from tta_apm.method import Method
@@ -128,20 +128,6 @@ class Tpt(Method):
         size = self.backbone.image_size or 0
         views = 3 * self.num_views * 3 * size**2 * self.context.element_size()
         return self.prompts.bytes_per_image() + views
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the softmax of logits [...,K] -> [...]."""
-    log_probabilities = logits.log_softmax(-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
-
-
-def marginal_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the mean softmax of N views' logits [B,N,K] -> [B]."""
-    log_mean = logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
-    # A probability of zero has no finite logarithm.
-    log_mean = log_mean.clamp(min=torch.finfo(log_mean.dtype).min)
-    return -(log_mean.exp() * log_mean).sum(-1)
 
 
 def _check_numbers(num_views: int, selection: float, steps: int, class_chunk: int) -> None:

@@ -116,15 +116,16 @@ class TttMae(Method):
 
     def _encode(self, weights: Parameters, patches: Tensor, places: Tensor) -> Tensor:
         """Latents [B,N,1+V,D] of each episode's patches [B,L,P] at places [B,N,V]."""
-        encode = partial(functional_call, self.backbone.net)
-        return vmap(lambda one, *inputs: encode(one, inputs))(
-            weights, take(patches, places), places)
+        def one(weights: Parameters, patches: Tensor, places: Tensor) -> Tensor:
+            return functional_call(self.backbone.net, weights, (patches, places))
+        return vmap(one)(weights, take(patches, places), places)
 
     def _bytes_per_episode(self) -> int:
         """Weights, gradients, momentum, and what the blocks keep: 16 values a token and channel."""
         net = self.backbone.net
-        kept = sum(16 * len(blocks) * num_tokens * norm.weight.numel() for blocks, num_tokens, norm
-                   in ((net.blocks, 1 + self.num_visible, net.norm),
-                       (net.decoder_blocks, 1 + self.num_patches, net.decoder_norm)))
+        towers = ((net.blocks, 1 + self.num_visible, net.norm),
+                  (net.decoder_blocks, 1 + self.num_patches, net.decoder_norm))
+        kept = sum(16 * len(blocks) * num_tokens * norm.weight.numel()
+                   for blocks, num_tokens, norm in towers)
         weights = sum(value.numel() for value in self.initial.values())
         return (3 * weights + self.masks * kept) * net.mask_token.element_size()

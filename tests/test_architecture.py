@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
 FLOOR = {"errors", "registry"}
-MODELS = FLOOR | {"method", "episodes", "backbones"}
+MODELS = FLOOR | {"entropy", "method", "episodes", "backbones"}
 BENCH = MODELS | {"config", "data", "bench"}
 ALLOWED = {
     "errors": set(),
     "registry": {"errors"},
     "method": FLOOR,
+    "entropy": set(),
     "episodes": {"errors"},
     "views": set(),
     "compat": {"errors"},

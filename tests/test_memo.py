@@ -12,8 +12,9 @@ from torch import nn
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
-from tta_apm_baselines.memo import Memo, marginal_entropy
-from tta_apm_baselines.tent import entropy
+from tta_apm.entropy import marginal_entropy
+from tta_apm_baselines.memo import Memo
+from tta_apm.entropy import entropy
 
 SOURCE_STATISTICS = 1e12  # so many pseudo-samples that nothing else counts
 

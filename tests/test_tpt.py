@@ -14,7 +14,8 @@ from tta_apm.episodes import image_generators
 from tta_apm.errors import UserError
 from tta_apm.views import crop_views
 from tta_apm_baselines import tpt
-from tta_apm_baselines.tpt import Tpt, entropy, marginal_entropy
+from tta_apm.entropy import entropy, marginal_entropy
+from tta_apm_baselines.tpt import Tpt
 
 LR = 5e-3
 

@@ -140,7 +140,7 @@ class MaskedAutoencoder(Backbone):
     """A frozen masked autoencoder with its probing head.
 
     Args:
-        net: of the images as `architecture` wants them.
+        net, architecture: the network, and what it wants of images.
         keep: the outputs of the head that are classes of the data set, None for all.
         name, weights: see Backbone.
     """

@@ -7,13 +7,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
 import tta_apm
-from tta_apm.bench.records import Record, find_records, load_predictions, load_record
+from tta_apm.bench.records import (Record, find_records, hash_bytes, load_predictions,
+                                   load_record)
 from tta_apm.config import Row, rows
 from tta_apm.data.dataset import Domain
 from tta_apm.data.streams import domains, schedule
@@ -39,8 +41,7 @@ class Cell:
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps(self.protocol, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_bytes(json.dumps(self.protocol, sort_keys=True).encode())
 
     def path(self, folder: Path) -> Path:
         """Its files below the results folder, without ending."""
@@ -50,8 +51,9 @@ class Cell:
 def plan(cfg: CfgNode) -> list[Cell]:
     """The cells that a config asks for, in the order in which they run."""
     wanted = domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)
-    return [Cell(row, domain, seed, _protocol(cfg, row, domain, wanted, seed), _code(row))
-            for row in rows(cfg) for seed in cfg.SEEDS for domain in wanted]
+    return [Cell(row, domain, seed, _protocol(cfg, row, domain, wanted, seed), code)
+            for row, code in [(row, _code(row)) for row in rows(cfg)]
+            for seed in cfg.SEEDS for domain in wanted]
 
 
 def carries_on(setting: str, scope: str) -> bool:
@@ -130,17 +132,23 @@ def order_of(cfg: CfgNode) -> str:
 
 
 # What makes the numbers; tables, the command line and the bookkeeping do not.
-_SOURCES = ("apm", "backbones", "data", "bench/evaluate.py", "episodes.py", "method.py", "views.py")
+_SOURCES = ("apm", "backbones", "data", "bench/evaluate.py", "entropy.py", "episodes.py",
+            "method.py", "views.py")
 
 
 def _code(row: Row) -> str:
     """Hash of the sources and packaged weights that make the numbers of a row."""
+    return hash_bytes(_common_code() + row.signature.source.read_bytes())
+
+
+@cache
+def _common_code() -> bytes:
+    """Digest of what makes the numbers of every row."""
     root = Path(tta_apm.__file__).parent
-    files = [file for name in _SOURCES
-             for file in sorted((root / name).rglob("*") if (root / name).is_dir()
-                                else [root / name])
-             if file.is_file() and "__pycache__" not in file.parts]
     digest = hashlib.sha256()
-    for file in [*files, row.signature.source]:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    for name in _SOURCES:
+        files = [root / name] if (root / name).is_file() else sorted((root / name).rglob("*"))
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.digest()
