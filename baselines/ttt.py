@@ -74,7 +74,8 @@ class RotationTraining(Method):
         """Outputs [B,V,·] of a branch for inputs [B,V,3,S,S], those of image b with weights[b]."""
         def one(weights: Parameters, inputs: Tensor) -> Tensor:
             return functional_call(self.backbone.net, weights, (inputs, branch))
-        return vmap(one)(weights, inputs)
+        # Before torch 2.3, GroupNorm under vmap takes no other memory format.
+        return vmap(one)(weights, inputs.contiguous())
 
     def _bytes_per_episode(self) -> int:
         """Weights with gradients, and about twice what the layers make of the views."""

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm.errors import UserError
-from tta_apm.entropy import marginal_entropy
 from tta_apm_baselines.memo import Memo
-from tta_apm.entropy import entropy
 
 SOURCE_STATISTICS = 1e12  # so many pseudo-samples that nothing else counts
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tta_apm.errors import UserError
 from tta_apm.entropy import entropy
+from tta_apm.errors import UserError
 from tta_apm_baselines.tent import Tent, affine_parameters, use_batch_statistics
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.contexts import phrase_context
+from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm.episodes import image_generators
 from tta_apm.errors import UserError
 from tta_apm.views import crop_views
 from tta_apm_baselines import tpt
-from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm_baselines.tpt import Tpt
 
 LR = 5e-3
@@ -186,6 +186,15 @@ def test_views_follow_the_seed_and_augmix_changes_them(clip, images):
     features = with_augmix._view_features(images, image_generators(images, 42))
     plain = F.normalize(clip.encode_image(images), dim=-1)
     assert torch.allclose(features[:, 0], plain, atol=1e-5)
+
+
+def test_views_are_mirrored_if_asked(clip, images, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tpt, "crop_views", lambda *args, flip, **settings: (
+        asked.append(flip), crop_views(*args, flip=flip, **settings))[1])
+    for settings in (dict(), dict(flip=False)):
+        Tpt(clip, num_views=10, **settings)(images)
+    assert asked == [True, False]
 
 
 def test_the_phrase_sets_the_number_of_vectors(clip, images, watched):

@@ -22,6 +22,8 @@ from tta_apm.errors import UserError
 # What a block of the text tower keeps of a token for the backward pass, in widths: measured 11
 # with GELU and 15 with QuickGELU, of which 8 and 12 are the MLP's.
 WIDTHS_PER_BLOCK = 16
+# Of the text features: as they come, in the order of the classes, of length one; and gradients.
+COPIES = 6
 
 # Embeddings that a file of CoOp or CoCoOp holds for the classes it was trained on.
 OF_CLASSES = ("token_prefix", "token_suffix")
@@ -88,6 +90,7 @@ class ContextPrompts(nn.Module):
         super().__init__()
         self.tower = _text_tower(backbone)
         self.num_context = num_context
+        self.feature_dim = backbone.text_features.shape[1]
         self.class_chunk = class_chunk
         rows = _tokenize(backbone, [f"{name}." for name in backbone.class_names])
         longest = max(rows, key=len)
@@ -135,9 +138,10 @@ class ContextPrompts(nn.Module):
         """About what a forward and a backward pass hold for one image's context."""
         tokens = [len(self.ends[group.classes]) * (1 + self.num_context + group.num_tokens)
                   for group in self.groups]
-        widths = len(self.tower.transformer.resblocks) * WIDTHS_PER_BLOCK
         held = max(tokens) if self.class_chunk else sum(tokens)
-        return held * widths * self.start.shape[1] * self.start.element_size()
+        activations = held * len(self.tower.transformer.resblocks) * WIDTHS_PER_BLOCK
+        numbers = activations * self.start.shape[1] + COPIES * len(self.ends) * self.feature_dim
+        return numbers * self.start.element_size()
 
 
 def phrase_context(backbone: ClipBackbone, phrase: str) -> Tensor:
