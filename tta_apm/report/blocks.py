@@ -205,7 +205,7 @@ def _cost(row: TableRow, domains: Sequence[Domain]) -> dict[str, Any]:
 
 
 def _protocols(rows: Sequence[TableRow]) -> list[str]:
-    """Each row's protocol in short: what all rows state, then what tells them apart."""
+    """Each row's protocol in short, its hyper-parameters last."""
     records = [row.protocol for row in rows]
     texts = []
     for row, record in zip(rows, records):
@@ -216,9 +216,8 @@ def _protocols(rows: Sequence[TableRow]) -> list[str]:
         parts += [f"{name} {getattr(record, name)}"
                   for name in ("weights", "templates", "resolution")
                   if len({getattr(other, name) for other in same_backbone}) > 1]
-        namesakes = [other.hyper_parameters for other in records if other.row == record.row]
         parts += [f"{name} {value}" for name, value in record.hyper_parameters.items()
-                  if any(other.get(name) != value for other in namesakes)]
+                  if value is not None]
         texts.append(" · ".join(parts))
     return texts
 
