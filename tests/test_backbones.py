@@ -15,7 +15,7 @@ from tta_apm.backbones.build import build
 from tta_apm.backbones.classifiers import load_classifier
 from tta_apm.backbones.clip import ClipBackbone, load_clip
 from tta_apm.backbones.prompts import template_sets, templates
-from tta_apm.data.digits import CLASS_NAMES, digits
+from tta_apm.data.digits import CLASS_NAMES, digits, train_split
 from tta_apm.errors import UserError
 
 CLASSIFIER = ("timm/digits_resnet", "digits_resnet.safetensors")
@@ -337,9 +337,10 @@ def test_robustbench_download_failure_names_link_and_place(monkeypatch, tmp_path
 @pytest.mark.parametrize("name", sorted(train.RECIPES))
 def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
     recipe = train.RECIPES[name]
-    few = recipe.train()
+    few = train_split()
     few.pixels, few.labels = few.pixels[:64], few.labels[:64]
-    monkeypatch.setitem(train.RECIPES, name, recipe._replace(train=lambda: few, test=lambda: few))
+    data = recipe.data._replace(train=lambda data_dir: few, test=lambda data_dir: few)
+    monkeypatch.setitem(train.RECIPES, name, recipe._replace(data=data))
     weights = []
     for run in ("a.safetensors", "b.safetensors"):
         train.main([name, "--out", str(tmp_path / run), "--epochs", "2"])
@@ -351,15 +352,25 @@ def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
 def test_shift_moves_by_at_most_one_pixel():
     image = torch.zeros(1, 3, 8, 8)
     image[..., 4, 4] = 1
-    shifted = train._shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0))
+    shifted = train._shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
+                           max_shift=1, flip=False)
     places = {tuple(place) for place in (shifted[:, 0] == 1).nonzero()[:, 1:].tolist()}
     assert shifted.shape == (200, 3, 8, 8)
     assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
 
 
-def test_every_weights_file_has_a_recipe_and_is_small():
-    for file in files.PACKAGED.glob("*.safetensors"):
-        if file.stem in train.RECIPES:
-            assert file.stat().st_size < 8e6
-    assert {f"{name}.safetensors" for name in train.RECIPES} <= {
-        file.name for file in files.PACKAGED.iterdir()}
+def test_half_of_the_images_are_mirrored():
+    image = torch.arange(4.0).expand(1, 3, 4, 4)
+    seen = train._shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
+                        max_shift=0, flip=True)
+    rows = [tuple(row) for row in seen[:, 0, 0].tolist()]
+    assert set(rows) == {(0, 1, 2, 3), (3, 2, 1, 0)}
+    assert 70 < rows.count((0, 1, 2, 3)) < 130
+
+
+def test_every_packaged_recipe_has_its_weights_and_they_are_small():
+    packaged = [name for name, recipe in train.RECIPES.items()
+                if recipe.data.out == files.PACKAGED]
+    assert len(packaged) >= 4
+    for name in packaged:
+        assert (files.PACKAGED / f"{name}.safetensors").stat().st_size < 8e6

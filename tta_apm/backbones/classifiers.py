@@ -82,7 +82,7 @@ def load_classifier(model: str, weights: str, *, num_classes: int,
 def _timm(name: str, weights: str, num_classes: int) -> Loaded:
     import timm
     from timm.data import resolve_model_data_config
-    from tta_apm.backbones import digits_resnet  # noqa: F401  (makes it known to timm)
+    from tta_apm.backbones import small_resnets  # noqa: F401  (makes it known to timm)
     _check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")
     if weights:
         file = _find(weights)

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor
 
-from tta_apm.backbones import files
+from tta_apm.backbones import files, grids, small_resnets  # noqa: F401  (makes them known to timm)
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.errors import UserError, nearest
 
-# A model of ours that open_clip then knows like its own.
-open_clip.add_model_config(files.PACKAGED / "digits_clip.json")
+# Models of ours that open_clip then knows like its own.
+open_clip.add_model_config(files.PACKAGED)
 
 # Prompts that the text tower takes at a time.
 CHUNK = 512

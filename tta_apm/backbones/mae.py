@@ -57,6 +57,9 @@ ARCHITECTURES = {
     "digits_mae": Architecture(
         8, encoder=Tower(48, 4, 4), decoder=Tower(32, 1, 4), head=Tower(48, 2, 4),
         image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    "cifar_mae": Architecture(
+        4, encoder=Tower(96, 4, 4), decoder=Tower(48, 1, 4), head=Tower(96, 2, 4),
+        image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 }
 
 

@@ -50,6 +50,7 @@ class Rotation(Backbone):
         net: the Y-shaped network.
         resized_crops: whether it was trained on random crops of any area, as for ImageNet, or on
             shifted images, as for CIFAR.
+        keep: the outputs of `net` that are classes of the data set, None for all.
         image_size, mean, std, name, weights: see Backbone.
     """
 
@@ -57,15 +58,21 @@ class Rotation(Backbone):
     image_size: int
 
     def __init__(self, net: Joint, *, resized_crops: bool, image_size: int, mean: Sequence[float],
-                 std: Sequence[float], name: str, weights: str) -> None:
+                 std: Sequence[float], name: str, weights: str,
+                 keep: Sequence[int] | None = None) -> None:
         super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
         self.net = net
         self.resized_crops = resized_crops
+        self.keep = None if keep is None else list(keep)
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.net(self.prepare(images))
+        return self.kept(self.net(self.prepare(images)))
+
+    def kept(self, logits: Tensor) -> Tensor:
+        """Those of the logits [B,...] of `net` that are classes of the data set, [B,K]."""
+        return logits if self.keep is None else logits[:, self.keep]
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
@@ -171,11 +178,12 @@ MODELS = {
                          resized_crops=True),
     "digits_rotation": Model(partial(cifar_resnet, depth=8, widths=(8, 16, 32), groups=4,
                                      stem_stride=2)),
+    "cifar_rotation": Model(partial(cifar_resnet, depth=8, widths=(24, 48, 96), stem_stride=2)),
 }
 
 
-def load_rotation(model: str, weights: str, *, num_classes: int,
-                  device: torch.device | str) -> Rotation:
+def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.device | str,
+                  keep: Sequence[int] | None = None) -> Rotation:
     """Load a jointly trained classifier.
 
     Args:
@@ -183,6 +191,8 @@ def load_rotation(model: str, weights: str, *, num_classes: int,
         weights: a file, or the name of a packaged file. It holds the weights of Joint, or those
             of the authors' code: `torch.save({"net": ckpt["net"], "head": ckpt["head"]}, file)`
             makes a file of their checkpoint that is safe to load.
+        num_classes: of the network.
+        keep: see Rotation.
 
     Raises:
         UserError: for an unknown model, for weights that are not here or do not fit.
@@ -196,7 +206,7 @@ def load_rotation(model: str, weights: str, *, num_classes: int,
     net = make(num_classes)
     files.load_into(net, file, num_classes=num_classes, rename=partial(_our_names, net))
     return Rotation(net, resized_crops=resized_crops, image_size=image_size, mean=mean, std=std,
-                    name=model, weights=files.describe(file.name, file)).to(device)
+                    name=model, weights=files.describe(file.name, file), keep=keep).to(device)
 
 
 def _our_names(net: Joint, content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,16 +1,18 @@
-"""Train contexts: make the packaged files of CoOp and CoCoOp.
+"""Train contexts: make the files of CoOp and CoCoOp for the small CLIPs.
 
     python -m tta_apm.backbones.train_contexts digits_coop
     python -m tta_apm.backbones.train_contexts digits_cocoop
+    python -m tta_apm.backbones.train_contexts cifar_coop --data-dir DIR
+    python -m tta_apm.backbones.train_contexts cifar_cocoop --data-dir DIR
 
-They belong to the packaged CLIP: whoever trains that anew trains them anew.
+They belong to one CLIP: whoever trains that anew trains them anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +23,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from tta_apm.backbones import files
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.contexts import Context, ContextPrompts, cosine_logits, phrase_context
-from tta_apm.data import digits
-from tta_apm.data.dataset import Clean
+from tta_apm.backbones.train import CIFAR, DIGITS, Data
 
 SEED = 0
 SHOTS = 16  # images per class
@@ -45,21 +45,20 @@ class Recipe(NamedTuple):
     meta_net: bool
     model: str  # as in a config
     weights: str
-    train: Callable[[], Clean]
-    test: Callable[[], Clean]
+    data: Data
     epochs: int
     batch_size: int
 
 
-def _digits_test() -> Clean:
-    return digits.digits(data_dir="", frost_dir=None)
-
-
 RECIPES = {
-    "digits_coop": Recipe(False, "digits_clip", "digits_clip.safetensors", digits.train_split,
-                          _digits_test, epochs=50, batch_size=32),
-    "digits_cocoop": Recipe(True, "digits_clip", "digits_clip.safetensors", digits.train_split,
-                            _digits_test, epochs=10, batch_size=1),
+    "digits_coop": Recipe(False, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=50,
+                          batch_size=32),
+    "digits_cocoop": Recipe(True, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=10,
+                            batch_size=1),
+    "cifar_coop": Recipe(False, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=50,
+                         batch_size=32),
+    "cifar_cocoop": Recipe(True, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=10,
+                           batch_size=1),
 }
 
 
@@ -108,13 +107,16 @@ def image_features(backbone: ClipBackbone, pixels: np.ndarray) -> Tensor:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train one context, write it and print how many test images it gets right."""
     parser = argparse.ArgumentParser(prog="python -m tta_apm.backbones.train_contexts",
-                                     description="Train a packaged context of CoOp or CoCoOp.")
+                                     description="Train a context of CoOp or CoCoOp.")
     parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--out", type=Path, help="default: the package's own file")
+    parser.add_argument("--data-dir", default="data", help="of CIFAR-10 (default: data)")
+    parser.add_argument("--out", type=Path, help="default: the package's own file for digits, "
+                        "weights/NAME.safetensors for CIFAR-10")
     options = parser.parse_args(arguments)
     recipe = RECIPES[options.name]
     torch.manual_seed(SEED)
-    data, test = recipe.train(), recipe.test()
+    data = recipe.data.train(options.data_dir)
+    test = recipe.data.test(options.data_dir)
     backbone = build("clip", recipe.model, recipe.weights, class_names=data.class_names,
                      templates=(PHRASE + " {}.",), device="cpu")
     assert isinstance(backbone, ClipBackbone)
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train(context, backbone, image_features(backbone, data.pixels[shots]),
           torch.from_numpy(data.labels[shots]), epochs=recipe.epochs,
           batch_size=recipe.batch_size)
-    file = options.out or files.PACKAGED / f"{options.name}.safetensors"
+    file = options.out or recipe.data.out / f"{options.name}.safetensors"
     file.write_bytes(to_safetensors(context.state_dict()))
     with torch.no_grad():
         predictions = classify(context, ContextPrompts(backbone, len(context.ctx)), backbone,
