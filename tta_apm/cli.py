@@ -6,9 +6,10 @@ Each command imports what it needs when it needs it: help and config errors answ
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +20,52 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
     from tta_apm.bench.cells import Cell
+    from tta_apm.data.dataset import DataSet
 
 OK, FAILED_CELLS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# Commands that lie beside what they do: a module with main(words).
+BESIDE = {"plot": "tta_apm.report.plots", "data": "tta_apm.commands.data",
+          "host": "tta_apm.hosts.command", "import": "tta_apm.report.imported",
+          "export": "tta_apm.report.leaderboards",
+          "pretrain": "tta_apm.commands.pretrain", "islands": "tta_apm.commands.islands",
+          "reconstruct": "tta_apm.commands.reconstruct",
+          "interpolate": "tta_apm.commands.interpolate", "query": "tta_apm.commands.query",
+          "cost": "tta_apm.commands.cost"}
 
 EPILOG = """\
 examples:
   tta-apm --cfg cfgs/digits_c/all.yaml             all methods side by side, to a table
   tta-apm --cfg cfgs/digits_c/apm.yaml SEVERITY [1,2,3,4,5] APM.STEPS 30
   tta-apm table results/digits_c                   the tables again, from the files
+  tta-apm plot results/digits_c                    pictures of them
+  tta-apm cost --cfg cfgs/digits_c/all.yaml        FLOPs, memory, time; the paper's beside them
+  tta-apm data check, get, make --help             data sets: what is here, what to get
+  tta-apm host, import, export --help              other people's benchmarks and leaderboards
+  tta-apm pretrain, islands, reconstruct, interpolate, query --help
+                                                   a student of your own and the field it learns
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (1: cells failed, 2: bad input)."""
+    # timm's import uses what newer torch deprecates: nothing that a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in BESIDE:
+        return _beside(BESIDE[words[0]], words[1:])
     commands = {"run": _run, "table": _table}
     command = words.pop(0) if words and words[0] in commands else "run"
-    options = _parser(command).parse_args(words)
+    options = _parser(command).parse_intermixed_args(words)
     try:
         return commands[command](options)
+    except UserError as error:
+        print(f"tta-apm: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _beside(module: str, words: Sequence[str]) -> int:
+    try:
+        return int(importlib.import_module(module).main(words))
     except UserError as error:
         print(f"tta-apm: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -50,12 +78,16 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
         parser.add_argument("--metric", choices=("error", "accuracy"),
                             help="default: that of the run")
+        parser.add_argument("--published", action="store_true",
+                            help="show the paper's rows below ours, where it has such a table")
         return parser
     parser = argparse.ArgumentParser(
         prog="tta-apm", description="Run test-time adaptation methods over a benchmark and print "
         "their table. What is recorded already is not run again.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a file of configs/")
+    parser.add_argument("--corrupt", action="store_true",
+                        help="CORRUPT true: make the corruptions on the fly from clean images")
     parser.add_argument("--dry-run", action="store_true",
                         help="list what would run and what is there, and stop")
     parser.add_argument("--redo", action="store_true",
@@ -70,7 +102,10 @@ def _run(options: argparse.Namespace) -> int:
     from tta_apm import config
     from tta_apm.bench.cells import missing, plan
 
-    cfg = config.load(options.cfg, options.overrides)
+    # timm's import uses what newer torch deprecates: nothing that a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    cfg = config.load(options.cfg,
+                      [*options.overrides, *(["CORRUPT", "true"] if options.corrupt else [])])
     folder = Path(cfg.OUTPUT_DIR)
     cells = plan(cfg)
     todo = missing(cells, folder, redo=options.redo)
@@ -81,18 +116,24 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{len(cells)} cells in {folder}: {len(cells) - len(todo)} are there, "
               f"{len(todo)} would run")
         return OK
+    if cfg.PAPER.TABLE:  # a wrong name is told before hours of work
+        from tta_apm.report.ablations import paper_rows
+        paper_rows(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS)
+    # Before torch is imported and before anything is written: the likeliest thing to be missing.
+    dataset = _dataset(cfg, cells) if todo else None
     _save_config(cfg.dump(), folder)
     failed: list[str] = []
-    if todo:
+    if dataset is not None:
         try:
-            failed = _sweep(cfg, cells, todo, folder)
+            failed = _sweep(cfg, cells, todo, folder, dataset)
         except KeyboardInterrupt:
             left = len(missing(cells, folder))
             print(f"\nStopped: {len(cells) - left} of {len(cells)} cells are done and kept in "
                   f"{folder}; the same command goes on from there.", file=sys.stderr)
             return INTERRUPTED
-    _write_tables(folder, cfg.METRIC, cfg.METHODS,
+    _write_tables(folder, cfg.METRIC, cfg.METHODS, cfg.PUBLISHED,
                   [(cell.domain.corruption, cell.domain.severity) for cell in cells])
+    _write_ablation(folder, cfg.PAPER, cfg.METHODS)
     if failed:
         print(f"{len(failed)} of {len(cells)} cells FAILED and are missing in the table: "
               f"{', '.join(failed)}. The same command tries them again.", file=sys.stderr)
@@ -101,19 +142,30 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    saved = _saved_config(options.results)
+    from tta_apm.report.results import saved_config
+
+    saved = saved_config(options.results)
     _write_tables(options.results, options.metric or saved.get("METRIC", "error"),
-                  saved.get("METHODS", []), None)
+                  saved.get("METHODS", []),
+                  options.published or saved.get("PUBLISHED", False), None)
+    _write_ablation(options.results, saved.get("PAPER", {}), saved.get("METHODS", []))
     return OK
 
 
-def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Path) -> list[str]:
-    # timm's import uses what newer torch deprecates: nothing that a user could act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+def _dataset(cfg: CfgNode, cells: Sequence[Cell]) -> DataSet:
+    from tta_apm.data.load import load_dataset
+
+    return load_dataset(cfg.DATASET, data_dir=cfg.DATA_DIR, frost_dir=cfg.FROST_DIR,
+                        corrupt=cfg.CORRUPT,
+                        domains=dict.fromkeys(cell.domain for cell in cells))
+
+
+def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Path,
+           dataset: DataSet) -> list[str]:
     from tta_apm.bench.sweep import Sweep
 
     print(f"{len(todo)} of {len(cells)} cells to run, results in {folder}", flush=True)
-    return Sweep(cfg, cells, todo, folder).run()
+    return Sweep(cfg, cells, todo, folder, dataset).run()
 
 
 def _save_config(text: str, folder: Path) -> None:
@@ -127,23 +179,21 @@ def _save_config(text: str, folder: Path) -> None:
                         "a folder of yours") from error
 
 
-def _saved_config(folder: Path) -> dict[str, Any]:
-    """The config that the last run left in a results folder, {} if it is not there or not ours."""
-    import yaml
-
-    try:
-        content = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write_tables(folder: Path, metric: str, methods: Sequence[str],
+def _write_tables(folder: Path, metric: str, methods: Sequence[str], published: bool,
                   wanted: Sequence[tuple[str, int]] | None) -> None:
     from tta_apm.report.tables import write_tables
 
-    print(write_tables(folder, metric=metric, methods=methods, wanted=wanted))
+    print(write_tables(folder, metric=metric, methods=methods, wanted=wanted,
+                       published=published))
     print(f"\n{folder}/table.md, table.csv and table.tex hold this table.")
+
+
+def _write_ablation(folder: Path, paper: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Put the paper's rows beside ours, if the config names an ablation of it."""
+    if paper.get("TABLE"):
+        from tta_apm.report.ablations import write_ablation
+        print("\n" + write_ablation(folder, table=paper["TABLE"], rows=paper["ROWS"],
+                                    methods=methods))
 
 
 if __name__ == "__main__":

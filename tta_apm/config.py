@@ -37,6 +37,8 @@ CORE: dict[str, Any] = {
     "CORRUPTIONS": list(CORRUPTIONS),
     # Severities 1 to 5; 0 is the clean data set.
     "SEVERITY": [5],
+    # Make the corruptions on the fly from the clean images, for a data set that has none.
+    "CORRUPT": False,
     # Images per domain: the first ones of the data set's order; -1 takes all.
     "NUM_IMAGES": -1,
     # reset_each_domain, continual (no reset between domains), gradual (continual, severities rise
@@ -68,6 +70,11 @@ CORE: dict[str, Any] = {
     "DEVICE": "auto",
     # What tables print.
     "METRIC": "error",
+    # Whether tables show the paper's rows below ours, where it has them for DATASET and SEVERITY.
+    "PUBLISHED": False,
+    # An ablation of the paper to put beside the rows: TABLE is "" for none, or table_5a, table_5b,
+    # table_8 or table_9; ROWS names its row for each of METHODS, "" for none.
+    "PAPER": {"TABLE": "", "ROWS": []},
     # Where results go; "" is results/<DATASET>.
     "OUTPUT_DIR": "",
     # Modules or .py files to import first, whose @register methods are then known.
@@ -92,6 +99,13 @@ class Row:
     def scope(self) -> str:
         return self.signature.attributes.get("scope", "image")
 
+    @property
+    def survives(self) -> str:
+        """What lives on from image to image, in words."""
+        if self.scope != "stream":
+            return "nothing"
+        return self.signature.attributes.get("survives") or "state"
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a config file, its BASE and KEY VALUE overrides into a checked, frozen node.
@@ -111,6 +125,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
         merged["OUTPUT_DIR"] = f"results/{merged['DATASET']}"
     cfg = CfgNode(merged)
     _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def load_keys(path: str | Path, overrides: Sequence[str], known: Mapping[str, Any]) -> CfgNode:
+    """Read the config of another command than a sweep, whose keys and defaults are `known`.
+
+    Raises:
+        UserError: as `load`.
+    """
+    merged = dict(known)
+    for where, layer in [*_read_layers(find_file(Path(path))),
+                         ("the command line", _parse_overrides(overrides))]:
+        merged = _merge(merged, layer, known, where)
+    cfg = CfgNode(merged)
     cfg.freeze()
     return cfg
 
@@ -313,6 +342,8 @@ def _check(cfg: CfgNode) -> None:
     for severity in cfg.SEVERITY:
         if severity not in (0, *SEVERITIES):
             raise UserError(f"SEVERITY {severity}: severities are 1 to 5, and 0 for clean images")
+    if cfg.CORRUPT and not any(cfg.SEVERITY):
+        raise UserError("CORRUPT true with SEVERITY [0] leaves all images clean: add SEVERITY 5")
     if cfg.NUM_IMAGES == 0 or cfg.NUM_IMAGES < -1:
         raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
     if cfg.BATCH_SIZE < 1:

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +39,11 @@ class Signature:
 
 
 class Registry:
-    """Objects of one kind under names: of entry points of `group`, or given to `register`."""
+    """Objects of one kind under names: of entry points of `group`, or given to `register`.
+
+    A name that ends in `*`, such as "wds/*", stands for all that begin so: what `load` gives for
+    them takes the full name as its keyword `name`.
+    """
 
     def __init__(self, group: str, noun: str) -> None:
         self.group = group
@@ -65,12 +69,15 @@ class Registry:
 
     def check(self, name: str) -> None:
         """Raise UserError with the nearest known name if `name` is unknown."""
-        if name not in self._registered and name not in self._entry_points:
+        if self._known(name) is None:
             raise UserError(f"unknown {self.noun} {name!r}: {nearest(name, self.names())}")
 
     def load(self, name: str) -> Any:
         """The object under `name`; imports its module. UserError if it is unknown or broken."""
         self.check(name)
+        known = self._known(name) or name
+        if known != name:
+            return partial(self.load(known), name=name)
         if name in self._registered:
             return self._registered[name]
         point = self._entry_points[name]
@@ -79,6 +86,12 @@ class Registry:
         except (ImportError, AttributeError) as error:
             raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: {error}") \
                 from error
+
+    def _known(self, name: str) -> str | None:
+        """The name that `name` is known under: itself, or one that ends in `*`."""
+        names = self.names()
+        return name if name in names else next(
+            (known for known in names if known.endswith("*") and name.startswith(known[:-1])), None)
 
     def signature(self, name: str) -> Signature:
         """The signature of the class under `name`, without importing it where its text suffices."""

@@ -43,5 +43,6 @@ def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
                         num_classes=outputs.total if outputs else len(class_names))
     if kind == "rotation":
         from tta_apm.backbones.rotation import load_rotation
-        return load_rotation(model, weights, num_classes=len(class_names), device=device)
+        return load_rotation(model, weights, device=device, keep=outputs and outputs.kept,
+                             num_classes=outputs.total if outputs else len(class_names))
     raise UserError(f"unknown kind of backbone {kind!r}: {nearest(kind, KINDS)}")

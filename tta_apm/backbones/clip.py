@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor
 
-from tta_apm.backbones import files, grids, small_resnets  # noqa: F401  (makes them known to timm)
+from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to timm)
+from tta_apm.backbones import files, grids, text_cache
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.errors import UserError, nearest
 
@@ -34,6 +35,7 @@ class ClipBackbone(Backbone):
         tokenizer: of the model; texts -> tokens int64 [N,L].
         class_names: K names.
         templates: each with one `{}` for the name; with several they are an ensemble.
+        cache: keep the text features on disk. `weights` must then hold a hash of the weights.
         image_size, mean, std, name, weights: see Backbone.
 
     Attributes:
@@ -46,7 +48,8 @@ class ClipBackbone(Backbone):
 
     def __init__(self, model: open_clip.CLIP, tokenizer: Callable[..., Tensor], *,
                  class_names: Sequence[str], templates: Sequence[str], image_size: int,
-                 mean: Sequence[float], std: Sequence[float], name: str, weights: str) -> None:
+                 mean: Sequence[float], std: Sequence[float], name: str, weights: str,
+                 cache: bool = False) -> None:
         super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
         self.model = model
         self.tokenizer = tokenizer
@@ -54,11 +57,26 @@ class ClipBackbone(Backbone):
         self.templates = tuple(templates)
         self.logit_scale: float = model.logit_scale.exp().item()
         self.freeze()
-        self.register_buffer("text_features", self._encode_classes(), persistent=False)
+        features = text_cache.cached(
+            self._encode_classes, model=name, weights=weights, class_names=self.class_names,
+            templates=self.templates, device=next(model.parameters()).device.type,
+        ) if cache else self._encode_classes()
+        self.register_buffer("text_features", features, persistent=False)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B,D], not normalised, of images [B,3,H,W] in [0,1]."""
         return self.model.encode_image(self.prepare(images))
+
+    def encode_grid(self, images: Tensor, layer: int | None = None) -> grids.Encoded:
+        """Features of images [B,3,H,W] in [0,1] and of their places, from one pass of the tower.
+
+        Args:
+            layer: whose activations to hand out too (see grids.encode).
+
+        Raises:
+            UserError: for a tower that has no grid of features, or no such layer.
+        """
+        return grids.encode(self.model.visual, self.prepare(images), layer)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B,K] of image features [B,D]: logit_scale times the cosines."""
@@ -116,7 +134,7 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
     return ClipBackbone(net, tokenizer, class_names=class_names, templates=templates,
                         image_size=size if isinstance(size, int) else size[0],
                         mean=config["mean"], std=config["std"], name=model,
-                        weights=files.describe(label, file)).to(device)
+                        weights=files.describe(label, file), cache=True).to(device)
 
 
 def _check_tag(model: str, tag: str) -> dict[str, Any]:

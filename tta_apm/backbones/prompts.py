@@ -30,6 +30,14 @@ _SETS: dict[str, tuple[str, ...]] = {
         "a photo of the small {}.",
         "a photo of the big {}.",
     ),
+    # CoOp (Zhou et al. 2022): the one prompt by hand of each fine-grained set that has its own.
+    "dtd": ("{} texture.",),
+    "eurosat": ("a centered satellite photo of {}.",),
+    "fgvc_aircraft": ("a photo of a {}, a type of aircraft.",),
+    "flowers102": ("a photo of a {}, a type of flower.",),
+    "food101": ("a photo of {}, a type of food.",),
+    "oxford_pets": ("a photo of a {}, a type of pet.",),
+    "ucf101": ("a photo of a person doing {}.",),
     # The first is openai/CLIP's for MNIST; the others are ours.
     "digits": (
         'a photo of the number: "{}".',

@@ -90,8 +90,8 @@ RECIPES = {
     "cifar_resnet": Recipe("classifier", "timm/cifar_resnet", CIFAR, epochs=12, lr=4e-3),
     "cifar_clip": Recipe("clip", "cifar_clip", CIFAR, epochs=12, lr=3e-3,
                          template_sets=("cifar", "single")),
-    "cifar_mae": Recipe("mae", "cifar_mae", CIFAR, epochs=16, lr=1.5e-3),
-    "cifar_rotation": Recipe("rotation", "cifar_rotation", CIFAR, epochs=5, lr=3e-3),
+    "cifar_mae": Recipe("mae", "cifar_mae", CIFAR, epochs=10, lr=1.5e-3),
+    "cifar_rotation": Recipe("rotation", "cifar_rotation", CIFAR, epochs=4, lr=3e-3),
 }
 
 

@@ -103,7 +103,7 @@ def _difference(cell: Cell, record: Record) -> str:
     if cell.protocol["num_images"] > 0:
         wanted["num_images"], found["num_images"] = cell.protocol["num_images"], record.num_images
     changes = [f"{key.upper()} {found.get(key)}, now {value}" for key, value in wanted.items()
-               if found.get(key) != value]
+               if value not in (found.get(key), "auto")]
     return f"under another config ({'; '.join(changes) or 'its backbone, prompts or domains'})"
 
 
@@ -113,6 +113,7 @@ def _protocol(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
         "method": row.method, "hyper_parameters": row.hyper_parameters,
         "backbone": dict(cfg[row.needs.upper()]),
         "dataset": domain.dataset, "corruption": domain.corruption, "severity": domain.severity,
+        "corrupt": cfg.CORRUPT and domain.severity > 0,
         "num_images": cfg.NUM_IMAGES, "frost_dir": cfg.FROST_DIR,
         "setting": cfg.SETTING, "order": order_of(cfg), "batch_size": cfg.BATCH_SIZE, "seed": seed}
     if row.needs == "clip":
@@ -132,8 +133,8 @@ def order_of(cfg: CfgNode) -> str:
 
 
 # What makes the numbers; tables, the command line and the bookkeeping do not.
-_SOURCES = ("apm", "backbones", "data", "bench/evaluate.py", "entropy.py", "episodes.py",
-            "method.py", "views.py")
+_SOURCES = ("apm", "audit.py", "backbones", "data", "bench/evaluate.py", "entropy.py",
+            "episodes.py", "method.py", "precision.py", "views.py")
 
 
 def _code(row: Row) -> str:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from tta_apm.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that DEVICE names: "auto" is a GPU if there is one. UserError if it is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"DEVICE {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+                        "try DEVICE cpu") from error
+    return device
 
 
 class Stopwatch:
@@ -63,18 +81,61 @@ def peak_memory_mb(device: torch.device) -> float:
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def count_gflops(run: Callable[[], object]) -> float | None:
-    """10⁹ floating point operations of `run`, two per multiply-add, forward and backward.
+class Flops(NamedTuple):
+    """Floating point operations, two per multiply-add; products only."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def count_flops(run: Callable[[], object]) -> Flops | None:
+    """What `run` computes, forward passes and gradients apart.
 
     Only products are counted (linear, convolution, attention), as torch's counter does. None
     before torch 2.3, which cannot be kept from attention kernels that the counter does not see.
+    The gradient of a convolution that was vmapped over B sets of weights is counted B times too
+    often: give methods that adapt each image alone a single image.
     """
     if torch.__version__ < "2.3":
         run()
         return None
     with _countable_attention(), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 1e9
+        with _gradients_counted(counter) as backward:
+            run()
+    return Flops(counter.get_total_flops() - sum(backward), sum(backward))
+
+
+def count_gflops(run: Callable[[], object]) -> float | None:
+    """10⁹ floating point operations of `run`, forward and backward: see count_flops."""
+    flops = count_flops(run)
+    return None if flops is None else flops.total / 1e9
+
+
+@contextmanager
+def _gradients_counted(counter: FlopCounterMode) -> Iterator[list[float]]:
+    """Lists what each gradient that is taken meanwhile adds to `counter`."""
+    counts: list[float] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, **keywords: Any) -> Any:
+            before = counter.get_total_flops()
+            result = function(*args, **keywords)
+            counts.append(counter.get_total_flops() - before)
+            return result
+        return run
+
+    # Nothing tells the two passes apart from outside; Tensor.backward looks up the first of these.
+    kept = torch.autograd.backward, torch.autograd.grad
+    torch.autograd.backward, torch.autograd.grad = (counted(function) for function in kept)
+    try:
+        yield counts
+    finally:
+        torch.autograd.backward, torch.autograd.grad = kept
 
 
 @contextmanager

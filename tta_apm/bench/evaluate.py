@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from tta_apm.bench import cost
 from tta_apm.bench.records import Predictions
 from tta_apm.data.dataset import CLEAN, DataSet, Domain
-from tta_apm.data.streams import Stream
+from tta_apm.data.streams import Batch, Stream, prefetched
 from tta_apm.method import Method
 
 
@@ -64,10 +64,13 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
     num_classes = len(stream.dataset.class_names)
     batches: list[Predictions] = []
     image_hashes: list[bytes] = []
+    loaded = load_batches(stream, device)
+    if device.type != "cpu":  # there, it would take the cores that are being timed
+        loaded = prefetched(loaded)
     stopwatch = cost.Stopwatch(device)
     cost.reset_peak_memory(device)
-    for batch in stream:
-        images = to_device(batch.images, device)
+    for batch, pixels, digests in loaded:
+        images = to_device(pixels, device)
         with torch.no_grad(), stopwatch:
             logits = method(images)
         check_logits(logits, len(batch.labels), num_classes)
@@ -75,8 +78,7 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
         details = {name: value.cpu().numpy() for name, value in method.details.items()}
         batches.append(Predictions(batch.indices, batch.labels, prediction.cpu().numpy(),
                                    confidence.cpu().numpy(), **details))
-        image_hashes += [hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-                         for image in batch.images]
+        image_hashes += digests
         progress(len(batch.labels), int((batches[-1].prediction == batch.labels).sum()))
     predictions, hashes = Predictions.joined(batches), np.array(image_hashes)
     peak = cost.peak_memory_mb(device)
@@ -86,6 +88,17 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
             for domain, mask in zip(stream.domains, of_domain)}
 
 
+def load_batches(stream: Stream, device: torch.device
+                 ) -> Iterator[tuple[Batch, Tensor, list[bytes]]]:
+    """The batches of `stream`, their images as tensors uint8 [B,H,W,3] and hashes of these."""
+    for batch in stream:
+        pixels = torch.from_numpy(np.ascontiguousarray(batch.images))
+        if device.type == "cuda":  # page-locked memory is copied without the CPU
+            pixels = pixels.pin_memory()
+        yield batch, pixels, [hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+                              for image in batch.images]
+
+
 def warm_up(method: Method, stream: Stream, device: torch.device) -> float | None:
     """Run `method` on the first images of `stream`, reset it, return its GFLOPs per image.
 
@@ -93,7 +106,9 @@ def warm_up(method: Method, stream: Stream, device: torch.device) -> float | Non
     """
     batch = next(iter(stream))
     images = to_device(batch.images, device)
-    few = images[:2]  # methods that need batch statistics do not run on one image
+    # One image where it is adapted to alone: torch counts the gradient of a convolution vmapped
+    # over B images' weights B times too often. Others may need the statistics of a batch.
+    few = images[:1 if method.scope == "image" else 2]
     with torch.no_grad():
         gflops = cost.count_gflops(lambda: method(few))
         if device.type == "cuda":
@@ -102,9 +117,11 @@ def warm_up(method: Method, stream: Stream, device: torch.device) -> float | Non
     return None if gflops is None else gflops / len(few)
 
 
-def to_device(images: np.ndarray, device: torch.device) -> Tensor:
+def to_device(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [0,1] on `device`; travels as uint8."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    pixels = images.to(device, non_blocking=device.type == "cuda")
     return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous()
 
 

@@ -30,7 +30,8 @@ class Record:
     row: str  # the method as the config names it, with its overrides: "apm STEPS 10"
     method: str
     hyper_parameters: dict[str, Any]
-    scope: str  # what survives: see Method.scope
+    scope: str  # what a result depends on: see Method.scope
+    survives: str  # from image to image: "nothing", "weights"
     backbone: str
     weights: str
     templates: str  # prompt set, "" where there are no prompts

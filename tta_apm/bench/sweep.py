@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -21,14 +22,14 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
 from tta_apm.bench.cells import Cell, carries_on, order_of
+from tta_apm.bench.cost import choose_device
 from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
-from tta_apm.errors import UserError
 from tta_apm.method import Method
-from tta_apm.registry import DATASETS, METHODS
+from tta_apm.registry import METHODS
 
 
 class Sweep:
@@ -39,20 +40,19 @@ class Sweep:
         cells: all that the config asks for, in order.
         todo: those of them to run.
         folder: of the results.
+        dataset: whose domains the cells name.
     """
 
     def __init__(self, cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell],
-                 folder: Path) -> None:
+                 folder: Path, dataset: DataSet) -> None:
         self.cfg = cfg
         self.cells = cells
         self.todo = {cell.name for cell in todo}
         self.folder = folder
-        self.device = _device(cfg.DEVICE)
-        self.dataset: DataSet = DATASETS.load(cfg.DATASET)(
-            data_dir=cfg.DATA_DIR, frost_dir=cfg.FROST_DIR or None)
-        for domain in dict.fromkeys(cell.domain for cell in cells):
-            self.dataset.check(domain)
+        self.device = choose_device(cfg.DEVICE)
+        self.dataset = dataset
         self.backbones: dict[str, Backbone] = {}
+        self.resolved: dict[str, dict[str, Any]] = {}  # of each row: see Method.resolved
         self.failed: list[str] = []
         self.commit = _commit()
         self.versions = _versions()
@@ -140,6 +140,7 @@ class Sweep:
             source = self.dataset.source()
             keywords["source"] = source and SourceImages(source, self.device)
         method: Method = METHODS.load(row.method)(backbone, **keywords)
+        self.resolved[row.text] = method.resolved
         return method.to(self.device)
 
     def _backbone(self, kind: str) -> Backbone:
@@ -147,7 +148,7 @@ class Sweep:
             section = self.cfg[kind.upper()]
             self.backbones[kind] = build(
                 kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
-                templates=templates(self._template_set()), device=self.device,
+                templates=self._templates(), device=self.device,
                 outputs=self.dataset.outputs)
         return self.backbones[kind]
 
@@ -155,13 +156,19 @@ class Sweep:
         chosen: str = self.cfg.TEMPLATES
         return self.dataset.template_set if chosen == "auto" else chosen
 
+    def _templates(self) -> Sequence[str]:
+        own = self.dataset.templates if self.cfg.TEMPLATES == "auto" else None
+        return own or templates(self._template_set())
+
     def _save(self, cell: Cell, evaluation: Evaluation, gflops: float | None) -> None:
         row, backbone = cell.row, self.backbones[cell.row.needs]
         predictions = evaluation.predictions
         content = predictions.to_bytes()
         record = Record(
-            row=row.text, method=row.method, hyper_parameters=row.hyper_parameters,
-            scope=row.scope, backbone=backbone.name, weights=backbone.weights,
+            row=row.text, method=row.method,
+            hyper_parameters={**row.hyper_parameters, **self.resolved[row.text]},
+            scope=row.scope, survives=row.survives, backbone=backbone.name,
+            weights=backbone.weights,
             templates=self._template_set() if row.needs == "clip" else "",
             resolution=backbone.image_size or 0, dataset=self.dataset.name,
             corruption=cell.domain.corruption, severity=cell.domain.severity,
@@ -230,18 +237,6 @@ def _explain(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"DEVICE {name!r} cannot be used here: {str(error).splitlines()[0]}; "
-                        "try DEVICE cpu") from error
-    return device
 
 
 def _device_name(device: torch.device) -> str:

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tta_apm.data.corrupted import Corrupted
+from tta_apm.data.corruption_constants import SEVERITIES
 from tta_apm.data.dataset import Clean, DataSet, Domain
+from tta_apm.data.made import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
 TEMPLATE_SET = "cifar"
@@ -110,6 +112,7 @@ class OfficialC(DataSet):
     """
 
     template_set = TEMPLATE_SET
+    on_disk = SEVERITIES
 
     def __init__(self, cifar: Cifar, folder: Path, clean: Clean | None) -> None:
         self.name = f"{cifar.name}_c"
@@ -117,7 +120,7 @@ class OfficialC(DataSet):
         self.cifar = cifar
         self.folder = folder
         self.clean = clean
-        self.advice = _advice(cifar, folder.parent)
+        self.advice = how_to_finish(folder, self.name) or _advice(cifar, folder.parent)
         if clean is not None and not (folder / "labels.npy").is_file():
             self.labels = clean.labels  # some copies go without
         else:
@@ -137,7 +140,10 @@ class OfficialC(DataSet):
             self._file(domain)
 
     def describe(self, domain: Domain) -> str:
-        return self.cifar.name if domain.severity == 0 else f"official {self.cifar.corrupted[0]}"
+        if domain.severity == 0:
+            return self.cifar.name
+        made = read_mark(self.folder)
+        return made.describe(domain) if made else f"official {self.cifar.corrupted[0]}"
 
     def source(self) -> DataSet | None:
         return _train(self.cifar, self.folder.parent)
@@ -169,7 +175,7 @@ def _corrupted(cifar: Cifar, data_dir: Path, frost_dir: str | None) -> DataSet:
 
 def _advice(cifar: Cifar, data_dir: Path) -> str:
     return (f"Get {cifar.corrupted[0]}.tar from https://zenodo.org/records/{cifar.record} and "
-            f"unpack it in {data_dir}")
+            f"unpack it in {data_dir} (`tta-apm data get {cifar.name}_c` does both)")
 
 
 def _clean(cifar: Cifar, data_dir: Path) -> Clean:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from tta_apm.data import corruptions
 from tta_apm.data.dataset import CLEAN, DataSet, Domain
+
+CIFAR_SIDE = 32
 
 
 class Corrupted(DataSet):
@@ -27,14 +32,26 @@ class Corrupted(DataSet):
         self.labels = clean.labels
         self.class_names = clean.class_names
         self.template_set = clean.template_set
+        self.templates = clean.templates
         self.outputs = clean.outputs
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         clean = self.clean.images(self._clean_domain(), indices)
         if domain.severity == 0:
             return clean
-        return corruptions.corrupt(clean, domain.corruption, domain.severity, indices=indices,
-                                   constants=self.constants, frost_dir=self.frost_dir)
+
+        def corrupt(part: np.ndarray) -> np.ndarray:
+            return corruptions.corrupt(
+                clean[part], domain.corruption, domain.severity, indices=indices[part],
+                constants=self.constants, frost_dir=self.frost_dir)
+
+        # In threads: numpy and scipy let one another work.
+        parts = np.array_split(np.arange(len(clean)), min(len(clean), os.cpu_count() or 1) or 1)
+        with ThreadPoolExecutor() as pool:
+            return np.concatenate(list(pool.map(corrupt, parts)))
+
+    def check(self, domain: Domain) -> None:
+        self.clean.check(self._clean_domain())
 
     def source(self) -> DataSet | None:
         return self.clean.source()
@@ -50,3 +67,10 @@ class Corrupted(DataSet):
 
     def _clean_domain(self) -> Domain:
         return Domain(self.clean.name, CLEAN, 0)
+
+
+def on_the_fly(clean: DataSet, frost_dir: str | None) -> Corrupted:
+    """`clean` under the corruptions, at the severities that were made for images of its size."""
+    side = clean.images(Domain(clean.name, CLEAN, 0), np.array([0])).shape[1]
+    return Corrupted(clean.name, clean, constants="cifar" if side == CIFAR_SIDE else "imagenet",
+                     frost_dir=frost_dir)

@@ -38,15 +38,19 @@ class DataSet(ABC):
         name: as in configs and records.
         class_names: K names, in the order of the labels.
         template_set: the prompt templates that its ensemble of prompts uses.
+        templates: those themselves, each with one `{}`, where it brings its own; else None.
         labels: int64 [N].
         outputs: None if its classifiers have the outputs of its classes and no others.
+        on_disk: the severities whose images are files; others are made on the fly.
     """
 
     name: str
     class_names: tuple[str, ...]
     template_set: str
+    templates: tuple[str, ...] | None = None
     labels: np.ndarray
     outputs: Outputs | None = None
+    on_disk: tuple[int, ...] = (0,)
 
     @abstractmethod
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
@@ -54,6 +58,11 @@ class DataSet(ABC):
 
     def check(self, domain: Domain) -> None:
         """Raise UserError if the images of `domain` are not here, as far as a glance can tell."""
+
+    def verify(self, domain: Domain) -> None:
+        """As check(), but look for every file and read the first and the last image."""
+        self.check(domain)
+        self.images(domain, np.array([0, len(self.labels) - 1]))
 
     def describe(self, domain: Domain) -> str:
         """How the images of `domain` were made, for the record."""
@@ -90,4 +99,5 @@ class Clean(DataSet):
 def refuse_corruption(name: str, domain: Domain) -> None:
     """Raise UserError unless `domain` is the clean one, for data sets that have no other."""
     if domain.severity:
-        raise UserError(f"DATASET {name} has no corruptions: set SEVERITY [0]")
+        raise UserError(f"DATASET {name} has no corruptions: set SEVERITY [0], or CORRUPT true to "
+                        "make them on the fly")

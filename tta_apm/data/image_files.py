@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import IO, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,13 @@ SIDE = 224
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
+class Source(Protocol):
+    """Where an image is read from: a Path, or anything that opens like one and names itself."""
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        ...
+
+
 class ImageFiles(DataSet):
     """Image files below a folder, resized and cropped to 224x224 as is usual for ImageNet.
 
@@ -30,11 +39,12 @@ class ImageFiles(DataSet):
         files: their paths below it, in the order of the data set.
         labels: int64 [N].
         origin: what they are, for the record.
+        resized: the shorter side, in pixels, before the crop.
     """
 
     def __init__(self, name: str, folder: Path, files: Sequence[str], labels: np.ndarray, *,
                  class_names: Sequence[str], template_set: str, origin: str,
-                 outputs: Outputs | None = None) -> None:
+                 outputs: Outputs | None = None, resized: int = RESIZED) -> None:
         self.name = name
         self.folder = folder
         self.files = files
@@ -43,17 +53,17 @@ class ImageFiles(DataSet):
         self.template_set = template_set
         self.origin = origin
         self.outputs = outputs
+        self.resized = resized
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         return read_images([self.folder / self.files[index] for index in indices],
-                           resize_and_crop)
+                           partial(resize_and_crop, resized=self.resized))
 
     def check(self, domain: Domain) -> None:
         refuse_corruption(self.name, domain)
 
     def describe(self, domain: Domain) -> str:
-        return (f"{self.origin}, shorter side resized to {RESIZED} (bicubic), central "
-                f"{SIDE}×{SIDE}")
+        return f"{self.origin}, {describe_crop(self.resized)}"
 
 
 def list_images(folder: Path, classes: Sequence[str], advice: str
@@ -79,9 +89,16 @@ def list_images(folder: Path, classes: Sequence[str], advice: str
             raise UserError(f"{folder / name} holds no image. {advice}")
         files += [f"{name}/{file}" for file in inside]
         counts.append(len(inside))
-    # So that the first few, which NUM_IMAGES takes, are of many classes.
-    mixed = np.random.RandomState(0).permutation(len(files))
-    return [files[place] for place in mixed], np.repeat(np.arange(len(classes)), counts)[mixed]
+    order = mixed(len(files))
+    return [files[place] for place in order], np.repeat(np.arange(len(classes)), counts)[order]
+
+
+def mixed(count: int) -> np.ndarray:
+    """A fixed order int [count] of images that come class by class.
+
+    So that the first few, which NUM_IMAGES takes, are of many classes.
+    """
+    return np.random.RandomState(0).permutation(count)
 
 
 def check_classes(folder: Path, classes: Sequence[str], advice: str) -> None:
@@ -104,35 +121,42 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
-def read_images(paths: Sequence[Path], prepare: Callable[[Image.Image], Image.Image]
-                ) -> np.ndarray:
-    """Images uint8 [n,224,224,3], decoded in threads.
+def read_images(sources: Sequence[Source], prepare: Callable[[Image.Image], Image.Image],
+                side: int = SIDE) -> np.ndarray:
+    """Images uint8 [n,side,side,3], decoded in threads.
 
     Args:
-        prepare: makes an RGB image 224x224.
+        prepare: makes an RGB image as large as that.
 
     Raises:
-        UserError: that names the file, if one is missing, no image, or not 224x224 in the end.
+        UserError: that names the source, if one is missing, no image, or of another size in the
+            end.
     """
-    def read(path: Path) -> np.ndarray:
+    def read(source: Source) -> np.ndarray:
         try:
-            with Image.open(path) as image:
+            with source.open("rb") as file, Image.open(file) as image:
                 pixels = np.asarray(prepare(image.convert("RGB")))
         except BAD_IMAGE as error:
-            raise UserError(f"cannot read the image {path}: {error}") from error
-        if pixels.shape != (SIDE, SIDE, 3):
+            raise UserError(f"cannot read the image {source}: {error}") from error
+        if pixels.shape != (side, side, 3):
             height, width, _ = pixels.shape
-            raise UserError(f"the image {path} is {width}×{height}, not {SIDE}×{SIDE}")
+            raise UserError(f"the image {source} is {width}×{height}, not {side}×{side}")
         return pixels
 
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(read, paths)))
+        return np.stack(list(pool.map(read, sources)))
 
 
-def resize_and_crop(image: Image.Image) -> Image.Image:
-    """The central 224x224 after the shorter side became 256, as torchvision does it."""
+def resize_and_crop(image: Image.Image, *, resized: int = RESIZED, side: int = SIDE
+                    ) -> Image.Image:
+    """The central square after the shorter side became `resized`, as torchvision does it."""
     shorter = min(image.size)
-    width, height = (RESIZED * side // shorter for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
-    return resized.crop((left, top, left + SIDE, top + SIDE))
+    width, height = (resized * length // shorter for length in image.size)
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return scaled.crop((left, top, left + side, top + side))
+
+
+def describe_crop(resized: int) -> str:
+    """What resize_and_crop did to a 224x224 image, for the record."""
+    return f"shorter side resized to {resized} (bicubic), central {SIDE}×{SIDE}"

@@ -7,6 +7,7 @@ the outputs of those.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,11 @@ from PIL import Image
 
 from tta_apm.data import imagenet_classes
 from tta_apm.data.corrupted import Corrupted
+from tta_apm.data.corruption_constants import SEVERITIES
 from tta_apm.data.dataset import DataSet, Domain, Outputs
 from tta_apm.data.image_files import (ImageFiles, check_classes, class_folders, list_images,
                                       read_images)
+from tta_apm.data.made import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
 TEMPLATE_SET = "imagenet"
@@ -72,8 +75,9 @@ LAYOUTS = {
 }
 
 C_FOLDERS = ("ImageNet-C", "ILSVRC/imagenet-c")
-C_ADVICE = ("Get the tar files of https://zenodo.org/records/2235448 and unpack them there, so "
-            "that there is ImageNet-C/fog/5/n01440764")
+C_RECORD = "2235448"  # on Zenodo
+C_ADVICE = (f"Get the tar files of https://zenodo.org/records/{C_RECORD} and unpack them there, so "
+            "that there is ImageNet-C/fog/5/n01440764 (`tta-apm data get imagenet_c` does both)")
 
 
 def imagenet(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
@@ -134,6 +138,7 @@ class OfficialC(DataSet):
     """
 
     template_set = TEMPLATE_SET
+    on_disk = SEVERITIES
 
     def __init__(self, name: str, folder: Path, files: Sequence[str], class_names: Sequence[str],
                  clean: Callable[[], ImageFiles]) -> None:
@@ -144,6 +149,7 @@ class OfficialC(DataSet):
         self.labels = _labels(files)
         self.clean = cache(clean)  # listing 50,000 files takes a while
         self.classes = sorted({file.split("/")[0] for file in files})
+        self.advice = how_to_finish(folder, name) or C_ADVICE
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         if domain.severity == 0:
@@ -155,12 +161,24 @@ class OfficialC(DataSet):
         if domain.severity == 0:
             self.clean()
         else:
-            check_classes(self._folder(domain), self.classes, C_ADVICE)
+            check_classes(self._folder(domain), self.classes, self.advice)
+
+    def verify(self, domain: Domain) -> None:
+        super().verify(domain)
+        if domain.severity:
+            folder = self._folder(domain)
+            present = {f"{name}/{file}" for name in self.classes
+                       for file in os.listdir(folder / name)}
+            lost = [file for file in self.files if file not in present]
+            if lost:
+                raise UserError(f"{folder} lacks {len(lost)} of {len(self.files)} images, such as "
+                                f"{lost[0]}. {self.advice}")
 
     def describe(self, domain: Domain) -> str:
         if domain.severity == 0:
             return self.clean().describe(domain)
-        return f"official ImageNet-C, {len(self.files)} images"
+        made = read_mark(self.folder)
+        return made.describe(domain) if made else f"official ImageNet-C, {len(self.files)} images"
 
     def _folder(self, domain: Domain) -> Path:
         return self.folder / domain.corruption / str(domain.severity)
@@ -196,7 +214,7 @@ def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence
                ) -> DataSet:
     """ImageNet-C, of the images `chosen`, None for all."""
     def clean() -> ImageFiles:
-        return _validation(data_dir, chosen)
+        return validation(data_dir, chosen)
 
     folder = _find(Path(data_dir), C_FOLDERS)
     if folder is not None:
@@ -209,7 +227,7 @@ def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence
     return Corrupted(name, clean(), constants="imagenet", frost_dir=frost_dir)
 
 
-def _validation(data_dir: str, chosen: Sequence[str] | None) -> ImageFiles:
+def validation(data_dir: str, chosen: Sequence[str] | None) -> ImageFiles:
     """The images `chosen` of the validation set, in that order; None for all."""
     whole = _image_files("imagenet", data_dir)
     if chosen is None:

@@ -9,8 +9,10 @@ Settings say which domains make a stream and when a method is reset:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from tta_apm.errors import UserError
 
 SETTINGS = ("reset_each_domain", "continual", "gradual", "mixed_domains")
 ORDERS = ("shuffled", "dirichlet", "sorted")
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -94,6 +98,28 @@ class Stream:
         if bounds and self.batch_size > 1 and len(self) - bounds[-1] == 1:
             bounds.pop()
         return np.split(np.arange(len(self)), bounds)
+
+
+def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
+    """`items` in their order, the next ones fetched by a thread while those before are in use.
+
+    Args:
+        ahead: how many are fetched or being fetched beyond the one in use.
+
+    Raises:
+        whatever fetching an item raises, when its turn comes.
+    """
+    end = object()
+    iterator = iter(items)
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        waiting = deque(thread.submit(next, iterator, end) for _ in range(ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, iterator, end))
+                yield item  # type: ignore[misc]
+        finally:  # also where the caller stops early
+            for future in waiting:
+                future.cancel()
 
 
 def _arrange(labels: np.ndarray, order: str, concentration: float, seed: int) -> np.ndarray:

@@ -1,0 +1,357 @@
+"""`tta-apm data`: make, check and get, on fabricated trees and a server of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tta_apm import cli
+from tta_apm.data import cifar, download, imagenet, imagenet_classes
+from tta_apm.data.corruption_constants import CORRUPTIONS
+from tta_apm.data.dataset import CLEAN, Domain
+from tta_apm.data.download import Download, unpack
+from tta_apm.data.imagenet import LAYOUTS
+from tta_apm.data.load import load_dataset
+from tta_apm.data.made import MARK, TEMPORARY
+from tta_apm.data.make import prepare
+from tta_apm.errors import UserError
+from tta_apm.registry import DATASETS
+
+WNIDS = imagenet_classes.wnids()
+LISTED = tuple(f"{WNIDS[index]}/x.JPEG" for index in (907, 3, 44, 45))
+NUM_TEST = 150
+
+
+def data(*words: object) -> int:
+    return cli.main(["data", *map(str, words)])
+
+
+def load(name, data_dir):
+    return load_dataset(name, data_dir=str(data_dir), frost_dir="")
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A folder with a CIFAR-10 of 150 test images."""
+    monkeypatch.setattr(cifar, "NUM_TEST", NUM_TEST)
+    table = np.random.default_rng(0).integers(0, 256, (NUM_TEST, 3073), np.uint8)
+    table[:, 0] %= 10
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    table.tofile(tmp_path / "cifar-10-batches-bin/test_batch.bin")
+    return tmp_path
+
+
+@pytest.fixture
+def validation(tmp_path, monkeypatch):
+    """A folder with a validation set of one image per class, of which four are robustbench's."""
+    monkeypatch.setitem(LAYOUTS, "imagenet", LAYOUTS["imagenet"]._replace(num_images=1000))
+    monkeypatch.setattr(imagenet_classes, "robustbench_images", lambda: LISTED)
+    for index, wnid in enumerate(WNIDS):
+        folder = tmp_path / "imagenet2012/val" / wnid
+        folder.mkdir(parents=True)
+        color = index % 10 * 25, index // 10 % 10 * 25, index // 100 * 25
+        Image.new("RGB", (9, 12), color).save(folder / "x.JPEG")
+    return tmp_path
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """The files in a folder, and when each was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns
+            for path in folder.rglob("*") if path.is_file()}
+
+
+# make
+
+def test_cifar_is_made_as_on_the_fly_and_the_record_says_so(cifar10):
+    fly = load("cifar10_c", cifar10)
+    assert data("make", "cifar10_c", "--corruptions", "fog,contrast", "--data-dir", cifar10) == 0
+    made = load("cifar10_c", cifar10)
+    assert isinstance(made, cifar.OfficialC) and (made.labels == fly.labels).all()
+    assert len(np.load(cifar10 / "CIFAR-10-C/labels.npy")) == 5 * NUM_TEST
+    for domain in [Domain("cifar10_c", name, severity) for name in ("fog", "contrast")
+                   for severity in (1, 2, 5)]:
+        indices = np.array([149, 0, 64])
+        assert (made.images(domain, indices) == fly.images(domain, indices)).all()
+    assert made.describe(domain).startswith("cifar10, corrupted beforehand by tta-apm ")
+    frost = Domain("cifar10_c", "frost", 1)
+    assert made.describe(frost).endswith(fly.describe(frost).split(", ")[-1])  # whose pictures
+    assert made.describe(Domain("cifar10_c", CLEAN, 0)) == "cifar10"
+    with pytest.raises(UserError, match="no file .*snow.npy. `tta-apm data make cifar10_c` goes"):
+        made.check(Domain("cifar10_c", "snow", 1))
+    assert set(files_of(cifar10 / "CIFAR-10-C")) == {"contrast.npy", "fog.npy", "labels.npy", MARK}
+
+
+def test_a_run_that_was_killed_goes_on(cifar10):
+    making = prepare("cifar10_c", data_dir=str(cifar10), frost_dir=None,
+                     corruptions=["brightness", "contrast"], severities=range(1, 6))
+    run = making.run()
+    list(islice(run, 17))  # of 15 chunks for each
+    whole = files_of(cifar10 / "CIFAR-10-C")["brightness.npy"]
+    assert f"contrast.npy{TEMPORARY}" in files_of(cifar10 / "CIFAR-10-C")
+    # What a kill leaves.
+    (cifar10 / "CIFAR-10-C" / f"contrast.npy{TEMPORARY}").write_bytes(b"half")
+    assert sum(making.run()) == len(making) == 2 * 5 * NUM_TEST
+    files = files_of(cifar10 / "CIFAR-10-C")
+    assert files["brightness.npy"] == whole
+    assert set(files) == {"brightness.npy", "contrast.npy", "labels.npy", MARK}
+    load("cifar10_c", cifar10).check(Domain("cifar10_c", "contrast", 5))
+
+
+def test_imagenet_is_made_goes_on_and_is_read(validation):
+    words = ("make", "imagenet_c", "--severity", "3,5", "--corruptions", "brightness,contrast",
+             "--data-dir", validation)
+    fly, domain = load("imagenet_c", validation), Domain("imagenet_c", "brightness", 3)
+    expected = fly.images(domain, np.arange(4)).astype(int)
+    making = prepare("imagenet_c", data_dir=str(validation), frost_dir=None,
+                     corruptions=["brightness", "contrast"], severities=[3, 5])
+    run = making.run()
+    list(islice(run, 4))  # brightness-3 with its four images, and the first ones of brightness-5
+    run.close()
+    folder = validation / "ImageNet-C"
+    before = files_of(folder)
+    assert f"brightness/5{TEMPORARY}/{LISTED[0]}" in before
+    assert data(*words) == 0
+    after = files_of(folder)
+    assert set(after) == {MARK, *(f"{name}/{severity}/{file}" for name in ("brightness", "contrast")
+                                  for severity in (3, 5) for file in LISTED)}
+    assert all(after[name.replace(TEMPORARY, "")] == time for name, time in before.items()
+               if name != MARK)
+    made = load("imagenet_c", validation)
+    assert isinstance(made, imagenet.OfficialC) and made.labels.tolist() == [907, 3, 44, 45]
+    assert np.abs(made.images(domain, np.arange(4)) - expected).mean() < 2
+    text = made.describe(domain)
+    assert text.startswith("ImageNet's validation set, 4 images, shorter side resized to 256")
+    assert text.endswith("imagenet-C constants, saved as JPEG of quality 85")
+    with Image.open(folder / "contrast/5" / LISTED[0]) as image:
+        image.save(folder / "again.jpg", quality=85)
+        with Image.open(folder / "again.jpg") as again:
+            assert image.size == (224, 224) and image.quantization == again.quantization
+    with pytest.raises(UserError, match="was begun otherwise .images .*, 4 images.*, now "):
+        data_50k = prepare("imagenet_c_50k", data_dir=str(validation), frost_dir=None,
+                           corruptions=["fog"], severities=[1])
+        list(data_50k.run())
+
+
+def test_files_of_others_are_left_alone(cifar10, capsys):
+    official = cifar10 / "CIFAR-10-C"
+    official.mkdir()
+    (official / "fog.npy").write_bytes(b"theirs")
+    assert data("make", "cifar10_c", "--data-dir", cifar10) == cli.BAD_INPUT
+    assert "holds files that tta-apm did not make" in capsys.readouterr().err
+    assert set(files_of(official)) == {"fog.npy"}
+
+
+@pytest.mark.parametrize("words, message", [
+    (["make", "cifar10_b"], "'cifar10_b' has no official layout to make: did you mean 'cifar10_c'"),
+    (["make", "imagenet_c"], "ImageNet's validation set is not below DATA_DIR"),
+    (["make", "cifar10_c"], "no file .*test_batch.bin. Get cifar-10-binary.tar.gz"),
+    (["make", "cifar10_c", "--severity", "5"], "a file of CIFAR-10-C holds all severities"),
+    (["make", "imagenet_c", "--severity", "6"], "--severity 6: severities are 1 to 5"),
+    (["check", "--corruptions", "frog"], "unknown 'frog': did you mean 'fog'"),
+    (["check", "imagenet_q"], "unknown data set 'imagenet_q': did you mean"),
+    (["get", "imagenet_a"], "'imagenet_a' cannot be downloaded here .*data check imagenet_a"),
+])
+def test_bad_input_is_one_sentence(words, message, tmp_path, capsys):
+    assert data(*words, "--data-dir", tmp_path) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and re.search(message, told)
+
+
+# check
+
+def test_all_data_sets_are_named_with_what_to_get(tmp_path, capsys):
+    assert data("check", "--data-dir", tmp_path) == 0  # nothing was named
+    told = capsys.readouterr().out
+    assert f"Below DATA_DIR {tmp_path}" in told and "digits_c: in order" in told
+    for name in DATASETS.names():
+        assert name.endswith("*") or f"\n{name}: " in told
+    assert "\nimagenet_c: NOT IN ORDER\n" in told
+    assert "ILSVRC/imagenet-c" in told and "https://zenodo.org/records/2235448" in told
+
+
+def test_what_is_in_order_says_how_it_is_made(cifar10, capsys):
+    assert data("check", "cifar10_c", "cifar10", "--data-dir", cifar10) == 0
+    told = capsys.readouterr().out
+    assert "cifar10_c: in order\n  cifar10, corrupted on the fly with cifar-C constants" in told
+    assert "cifar10: in order" in told
+
+
+def test_a_named_set_that_is_not_whole_ends_with_1(cifar10, capsys):
+    data("make", "cifar10_c", "--corruptions", "fog,contrast", "--data-dir", cifar10)
+    assert data("check", "cifar10_c", "--corruptions", "fog", "--data-dir", cifar10) == 0
+    assert "by tta-apm" in capsys.readouterr().out
+    with open(cifar10 / "CIFAR-10-C/contrast.npy", "r+b") as file:
+        file.truncate(100_000)
+    assert data("check", "cifar10_c", "--corruptions", "fog,contrast", "--severity", "1,2",
+                "--data-dir", cifar10) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 of 4 domains are not (contrast-1, contrast-2): " in told
+    assert "contrast.npy is not a whole .npy file" in told
+
+
+def test_a_missing_image_of_imagenet_c_is_found(validation, capsys):
+    words = ("imagenet_c", "--severity", "1", "--corruptions", "contrast", "--data-dir", validation)
+    data("make", *words)
+    assert data("check", *words) == 0
+    (validation / "ImageNet-C/contrast/1" / LISTED[1]).unlink()  # neither the first nor the last
+    assert data("check", *words) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"contrast/1 lacks 1 of 4 images, such as {LISTED[1]}" in told
+
+
+# get
+
+def tar_of(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, body in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.type = len(body), kind
+            archive.addfile(member, io.BytesIO(body))
+    return content.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+@pytest.fixture
+def zenodo(monkeypatch):
+    """A server with a record of each data set; gives its files, to be filled."""
+    files: dict[str, bytes] = {}
+    cut: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            *_, last = [part for part in self.path.split("/") if part != "content"]
+            if last in files:
+                # As a connection that breaks: fewer bytes than the record says.
+                body = files[last][:len(files[last]) // (2 if last in cut else 1)]
+            else:
+                body = json.dumps({"files": [
+                    {"key": name, "size": len(content), "links": {
+                        "self": f"{download.ZENODO}{self.path}/files/{name}/content"},
+                     "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}
+                    for name, content in files.items()]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setattr(download, "ZENODO", f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield files, cut
+        server.shutdown()
+
+
+@pytest.fixture
+def cifar_tar(monkeypatch):
+    monkeypatch.setattr(cifar, "NUM_TEST", NUM_TEST)
+    arrays = {name: np.zeros((5 * NUM_TEST, 32, 32, 3), np.uint8) for name in CORRUPTIONS}
+    arrays["labels"] = np.zeros(5 * NUM_TEST, np.uint8)
+    return tar_of({f"CIFAR-10-C/{name}.npy": npy(array) for name, array in arrays.items()})
+
+
+def test_get_asks_loads_checks_and_unpacks(zenodo, cifar_tar, tmp_path, capsys, monkeypatch):
+    files, cut = zenodo
+    files["CIFAR-10-C.tar"] = cifar_tar
+    words = ("get", "cifar10_c", "--data-dir", tmp_path)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert data(*words) == 1
+    assert "CIFAR-10-C.tar of" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    cut.add("CIFAR-10-C.tar")
+    assert data(*words, "--yes") == cli.BAD_INPUT
+    assert "the download of CIFAR-10-C.tar failed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # no half archive is left to be taken for a whole one
+    cut.clear()
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert data(*words) == 0
+    assert "cifar10_c: in order\n  official CIFAR-10-C: 75 domains" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["CIFAR-10-C"]
+    assert data(*words, "--yes") == 0
+    assert "is here already" in capsys.readouterr().out
+
+
+def test_a_half_archive_of_an_earlier_download_is_named(zenodo, cifar_tar, tmp_path, capsys):
+    zenodo[0]["CIFAR-10-C.tar"] = cifar_tar
+    file = tmp_path / "CIFAR-10-C.tar"
+    file.write_bytes(cifar_tar[:999])
+    assert data("get", "cifar10_c", "--yes", "--data-dir", tmp_path) == cli.BAD_INPUT
+    assert f"{file} is not whole: it has 999 of {len(cifar_tar)} bytes" in capsys.readouterr().err
+    file.write_bytes(cifar_tar[:-1] + b"x")
+    assert data("get", "cifar10_c", "--yes", "--data-dir", tmp_path) == cli.BAD_INPUT
+    assert "its checksum is not Zenodo's" in capsys.readouterr().err
+    file.write_bytes(cifar_tar)
+    assert data("get", "cifar10_c", "--yes", "--data-dir", tmp_path) == 0
+    assert file.is_file() and (tmp_path / "CIFAR-10-C/labels.npy").is_file()
+
+
+def test_only_what_is_missing_of_imagenet_c_is_loaded(zenodo, tmp_path):
+    for archive in download.SOURCES["imagenet_c"].archives:
+        for place, name in enumerate(archive.folders):
+            if archive.file != "weather.tar" or place < 2:
+                (tmp_path / "ImageNet-C" / name).mkdir(parents=True)
+    zenodo[0]["weather.tar"] = tar_of({
+        f"weather/{name}/5/{LISTED[0]}": b"new" for name in ("snow", "frost", "fog", "brightness")})
+    wanted = Download("imagenet_c", tmp_path)
+    assert [archive.file for archive in wanted.missing] == ["weather.tar"]
+    assert wanted.ask() == len(zenodo[0]["weather.tar"])
+    wanted.run()
+    assert (tmp_path / "ImageNet-C/fog/5" / LISTED[0]).read_bytes() == b"new"
+    assert set(files_of(tmp_path)) == {f"ImageNet-C/{name}/5/{LISTED[0]}"
+                                       for name in ("fog", "brightness")}
+    assert not Download("imagenet_c", tmp_path).missing
+
+
+def test_offline_one_sentence_says_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(download, "ZENODO", "http://127.0.0.1:9")
+    assert data("get", "imagenet_c", "--yes", "--data-dir", tmp_path) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert "cannot be asked" in told and "On a machine that is online get noise.tar, blur" in told
+    assert told.count("\n") == 1
+
+
+def test_images_made_here_are_not_mixed_with_official_ones(tmp_path):
+    (tmp_path / "ImageNet-C").mkdir()
+    (tmp_path / "ImageNet-C" / MARK).write_text("{}")
+    with pytest.raises(UserError, match="ImageNet-C holds images that tta-apm made"):
+        Download("imagenet_c", tmp_path)
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("/fog/x", tarfile.REGTYPE), ("fog/../../x", tarfile.REGTYPE), ("fog/x", tarfile.SYMTYPE),
+    ("fog/x", tarfile.LNKTYPE), ("fog/x", tarfile.CHRTYPE)])
+def test_an_archive_that_points_outside_is_refused_as_a_whole(name, kind, tmp_path):
+    file, target = tmp_path / "weather.tar", tmp_path / "target"
+    target.mkdir()
+    file.write_bytes(tar_of({"fog/good": b""})[:512] + tar_of({name: b""}, kind))
+    with pytest.raises(UserError, match=f"weather.tar is not to be trusted: its member '{name}'"):
+        unpack(file, ["fog"], target)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"no archive", "is no whole archive"), (tar_of({"fog/x": b"y" * 2000})[:900], "no whole arch"),
+    (tar_of({"snow/x": b""}), "holds no fog")])
+def test_a_wrong_archive_leaves_nothing(content, message, tmp_path):
+    (tmp_path / "weather.tar").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        unpack(tmp_path / "weather.tar", ["fog"], tmp_path)
+    assert set(files_of(tmp_path)) == {"weather.tar"}

@@ -1,0 +1,68 @@
+"""Text features on disk: the text tower of a large CLIP takes minutes over 80,000 prompts.
+
+A file per model, weights, class names and templates, in $XDG_CACHE_HOME/tta_apm/text_features or
+below ~/.cache. A file that does not read is written again; a folder that cannot be written to is
+done without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+NAME = "text_features"
+# To be raised when the way from prompts to features changes.
+FORMAT = 1
+
+
+def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_names: Sequence[str],
+           templates: Sequence[str], device: str) -> Tensor:
+    """Text features [K,D] of the disk, or of `compute()`, which are then kept there.
+
+    Args:
+        model: name of the architecture, which settles the tokenizer.
+        weights: with a hash of their content.
+        class_names: K names.
+        templates: in their order.
+        device: its type; each rounds in its own way.
+    """
+    key = json.dumps([FORMAT, model, weights, list(class_names), list(templates), device])
+    file = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    features = _read(file)
+    if features is None or len(features) != len(class_names):
+        features = compute()
+        _write(file, features)
+    return features
+
+
+def folder() -> Path:
+    """Where the files lie."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches, "tta_apm", NAME)
+
+
+def _read(file: Path) -> Tensor | None:
+    try:
+        return load_file(file)[NAME]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _write(file: Path, features: Tensor) -> None:
+    # Of this process: several may come to write the same.
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({NAME: features.contiguous().cpu()}, temporary)
+        os.replace(temporary, file)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            temporary.unlink()

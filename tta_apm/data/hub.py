@@ -1,0 +1,64 @@
+"""The repositories of CLIP_benchmark: how they are called, and how their files are downloaded."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import urllib.request
+from pathlib import Path
+
+from tta_apm.errors import UserError
+
+HUB = "https://huggingface.co/datasets/clip-benchmark"
+TIMEOUT = 30.0  # seconds without an answer
+
+
+def repository(name: str) -> str:
+    """Of a data set: wds_vtab-dtd for wds/vtab/dtd."""
+    return "wds_" + name.removeprefix("wds/").replace("/", "-")
+
+
+def url_of(name: str, base: str) -> str:
+    """Where the files of a data set are.
+
+    Args:
+        name: of the data set, wds/NAME.
+        base: a URL that holds repositories, such as HUB; or of one, in CLIP_benchmark's way
+            HUB/wds_{dataset_cleaned}/tree/main.
+
+    Raises:
+        UserError: if `base` is none that can be downloaded from.
+    """
+    if not base.startswith(("https://", "http://")):
+        raise UserError(f"DATA_DIR {base}: only https:// and http:// can be downloaded from")
+    base = base.rstrip("/")
+    if base == HUB:
+        base += "/wds_{dataset_cleaned}/tree/main"
+    if "wds_{dataset_cleaned}" not in base:
+        return f"{base}/{repository(name)}"
+    # The hub has its pages under tree and its files under resolve.
+    return base.replace("wds_{dataset_cleaned}", repository(name)).replace("/tree/", "/resolve/")
+
+
+def bring(url: str, path: Path) -> None:
+    """Download a file that is not here, aside first: what is at `path` is whole.
+
+    Raises:
+        UserError: if it is not there, or does not come whole.
+    """
+    if path.is_file():
+        return
+    aside = path.with_name(path.name + ".part")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+        size, expected = aside.stat().st_size, answer.headers.get("Content-Length")
+        if expected is not None and size != int(expected):
+            raise OSError(f"{size} of {expected} bytes came")
+        os.replace(aside, path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {url} to {path}: {error}; the same command tries again, "
+                        "without the files that are there") from error

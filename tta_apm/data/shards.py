@@ -1,0 +1,200 @@
+"""Shards: data sets in the webdataset layout that CLIP_benchmark publishes, named wds/NAME.
+
+    classnames.txt  zeroshot_classification_templates.txt  test/nshards.txt  test/0.tar  1.tar ...
+
+A sample is an image (.jpg, .png or .webp) and its label (.cls) under one key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tta_apm.data import hub, imagenet_classes
+from tta_apm.data.dataset import DataSet, Domain, Outputs, refuse_corruption
+from tta_apm.data.image_files import (BAD_IMAGE, SIDE, describe_crop, mixed, read_images,
+                                      resize_and_crop)
+from tta_apm.data.tar_members import Member, members
+from tta_apm.errors import UserError
+
+NAME = re.compile(r"wds(/[A-Za-z0-9][A-Za-z0-9_.-]*)+")
+IMAGES = {"jpeg", "jpg", "png", "webp"}
+CLASSES, TEMPLATES, COUNT = (
+    "classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt")
+
+# Where DATA_DIR is a URL: its own default, so that the next run finds them without one.
+DOWNLOADS = Path("data")
+
+NUM_PROBES = 8  # images whose sizes tell whether all are small squares
+
+
+class Shards(DataSet):
+    """Images inside tar archives, with class names and templates of their own.
+
+    Where all are small squares of one size, as CIFAR's are, they stay as they are; others are
+    resized and cropped to 224x224 as CLIP does.
+
+    Args:
+        name, class_names, templates, labels, outputs: see DataSet.
+        sources: the images, in the order of the data set.
+
+    Raises:
+        UserError: if one of the images that tell their size cannot be read.
+    """
+
+    def __init__(self, name: str, sources: Sequence[Member], labels: np.ndarray, *,
+                 class_names: Sequence[str], templates: Sequence[str],
+                 outputs: Outputs | None) -> None:
+        self.name = self.template_set = name
+        self.sources = sources
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.templates = tuple(templates)
+        self.outputs = outputs
+        self.side = _side(sources)
+
+    def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
+        return read_images([self.sources[index] for index in indices],
+                           partial(resize_and_crop, resized=self.side, side=self.side), self.side)
+
+    def check(self, domain: Domain) -> None:
+        refuse_corruption(self.name, domain)
+
+    def describe(self, domain: Domain) -> str:
+        size = describe_crop(SIDE) if self.side == SIDE else f"{self.side}×{self.side}"
+        return f"test shards of {self.name}, {size}"
+
+
+def shards(*, data_dir: str, frost_dir: str | None, name: str = "wds") -> Shards:
+    """The data set `name`, wds/..., below DATA_DIR or, where that is a URL, downloaded from it.
+
+    A local one is in a folder of its name, or of the name of its repository: wds/vtab/dtd or
+    wds_vtab-dtd. `frost_dir` is unused.
+
+    Raises:
+        UserError: if it is not there, cannot be downloaded or is not whole.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(f"DATASET {name!r} names no data set: write wds/NAME, e.g. wds/vtab/dtd")
+    folder = _download(name, data_dir) if "://" in data_dir else _find(name, Path(data_dir))
+    class_names = _lines(folder / CLASSES)
+    samples = [sample for archive in _archives(folder)
+               for sample in _samples(archive, len(class_names))]
+    if not samples:
+        raise UserError(f"{folder / 'test'} holds no image")
+    order = mixed(len(samples))
+    return Shards(name, [samples[place][0] for place in order],
+                  np.array([samples[place][1] for place in order], np.int64),
+                  class_names=class_names, templates=_templates(folder / TEMPLATES),
+                  outputs=_outputs(class_names))
+
+
+def _find(name: str, data_dir: Path) -> Path:
+    repository = hub.repository(name)
+    folders = (name, repository, f"wds/{repository}")
+    for folder in folders:
+        if (data_dir / folder).is_dir():
+            return data_dir / folder
+    raise UserError(f"DATASET {name} is not below DATA_DIR {data_dir} (looked for "
+                    f"{', '.join(folders)}). Clone {hub.HUB}/{repository} there with git lfs, or "
+                    f"download it to {DOWNLOADS}/ with DATA_DIR {hub.HUB}")
+
+
+def _download(name: str, base: str) -> Path:
+    """Bring what is not here yet of a data set; returns its folder."""
+    url, folder = hub.url_of(name, base), DOWNLOADS / name
+    for file in (CLASSES, TEMPLATES, COUNT):
+        hub.bring(f"{url}/{file}", folder / file)
+    for archive in _archives(folder):
+        hub.bring(f"{url}/test/{archive.name}", archive)
+    return folder
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}; get it anew") from error
+    return [line.strip() for line in text.rstrip().splitlines()]
+
+
+def _templates(file: Path) -> list[str]:
+    """Templates with {} for the class name, where the file has {c}."""
+    templates = _lines(file)
+    for template in templates or [""]:
+        if template.count("{c}") != 1 or re.search("[{}]", template.replace("{c}", "")):
+            raise UserError(f"{file}: the template {template!r} must have one {{c}} for the name "
+                            "of the class and no other braces")
+    return [template.replace("{c}", "{}") for template in templates]
+
+
+def _archives(folder: Path) -> list[Path]:
+    text = " ".join(_lines(folder / COUNT))
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"{folder / COUNT} must hold the number of archives, not {text[:40]!r}")
+    return [folder / f"test/{number}.tar" for number in range(int(text))]
+
+
+def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
+    """The images of an archive and their labels, in its order.
+
+    Raises:
+        UserError: if the archive is not there, not whole or none, or if a sample lacks its image
+            or a label below `num_classes`.
+    """
+    from webdataset.tariterators import base_plus_ext  # its import takes seconds, with torch
+
+    if not archive.is_file():
+        raise UserError(f"there is no {archive}, though {archive.with_name('nshards.txt')} counts "
+                        "it: get it anew")
+    images: dict[str, Member] = {}
+    labels: dict[str, int] = {}
+    for member in members(archive):
+        key, suffix = base_plus_ext(member.name)
+        if suffix == "cls":
+            labels[key] = _label(member, num_classes)
+        elif suffix is not None and suffix.lower() in IMAGES:
+            if key in images:
+                raise UserError(f"{archive} holds two images under the key {key}")
+            images[key] = member
+    for key in images.keys() ^ labels.keys():
+        lost = ".cls" if key in images else "image"
+        raise UserError(f"{archive}: the sample {key} has no {lost}")
+    return [(member, labels[key]) for key, member in images.items()]
+
+
+def _label(member: Member, num_classes: int) -> int:
+    with member.open() as file:
+        text = file.read(20).decode("ascii", "replace").strip()
+    if not text.isdecimal() or int(text) >= num_classes:
+        raise UserError(f"{member}: a label is a number from 0 to {num_classes - 1}, not {text!r}")
+    return int(text)
+
+
+def _outputs(class_names: Sequence[str]) -> Outputs | None:
+    """Of a classifier of ImageNet's 1000 classes those of ImageNet-A or -R, None for other sets."""
+    for wnids in (imagenet_classes.wnids_a(), imagenet_classes.wnids_r()):
+        if len(class_names) == len(wnids):
+            names, every = imagenet_classes.class_names(), imagenet_classes.wnids()
+            kept = tuple(every.index(wnid) for wnid in wnids)
+            if [names[index] for index in kept] == class_names:
+                return Outputs(len(every), kept)
+    return None
+
+
+def _side(sources: Sequence[Member]) -> int:
+    """The side that small square images of one size share, SIDE for others."""
+    sizes = set()
+    for place in np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int):
+        try:
+            with sources[place].open() as file, Image.open(file) as image:
+                sizes.add(image.size)
+        except BAD_IMAGE as error:
+            raise UserError(f"cannot read the image {sources[place]}: {error}") from error
+    width, height = sizes.pop()
+    return width if not sizes and width == height < SIDE else SIDE

@@ -1,0 +1,60 @@
+"""Member: a file inside a tar archive, read where it lies. Nothing is ever unpacked."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from tta_apm.errors import UserError
+
+END = 1024  # bytes, all zero, that close an archive
+
+
+class Member(NamedTuple):
+    """A file inside an archive; opens and names itself like a Path."""
+
+    archive: Path
+    name: str
+    offset: int  # of its content, in bytes
+    size: int
+
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
+        with open(self.archive, mode) as file:
+            file.seek(self.offset)
+            return BytesIO(file.read(self.size))
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.archive}"
+
+
+def members(archive: Path) -> Iterator[Member]:
+    """The files in an archive, in its order; links and the like are passed over.
+
+    Raises:
+        UserError: if it is none, or, at the end, if it is not whole.
+    """
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for info in tar:
+                if info.isreg():
+                    yield Member(archive, info.name, info.offset_data, info.size)
+        # tarfile is content with an archive that breaks off between two files.
+        with open(archive, "rb") as file:
+            file.seek(-END, os.SEEK_END)
+            if any(file.read()):
+                raise tarfile.ReadError("its end is missing")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{archive} is no whole tar archive ({_explain(archive, error)}): delete "
+                        "it and get it anew") from error
+
+
+def _explain(archive: Path, error: Exception) -> str:
+    if archive.is_file():
+        with open(archive, "rb") as file:
+            if file.read(30).startswith(b"version https://git-lfs"):
+                return "git lfs left a pointer to it: 'git lfs pull' brings it"
+    return str(error)
