@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tta_apm.audit import SurvivingOptimizer
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.entropy import marginal_entropy
 from tta_apm.episodes import Parameters, chunk_size, chunks, image_generators, stack
@@ -71,8 +72,8 @@ class Memo(Method):
                 raise UserError(f"memo: unknown {key} {value!r}: {nearest(value, known)}")
         self.model = copy.deepcopy(backbone)
         self.num_views = num_views
-        self.optimizer = (partial(torch.optim.SGD, lr=lr) if optimizer == "sgd" else
-                          partial(torch.optim.AdamW, lr=lr, weight_decay=0.01))
+        self.lr = lr
+        self.optimizer_name = optimizer
         self.crop = crop
         self.flip = flip
         self.seed = seed
@@ -114,8 +115,14 @@ class Memo(Method):
         weights = stack(source, len(views))
         for name, weight in weights.items():
             weight.grad = gradients[name]
-        self.optimizer(list(weights.values())).step()
+        self.make_optimizer(list(weights.values())).step()
         return {name: weight.detach() for name, weight in weights.items()}
+
+    def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
+        """An empty optimiser for the weights of a chunk of images."""
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(leaves, lr=self.lr)
+        return torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01)
 
     def loss(self, weights: Parameters, views: Tensor) -> Tensor:
         """Entropy of the mean prediction for views [V,3,H,W]."""
@@ -155,6 +162,13 @@ class Memo(Method):
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
             self.run(leaves, image)
         return total
+
+
+class MemoSurviving(SurvivingOptimizer, Memo):
+    """MEMO whose AdamW survives from image to image: for the audit only.
+
+    With the default, SGD without momentum, there is nothing to survive.
+    """
 
 
 def _mix(share: float, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:

@@ -54,9 +54,12 @@ class Norm(Method):
             mix = partial(self._mix, layer.running_mean.clone(), layer.running_var.clone())
             layer.register_forward_pre_hook(mix)
 
-    def _mix(self, source_mean: Tensor, source_variance: Tensor, layer: nn.Module,
+    def _mix(self, source_mean: Tensor, source_variance: Tensor, layer: _BatchNorm,
              inputs: tuple[Tensor]) -> None:
         """Before a layer's forward: set its statistics to those of source and inputs mixed."""
+        if self._batch_alpha == 1:  # the layer then takes its inputs', in one pass
+            layer.running_mean = layer.running_var = None
+            return
         axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
         variance, mean = torch.var_mean(inputs[0], axes, correction=0)
         layer.running_mean = source_mean.lerp(mean, self._batch_alpha)

@@ -64,6 +64,7 @@ class Rmt(Method):
 
     needs = "classifier"
     scope = "stream"
+    survives = "weights and optimiser"
     prototypes: Tensor
 
     def __init__(self, backbone: Classifier, *, lr: float = 1e-3, optimizer: str = "adam",

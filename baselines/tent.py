@@ -41,6 +41,7 @@ class Tent(Method):
 
     needs = "classifier"
     scope = "stream"
+    survives = "weights and optimiser"
 
     def __init__(self, backbone: Classifier, *, lr: float = 1e-3, steps: int = 1,
                  optimizer: str = "adam", episodic: bool = False) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_apm.audit import SurvivingOptimizer
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.contexts import (
     ContextPrompts, cosine_logits, load_context, phrase_context)
@@ -15,7 +16,11 @@ from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm.episodes import adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.errors import UserError
 from tta_apm.method import Method
+from tta_apm.precision import products, resolve
 from tta_apm.views import augmix, crop_views
+
+# Of the loss in float16, so that its gradient is not rounded to 0; the authors' scaler starts here.
+LOSS_SCALE = 1024
 
 
 class Tpt(Method):
@@ -26,10 +31,10 @@ class Tpt(Method):
     lower the entropy of their mean prediction. Predicts the image itself after the last update.
     Nothing survives from one image to the next.
 
-    It departs from the authors' code in this: all is float32, without autocast and gradient
-    scaling; views are cropped from the image as the data set gives it, not from the file; images
-    are adapted together; prompts end at their last token, which changes no result and leaves 9
-    tokens of 77 for ImageNet's classes.
+    It departs from the authors' code in this: the loss is scaled by a constant where products are
+    in float16, where they let a scaler find one; views are cropped from the image as the data set
+    gives it, not from the file; images are adapted together; prompts end at their last token, which
+    changes no result and leaves 9 tokens of 77 for ImageNet's classes.
 
     Memory grows with images × classes: the text tower keeps up to 16 · blocks · width numbers for
     each token, so ViT-B/16 needs 3.6 MB for an image and a class, 3.6 GB for 1,000 classes. As
@@ -47,6 +52,8 @@ class Tpt(Method):
         flip: mirror half of the random views.
         augmix: apply AugMix to the random views, as the authors do for the fine-grained data sets.
         class_chunk: how many classes the text tower holds activations of at a time; 0 is all.
+        precision: of the products of both towers: "float32", or "float16", the authors'; "auto" is
+            float16 on CUDA GPUs, float32 elsewhere.
         seed: of the views.
 
     Raises:
@@ -61,7 +68,7 @@ class Tpt(Method):
     def __init__(self, backbone: ClipBackbone, *, num_views: int = 64, selection: float = 0.1,
                  steps: int = 1, lr: float = 5e-3, phrase: str = "a photo of a",
                  weights: str = "", flip: bool = True, augmix: bool = False, class_chunk: int = 0,
-                 seed: int = 42) -> None:
+                 precision: str = "auto", seed: int = 42) -> None:
         super().__init__()
         _check_numbers(num_views, selection, steps, class_chunk)
         self.backbone = backbone
@@ -71,12 +78,15 @@ class Tpt(Method):
         self.lr = lr
         self.flip = flip
         self.augmix = augmix
+        self.precision = resolve(precision, "float16", backbone.text_features.device, "tpt")
+        self.resolved = {"precision": self.precision}
+        self.loss_scale = LOSS_SCALE if self.precision == "float16" else 1
         self.seed = seed
         context = (load_context(weights, backbone, meta_net=False).ctx.detach() if weights
                    else phrase_context(backbone, phrase))
         self.prompts = ContextPrompts(backbone, len(context), class_chunk)
         with torch.no_grad():
-            text_features = self.prompts(context[None])
+            text_features = self._encode_classes(context[None])
         self.register_buffer("context", context, persistent=False)  # [M,W]
         self.register_buffer("text_features", text_features, persistent=False)  # [1,K,D]
         self.chunk = chunk_size(self._bytes_per_image(), context.device)
@@ -96,23 +106,39 @@ class Tpt(Method):
         confident = self._most_confident(features)
         contexts = adapt(
             stack({"context": self.context}, len(images)),
-            lambda stacked: marginal_entropy(self._classify(confident, stacked["context"])),
+            lambda stacked: self.loss_scale * marginal_entropy(
+                self._classify(confident, stacked["context"])),
             steps=self.steps,
-            optimizer=lambda leaves: torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01))
+            optimizer=self.make_optimizer)
         return self._classify(features[:, :1], contexts["context"])[:, 0]
+
+    def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
+        """An empty AdamW for the contexts of a chunk of images."""
+        # Its steps do not depend on the scale of the gradients but by eps.
+        return torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01, eps=1e-8 * self.loss_scale)
 
     def _view_features(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Image features [B,V,D] of length one; the first view is the image itself."""
-        features = self.backbone.encode_image(images)[:, None]
+        features = self._encode_images(images)[:, None]
         if self.num_views > 1:
             views = crop_views(images, self.num_views - 1, generators,
                                size=self.backbone.image_size, flip=self.flip)
             if self.augmix:
                 views = augmix(views, generators)
             # An image's views fill the device; those of a whole chunk could overfill it.
-            of_views = torch.stack([self.backbone.encode_image(view) for view in views])
+            of_views = torch.stack([self._encode_images(view) for view in views])
             features = torch.cat([features, of_views], 1)
         return F.normalize(features, dim=-1)
+
+    def _encode_images(self, images: Tensor) -> Tensor:
+        """Image features [B,D]."""
+        with products(self.precision, images.device):
+            return self.backbone.encode_image(images).to(images.dtype)
+
+    def _encode_classes(self, contexts: Tensor) -> Tensor:
+        """Text features [B,K,D] of length one, of contexts [B,M,W]."""
+        with products(self.precision, contexts.device):
+            return self.prompts(contexts).to(contexts.dtype)
 
     def _most_confident(self, features: Tensor) -> Tensor:
         """Of features [B,V,D] those of the views with the least entropy at the start."""
@@ -122,13 +148,17 @@ class Tpt(Method):
 
     def _classify(self, features: Tensor, contexts: Tensor) -> Tensor:
         """Logits [B,N,K] of features [B,N,D] by contexts [B,M,W]."""
-        return cosine_logits(self.backbone, features, self.prompts(contexts))
+        return cosine_logits(self.backbone, features, self._encode_classes(contexts))
 
     def _bytes_per_image(self) -> int:
         """Activations of the text tower, and the views as they are made."""
         size = self.backbone.image_size or 0
         views = 3 * self.num_views * 3 * size**2 * self.context.element_size()
         return self.prompts.bytes_per_image() + views
+
+
+class TptSurviving(SurvivingOptimizer, Tpt):
+    """TPT whose AdamW survives from image to image: for the audit only."""
 
 
 def _check_numbers(num_views: int, selection: float, steps: int, class_chunk: int) -> None:

@@ -49,7 +49,7 @@ class RotationTraining(Method):
         adapt(weights, lambda weights: self.rotation_loss(weights, images, generators),
               steps=self.steps, optimizer=partial(torch.optim.SGD, lr=self.lr))
         inputs = self.backbone.prepare(images)
-        return self._run(weights, inputs[:, None], "classifier").squeeze(1)
+        return self.backbone.kept(self._run(weights, inputs[:, None], "classifier").squeeze(1))
 
     def rotation_loss(self, weights: Parameters, images: Tensor, generators: Generators) -> Tensor:
         """Cross-entropy [B] of the rotations of fresh views, each turned at random."""
@@ -153,6 +153,7 @@ class TttOnline(RotationTraining):
 
     needs = "rotation"
     scope = "stream"
+    survives = "weights"
 
     def __init__(self, backbone: Rotation, *, steps: int = 1, lr: float = 1e-3,
                  num_views: int = 32, flip: bool = True, seed: int = 42) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Generator, Tensor
 from torch.func import functional_call, vmap
 
+from tta_apm.audit import SurvivingOptimizer
 from tta_apm.backbones.mae import MaskedAutoencoder, normalized, take
 from tta_apm.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.errors import UserError
@@ -86,10 +85,14 @@ class TttMae(Method):
             stack(self.initial, len(images)),
             lambda stacked: self.loss(stacked, patches, self.draw(generators)),
             steps=self.steps,
-            optimizer=partial(torch.optim.SGD, lr=self.lr, momentum=self.momentum))
+            optimizer=self.make_optimizer)
         everywhere = torch.arange(self.num_patches, device=images.device).expand(
             len(images), 1, self.num_patches)
         return self.backbone.classify(self._encode(weights, patches, everywhere).flatten(0, 1))
+
+    def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
+        """An SGD without momentum as yet, for the encoders of a chunk of images."""
+        return torch.optim.SGD(leaves, lr=self.lr, momentum=self.momentum)
 
     def draw(self, generators: list[Generator]) -> Tensor:
         """Random orders of the patches [B,masks,L]; the first `num_visible` are not hidden."""
@@ -129,3 +132,7 @@ class TttMae(Method):
                    for blocks, num_tokens, norm in towers)
         weights = sum(value.numel() for value in self.initial.values())
         return (3 * weights + self.masks * kept) * net.mask_token.element_size()
+
+
+class TttMaeSurviving(SurvivingOptimizer, TttMae):
+    """TTT-MAE whose momentum survives from image to image: for the audit only."""

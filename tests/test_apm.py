@@ -92,40 +92,50 @@ def test_equals_the_reference_in_float32(teacher, images, pooling):
     assert (logits.argmax(-1) == expected.argmax(-1)).all()
 
 
-@pytest.mark.parametrize("preset, feature_dim, count", [
-    ("paper", 1024, 53_494_349), ("paper", 768, 53_231_949), ("paper", 512, 52_969_549)])
-def test_parameter_counts_of_the_paper(preset, feature_dim, count):
-    hidden, pooling = PRESETS[preset]
+def count(feature_dim: int, **keywords) -> int:
+    """Weights of the student of a preset or of other widths, in the paper's size."""
+    hidden, pooling = PRESETS[keywords.pop("preset", "paper")]
     with torch.device("meta"):
-        student = Student(grid=32, patch=14, kernels=1, code=1024, hidden=hidden,
-                          feature_dim=feature_dim, pooling=pooling)
-    assert sum(p.numel() for p in student.parameters()) == count
+        student = Student(**{**dict(grid=32, patch=14, kernels=1, code=1024, hidden=hidden,
+                                    feature_dim=feature_dim, pooling=pooling), **keywords})
+    return sum(parameter.numel() for parameter in student.parameters())
 
 
-def test_parameter_counts_of_slim():
-    """conv + MLP + projection 19,669,325; with query and attention, but without the authors'
-    unused LayerNorm(1024) and RGB head (2816-256-256-3), their 22,822,224."""
-    hidden, pooling = PRESETS["slim"]
-    with torch.device("meta"):
-        student = Student(grid=32, patch=14, kernels=1, code=1024, hidden=hidden, feature_dim=768,
-                          pooling=pooling)
-    pooling_count = sum(p.numel() for p in student.pooling.parameters())
-    count = sum(p.numel() for p in student.parameters()) - pooling_count
-    assert count == 19_669_325
-    rgb_head = 2816 * 256 + 256 + 256 * 256 + 256 + 256 * 3 + 3
-    assert count + pooling_count + rgb_head + 2 * 1024 == 22_822_224
+RGB_HEAD = 256 + 256 * 256 + 256 + 256 * 3 + 3  # and 256 weights for each entry of its input
+
+
+@pytest.mark.parametrize("feature_dim, expected", [
+    (1024, 53_494_349), (768, 53_231_949), (512, 52_969_549)])
+def test_parameter_counts_of_paper(feature_dim, expected):
+    assert count(feature_dim) == expected
+    assert count(feature_dim, rgb=True) == expected + 256 * (2048 + feature_dim) + RGB_HEAD
+
+
+@pytest.mark.parametrize("feature_dim, authors", [(768, 22_822_224), (1024, 24_986_448)])
+def test_parameter_counts_of_slim(feature_dim, authors):
+    """With attention, query and RGB head, but without the authors' LayerNorm(1024), which nothing
+    uses: their published counts have its 2,048 weights too."""
+    assert count(feature_dim, preset="slim", rgb=True) + 2 * 1024 == authors
+
+
+def test_parameter_counts_of_slim_without_heads():
+    assert count(768, preset="slim", pooling="mean") == 19_669_325
+
+
+def test_parameter_counts_of_other_columns():
+    """More kernels widen T, I_xy adds a value per kernel, T_vit takes the convolution's place."""
+    conv = 3 * 14 * 14 + 1
+    assert count(1024, kernels=3) - count(1024) == 2 * (1024 * 4096 + conv)
+    assert count(1024, kernels=3, local_patch=True) - count(1024, kernels=3) == 3 * 4096
+    assert count(1024, tokens=1024) == count(1024) - conv
+    assert count(1024, tokens=1024, local_patch=True) == count(1024, local_patch=True)
 
 
 def test_table_9_ladder():
-    """Table 6 with 1 to 6 hidden layers of 4096²: 36 to 120 million."""
-    millions = []
-    for num_layers in range(1, 7):
-        with torch.device("meta"):
-            student = Student(grid=32, patch=14, kernels=1, code=1024,
-                              hidden=(4096,) * num_layers + (4096, 2048, 1024), feature_dim=768,
-                              pooling="mean")
-        millions.append(int(sum(p.numel() for p in student.parameters()) / 1e6))
-    assert millions == [36, 53, 70, 86, 103, 120]
+    """Table 6 with 1 to 6 hidden layers of 4096²: 36 to 120 million; 7 with two narrow layers."""
+    ladder = [(2048, 1024)] + [(4096,) * n + (4096, 2048, 1024) for n in range(1, 7)]
+    millions = [int(count(768, hidden=hidden) / 1e6) for hidden in ladder]
+    assert millions == [7, 36, 53, 70, 86, 103, 120]
 
 
 def test_columns_share_the_trigger_and_differ_in_their_code():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -35,16 +35,21 @@ class Method(nn.Module, ABC):
         needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation".
         scope: what the result for an image depends on: "image" (that image alone: fresh for
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
+        survives: for scope "stream", what of the images before does: "weights", say. It stands
+            in the table.
     """
 
     needs: ClassVar[str] = "classifier"
     scope: ClassVar[str] = "image"
+    survives: ClassVar[str] = ""
 
     def __init__(self) -> None:
         super().__init__()
         #: Per-image side results of the last forward, [B] each ("teacher_prediction", "cosine").
         #: They are stored with the predictions.
         self.details: dict[str, Tensor] = {}
+        #: Hyper-parameters that were left to it ("auto"), as it chose them; for the record.
+        self.resolved: dict[str, Any] = {}
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

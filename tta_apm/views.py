@@ -83,8 +83,8 @@ def crop_resize(images: Tensor, boxes: Tensor, height: int, width: int) -> Tenso
         [B,V,3,height,width].
     """
     top, left, box_height, box_width = boxes.unbind(-1)
-    rows = _resizing(images.shape[-2], height, top, box_height)
-    columns = _resizing(images.shape[-1], width, left, box_width)
+    rows = _resizing(images.shape[-2], height, top, box_height).to(images.dtype)
+    columns = _resizing(images.shape[-1], width, left, box_width).to(images.dtype)
     lines = torch.einsum("bvyh,bchw->bvcyw", rows, images)
     return torch.einsum("bvcyw,bvxw->bvcyx", lines, columns)
 

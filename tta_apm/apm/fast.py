@@ -1,12 +1,16 @@
-"""The student's pooled feature for B images at once, each with weights of its own.
+"""The student for B images at once, each with weights of its own.
 
-Same numbers as Student.forward, less work (exact algebra, no approximation):
+Same numbers as Student, less work (exact algebra, no approximation):
 - columns differ in their place only, so W1·[T | p_xy] = W_T·T + W_x·p_x + W_y·p_y: one product for
-  the image, one for each x and each y, instead of one for each column; backward likewise;
-- the projection commutes with the pooling: it is applied once per image (and head).
+  the image, one for each x and each y, instead of one for each column; backward likewise. I_xy,
+  if columns are given it, adds a small W_I·I_xy. The RGB head's first layer is split like this too;
+- the projection commutes with the pooling: it is applied once per image (and head), and to each
+  column only where a loss asks for the columns' features.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +18,14 @@ from torch import Tensor
 
 from tta_apm.apm.student import Student
 from tta_apm.episodes import Parameters
+
+
+class Outputs(NamedTuple):
+    """What students make of their images; None for what was not asked for."""
+
+    pooled: Tensor  # f_avg [B,D]
+    features: Tensor | None  # of the columns [B,L,D]
+    colours: Tensor | None  # of the columns [B,L,3]
 
 
 class FastStudent:
@@ -25,56 +37,103 @@ class FastStudent:
 
     Attributes:
         initial: the student's weights; matrices as [in, out], which is how their gradients come
-            out of a product, and the first layer's split into its parts T, x and y.
+            out of a product, and the first layers' split into their parts: T, local, x and y.
     """
 
     def __init__(self, student: Student, columns: Tensor | None = None) -> None:
         grid, pooling = student.grid, student.pooling
         self.patch = student.patch
         self.columns = columns
+        self.num_columns = grid**2 if columns is None else len(columns)
         self.num_layers = len(student.mlp)
+        self.local_patch = student.local_patch
         half = student.code.shape[-1] // 2
         self.code_x = student.code[0, :, :half].contiguous()  # [w, p/2]
         self.code_y = student.code[:, 0, half:].contiguous()  # [h, p/2]
         self.grid = grid
         self.initial = {name: (value.detach().T if value.dim() == 2 else value.detach()).clone(
             memory_format=torch.contiguous_format) for name, value in student.named_parameters()}
-        first = self.initial.pop("mlp.0.weight")
-        self.initial["first.T"], self.initial["first.x"], self.initial["first.y"] = (
-            part.clone() for part in first.split([len(first) - 2 * half, half, half]))
+        kernels = student.conv.out_channels if student.conv and student.local_patch else 0
+        self._split("mlp.0", {"local": kernels, "x": half, "y": half})
+        if student.rgb is not None:
+            self._split("rgb.layers.0", {"local": kernels, "x": half, "y": half},
+                        features=student.projection.out_features)
         self.num_heads = 0
         if pooling is not None:
             self.num_heads = pooling.attention.num_heads
             self.pooling_code = pooling.code if columns is None else pooling.code[columns]
 
+    def _split(self, layer: str, of_place: dict[str, int], features: int = 0) -> None:
+        """Replace the weight of a layer by its rows for each part of its input."""
+        weight = self.initial.pop(f"{layer}.weight")
+        sizes = {"features": features, "T": len(weight) - features - sum(of_place.values()),
+                 **of_place}
+        for part, rows in zip(sizes, weight.split(list(sizes.values()))):
+            if len(rows):
+                self.initial[f"{layer}.{part}"] = rows.clone()
+
     def patches(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W], H = W = grid·patch, as columns of pixels [B, L, 3·patch²]."""
         return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2).contiguous()
 
-    def pooled(self, weights: Parameters, patches: Tensor) -> Tensor:
-        """f_avg [B,D] of images given as `patches` [B, L, 3·patch²]."""
-        hidden = self._hidden(weights, patches)
-        if self.num_heads:
-            return self._attend(weights, hidden)
-        return _linear(weights, "projection", hidden.mean(1, keepdim=True))[:, 0]
+    def choose(self, values: Tensor) -> Tensor:
+        """Of values [B,L,...] of all columns those of the columns in use."""
+        return values if self.columns is None else values[:, self.columns]
 
-    def _hidden(self, weights: Parameters, patches: Tensor) -> Tensor:
-        """Activations [B, L, last width] before the projection."""
-        kernels = weights["conv.weight"].flatten(2)  # [B, k, 3·patch²]
-        trigger = torch.baddbmm(weights["conv.bias"][:, :, None], kernels,
-                                patches.transpose(1, 2)).flatten(1)  # [B, d], as Conv2d flattens
-        of_image = torch.baddbmm(weights["mlp.0.bias"][:, None], trigger[:, None],
-                                 weights["first.T"])  # [B, 1, H]
-        of_x = self.code_x @ weights["first.x"]  # [B, w, H]
-        of_y = self.code_y @ weights["first.y"] + of_image  # [B, h, H]
-        if self.columns is None:
-            hidden = (of_y[:, :, None] + of_x[:, None]).flatten(1, 2)
-        else:
-            hidden = of_y[:, self.columns // self.grid] + of_x[:, self.columns % self.grid]
-        hidden = hidden.relu_()
+    def pooled(self, weights: Parameters, patches: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """f_avg [B,D] of images given as `patches` [B, L, 3·patch²]; see outputs."""
+        return self.outputs(weights, patches, tokens).pooled
+
+    def outputs(self, weights: Parameters, patches: Tensor, tokens: Tensor | None = None, *,
+                features: bool = False, colours: bool = False) -> Outputs:
+        """What the students make of their images.
+
+        Args:
+            patches: of the images, [B, L, 3·patch²].
+            tokens: trigger columns [B,d] for students that are handed one.
+            features, colours: whether those of each column are wanted.
+        """
+        trigger, local = self._trigger(weights, patches, tokens)
+        hidden = self._first(weights, "mlp.0", trigger, local).relu_()
         for layer in range(1, self.num_layers):
             hidden = _linear(weights, f"mlp.{layer}", hidden).relu_()
-        return hidden
+        pooled = (self._attend(weights, hidden) if self.num_heads else
+                  _linear(weights, "projection", hidden.mean(1, keepdim=True))[:, 0])
+        if not features and not colours:
+            return Outputs(pooled, None, None)
+        of_columns = _linear(weights, "projection", hidden)
+        if not colours:
+            return Outputs(pooled, of_columns, None)
+        hidden = torch.baddbmm(self._first(weights, "rgb.layers.0", trigger, local), of_columns,
+                               weights["rgb.layers.0.features"]).relu_()
+        hidden = _linear(weights, "rgb.layers.1", hidden).relu_()
+        return Outputs(pooled, of_columns if features else None,
+                       _linear(weights, "rgb.layers.2", hidden))
+
+    def _trigger(self, weights: Parameters, patches: Tensor,
+                 tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Trigger columns [B,d], and I_xy [B,L,k] of the columns if they are given it."""
+        if tokens is not None and not self.local_patch:
+            return tokens, None
+        values = torch.baddbmm(weights["conv.bias"][:, :, None], weights["conv.weight"].flatten(2),
+                               patches.transpose(1, 2))  # [B, k, L], as Conv2d gives them
+        trigger = values.flatten(1) if tokens is None else tokens
+        if not self.local_patch:
+            return trigger, None
+        return trigger, self.choose(values.transpose(1, 2))
+
+    def _first(self, weights: Parameters, layer: str, trigger: Tensor,
+               local: Tensor | None) -> Tensor:
+        """What layer `layer` makes of the columns' inputs, [B,L,H], before its activation."""
+        of_image = torch.baddbmm(weights[f"{layer}.bias"][:, None], trigger[:, None],
+                                 weights[f"{layer}.T"])  # [B, 1, H]
+        of_x = self.code_x @ weights[f"{layer}.x"]  # [B, w, H]
+        of_y = self.code_y @ weights[f"{layer}.y"] + of_image  # [B, h, H]
+        if self.columns is None:
+            summed = (of_y[:, :, None] + of_x[:, None]).flatten(1, 2)
+        else:
+            summed = of_y[:, self.columns // self.grid] + of_x[:, self.columns % self.grid]
+        return summed if local is None else torch.baddbmm(summed, local, weights[f"{layer}.local"])
 
     def _attend(self, weights: Parameters, hidden: Tensor) -> Tensor:
         """Attention of one query: keys and values are never formed for each column.

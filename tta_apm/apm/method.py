@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.fast import FastStudent
+from tta_apm.apm.checks import check_choice, check_losses, check_numbers
+from tta_apm.apm.fast import FastStudent, Outputs
+from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
 from tta_apm.apm.student import POOLINGS, Student, draw
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.episodes import adam, adapt, chunk_size, chunks, stack
-from tta_apm.errors import UserError, nearest
+from tta_apm.episodes import (
+    Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
 from tta_apm.method import Method
+from tta_apm.precision import products, resolve
+from tta_apm.views import crop_views
 
 # hidden widths and pooling: Table 6, and the single-token code that Table 4 counts as 25 M.
 PRESETS: dict[str, tuple[tuple[int, ...], str]] = {
@@ -21,9 +27,24 @@ PRESETS: dict[str, tuple[tuple[int, ...], str]] = {
     "slim": ((4096, 2048, 1024), "attention"),
 }
 TARGETS = ("raw", "unit")
+TRIGGERS = ("conv", "vit")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
 # Of ImageNet, which the student's input is normalised by (Table 7).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+class Answers(NamedTuple):
+    """What the teacher says of B images; None for what was not asked."""
+
+    features: Tensor  # [B,D]
+    grid: Tensor | None = None  # [B,h,w,D]
+    tokens: Tensor | None = None  # of a layer, the mean of its places [B,C]
+
+    def of(self, part: slice) -> Answers:
+        """Those for some of the images."""
+        return Answers(self.features[part], None if self.grid is None else self.grid[part],
+                       None if self.tokens is None else self.tokens[part])
 
 
 class Apm(Method):
@@ -48,11 +69,27 @@ class Apm(Method):
         kernels: convolution kernels.
         code: size of the positional code, a multiple of 4.
         columns: how many columns to use, drawn by the seed; 0 uses all.
+        trigger: the trigger column is the convolution's ("conv") or the teacher's ("vit", T_vit of
+            Table 5b): the mean over places of a layer's tokens. The paper says no more of T_vit
+            than that the column holds a routed representation of a ViT.
+        trigger_layer: of the teacher, for trigger "vit"; negative counts from the end.
+        local_patch: give each column also what the kernels make of its own patch (I_xy, Table 5b).
+        cls_weight: of L_cls, the pooled feature against the teacher's feature of the image.
+        grid_weight: of L_grid, each column against the teacher's feature of its place in the joint
+            space (Table 5b); the teacher's grid is resampled where its size is another.
+        rgb_weight: of L_rgb, each column's colour, by an RGB head, against the mean colour of its
+            patch in [0,1] (Table 5b).
+        augmentation: what the student is shown of the image while it is fitted: the image itself
+            ("none", Table 7), a new random crop at each step ("crop"), mirrored half the time
+            ("crop_flip"). The paper does not say which augmentation its trial used (Table 5b).
         steps: updates of Adam per image (Table 7).
         lr: learning rate of Adam.
         target: fit the teacher's feature as it is ("raw") or scaled to length one ("unit"); the
             paper is silent, its code takes it raw.
-        seed: of the draw of the student's weights.
+        precision: of the student's matrix products: "float32", or "bfloat16" with weights, moments
+            and losses in float32; "auto" is bfloat16 on CUDA GPUs, float32 elsewhere. The teacher
+            stays in float32: its features in bfloat16 changed 8 predictions of 1,000.
+        seed: of the draw of the student's weights, and of augmentation.
 
     After a forward, `details` holds the teacher's prediction and the cosine of the student's and
     the teacher's feature, per image.
@@ -64,25 +101,42 @@ class Apm(Method):
     def __init__(self, backbone: ClipBackbone, *, preset: str = "paper",
                  hidden: Sequence[int] | None = None, pooling: str | None = None,
                  image_size: int = 448, patch: int = 14, kernels: int = 1, code: int = 1024,
-                 columns: int = 0, steps: int = 20, lr: float = 1e-4, target: str = "raw",
+                 columns: int = 0, trigger: str = "conv", trigger_layer: int = -1,
+                 local_patch: bool = False, cls_weight: float = 1.0, grid_weight: float = 0.0,
+                 rgb_weight: float = 0.0, augmentation: str = "none", steps: int = 20,
+                 lr: float = 1e-4, target: str = "raw", precision: str = "auto",
                  seed: int = 42) -> None:
         super().__init__()
-        _check_choice("preset", preset, PRESETS)
-        _check_choice("target", target, TARGETS)
+        for key, value, known in (("preset", preset, PRESETS), ("target", target, TARGETS),
+                                  ("trigger", trigger, TRIGGERS),
+                                  ("augmentation", augmentation, AUGMENTATIONS)):
+            check_choice(key, value, known)
         preset_hidden, preset_pooling = PRESETS[preset]
         hidden = preset_hidden if hidden is None else tuple(hidden)
         pooling = preset_pooling if pooling is None else pooling
-        _check_choice("pooling", pooling, POOLINGS)
+        check_choice("pooling", pooling, POOLINGS)
         feature_dim = backbone.text_features.shape[1]
-        _check_numbers(hidden, pooling, image_size, patch, kernels, code, columns, steps,
-                       feature_dim)
+        check_numbers(hidden, pooling, image_size, patch, kernels, code, columns, steps,
+                      feature_dim)
+        check_losses((cls_weight, grid_weight, rgb_weight), pooling, trigger, augmentation)
         self.backbone = backbone
         self.image_size = image_size
         self.steps = steps
         self.lr = lr
         self.target = target
-        student = draw(Student(grid=image_size // patch, patch=patch, kernels=kernels, code=code,
-                               hidden=hidden, feature_dim=feature_dim, pooling=pooling), seed)
+        self.augmentation = augmentation
+        self.precision = resolve(precision, "bfloat16", backbone.text_features.device, "apm")
+        self.resolved = {"precision": self.precision}
+        self.seed = seed
+        self.losses = Losses(cls_weight, grid_weight, rgb_weight)
+        self.trigger_layer = trigger_layer if trigger == "vit" else None
+        blank = backbone.text_features.new_zeros(1, 3, image_size, image_size)
+        # Also tells at once if this teacher has no grid.
+        tokens = self._ask(blank).tokens if self._asks_places() else None
+        student = draw(Student(
+            grid=image_size // patch, patch=patch, kernels=kernels, code=code, hidden=hidden,
+            feature_dim=feature_dim, pooling=pooling, rgb=rgb_weight > 0, local_patch=local_patch,
+            tokens=0 if tokens is None else tokens.shape[1]), seed)
         student = student.to(backbone.text_features)
         self.student = FastStudent(student, _draw_columns(student, columns, seed))
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.text_features.device)
@@ -92,43 +146,94 @@ class Apm(Method):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]: logit_scale · cos(f_avg, text features)."""
-        teacher = self.backbone.encode_image(images)
-        features = torch.cat([self._adapt(images[part], teacher[part])
+        teacher = self._ask(images)
+        features = torch.cat([self._adapt(images[part], teacher.of(part))
                               for part in chunks(len(images), self.chunk)])
         self.details = {
-            "teacher_prediction": self.backbone.classify(teacher).argmax(-1),
-            "cosine": F.cosine_similarity(features, teacher),
+            "teacher_prediction": self.backbone.classify(teacher.features).argmax(-1),
+            "cosine": F.cosine_similarity(features, teacher.features),
         }
         return self.backbone.classify(features)
 
     def reset(self) -> None:
         """Nothing to do: every image starts from the same draw and an empty optimiser."""
 
-    def _adapt(self, images: Tensor, teacher: Tensor) -> Tensor:
-        """Features [B,D] of students fitted to the teacher's features [B,D], one per image."""
-        patches = self.student.patches(self._prepare(images))
-        target = F.normalize(teacher, dim=-1) if self.target == "unit" else teacher
+    def _ask(self, images: Tensor) -> Answers:
+        """The teacher's answers, from one pass."""
+        if not self._asks_places():
+            return Answers(self.backbone.encode_image(images))
+        features, grid, tokens = self.backbone.encode_grid(images, self.trigger_layer)
+        return Answers(features, grid, None if tokens is None else tokens.mean((1, 2)))
+
+    def _asks_places(self) -> bool:
+        return self.losses.grid > 0 or self.trigger_layer is not None
+
+    def _adapt(self, images: Tensor, teacher: Answers) -> Tensor:
+        """Features [B,D] of students fitted to the teacher's answers, one per image."""
+        resized = self._resize(images)
+        patches = self.student.patches(self._normalise(resized))
+        shown = repeat(patches) if self.augmentation == "none" else self._crops(images)
+        targets = self._targets(resized, teacher)
         weights = adapt(
             stack(self.student.initial, len(images)),
-            lambda stacked: (self.student.pooled(stacked, patches) - target).square().mean(-1),
+            lambda stacked: self.losses(self._outputs(
+                stacked, next(shown), teacher.tokens, features=self.losses.grid > 0,
+                colours=self.losses.rgb > 0), targets),
             steps=self.steps,
-            optimizer=lambda leaves: adam(leaves, self.lr))
-        return self.student.pooled(weights, patches)
+            optimizer=self.make_optimizer)
+        return self._outputs(weights, patches, teacher.tokens).pooled.to(images.dtype)
 
-    def _prepare(self, images: Tensor) -> Tensor:
+    def _outputs(self, weights: Parameters, patches: Tensor, tokens: Tensor | None,
+                 **wanted: bool) -> Outputs:
+        """See FastStudent.outputs."""
+        with products(self.precision, patches.device):
+            return self.student.outputs(weights, patches, tokens, **wanted)
+
+    def _targets(self, images: Tensor, teacher: Answers) -> Targets:
+        """What the losses compare with, for images of the student's size in [0,1]."""
+        grid = colours = None
+        if self.losses.grid and teacher.grid is not None:
+            grid = self.student.choose(self._scaled(grid_targets(teacher.grid, self.student.grid)))
+        if self.losses.rgb:
+            colours = self.student.choose(colour_targets(images, self.student.patch))
+        return Targets(self._scaled(teacher.features), grid, colours)
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1) if self.target == "unit" else features
+
+    def _crops(self, images: Tensor) -> Iterator[Tensor]:
+        """Patches of a new random crop of each image, for ever."""
+        generators = image_generators(images, self.seed)
+        while True:
+            crops = crop_views(images, 1, generators, size=self.image_size,
+                               flip=self.augmentation == "crop_flip")[:, 0]
+            yield self.student.patches(self._normalise(crops))
+
+    def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
+        """An empty Adam for the stacked weights of a chunk of images."""
+        return adam(leaves, self.lr)
+
+    def _resize(self, images: Tensor) -> Tensor:
         size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        if images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+    def _normalise(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
     def _bytes_per_episode(self) -> int:
-        """Weights, gradients, two moments, and activations with their gradients."""
+        """Weights, gradients, two moments, and activations with their gradients.
+
+        In bfloat16 weights and gradients have a copy of half their size each.
+        """
+        copies = 4 if self.precision == "float32" else 5
         weights = sum(value.numel() for value in self.student.initial.values())
-        columns = self.student.grid**2 if self.student.columns is None else len(
-            self.student.columns)
-        activations = columns * sum(value.shape[0] for name, value in self.student.initial.items()
-                                    if name.startswith("mlp") and name.endswith("bias"))
-        return (4 * weights + 2 * activations) * self.backbone.text_features.element_size()
+        layers = ("mlp", "projection", "rgb") if self.losses.per_column else ("mlp",)
+        activations = self.student.num_columns * sum(
+            value.shape[0] for name, value in self.student.initial.items()
+            if name.startswith(layers) and name.endswith("bias"))
+        return (copies * weights + 2 * activations) * self.backbone.text_features.element_size()
 
 
 def _draw_columns(student: Student, columns: int, seed: int) -> Tensor | None:
@@ -137,25 +242,3 @@ def _draw_columns(student: Student, columns: int, seed: int) -> Tensor | None:
     generator = torch.Generator().manual_seed(seed)
     places = torch.randperm(student.grid**2, generator=generator)[:columns]
     return places.sort().values.to(student.code.device)
-
-
-def _check_choice(key: str, value: str, known: Sequence[str] | dict) -> None:
-    if value not in known:
-        raise UserError(f"apm: unknown {key} {value!r}: {nearest(value, known)}")
-
-
-def _check_numbers(hidden: Sequence[int], pooling: str, image_size: int, patch: int, kernels: int,
-                   code: int, columns: int, steps: int, feature_dim: int) -> None:
-    if image_size < 1 or patch < 1 or image_size % patch:
-        raise UserError(f"apm: image_size {image_size} is no multiple of patch {patch}")
-    if code < 4 or code % 4:
-        raise UserError(f"apm: code {code} is no positive multiple of 4")
-    if kernels < 1 or steps < 0 or not hidden or min(hidden) < 1:
-        raise UserError(f"apm: kernels {kernels}, steps {steps} and hidden {list(hidden)} "
-                        "must be positive (steps may be 0)")
-    if not 0 <= columns <= (image_size // patch) ** 2:
-        raise UserError(f"apm: columns {columns}: there are {(image_size // patch) ** 2} columns, "
-                        "and 0 means all")
-    if pooling == "attention" and feature_dim % 8:
-        raise UserError(f"apm: attention pooling has 8 heads, which do not divide the teacher's "
-                        f"{feature_dim} features; use pooling mean")

@@ -1,7 +1,9 @@
 """Student: the perception machine itself, written to be read, for one image.
 
-Symbols: L = h·w columns (locations), d size of the trigger column, p of the positional code,
-D of the teacher's feature.
+Symbols: L = h·w columns (locations), d size of the trigger column, k values of a local patch,
+p size of the positional code, D of the teacher's feature. A column's input is [T | I_xy | p_xy],
+of d+k+p entries; k = 0 unless I_xy is asked for. A batch in front stays in front: images [B,3,H,W]
+give inputs [B,L,d+k+p].
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POOLINGS = ("mean", "attention")
+# Of the RGB head's two hidden layers (authors' code).
+RGB_WIDTH = 256
 
 
 class Student(nn.Module):
@@ -27,37 +31,98 @@ class Student(nn.Module):
         hidden: widths of the MLP (Table 6).
         feature_dim: D.
         pooling: "mean" of the columns' features, or "attention" of a learned query over them.
+        rgb: whether there is an RGB head.
+        local_patch: whether a column is also given I_xy, what the kernels make of the patch at
+            its place (k = kernels values; Table 5b).
+        tokens: size of a trigger column that is handed in, a ViT's representation of the image
+            (T_vit, Table 5b); 0 makes the trigger column by the convolution.
     """
 
     code: Tensor
 
     def __init__(self, *, grid: int, patch: int, kernels: int, code: int, hidden: Sequence[int],
-                 feature_dim: int, pooling: str) -> None:
+                 feature_dim: int, pooling: str, rgb: bool = False, local_patch: bool = False,
+                 tokens: int = 0) -> None:
         super().__init__()
         self.grid = grid
         self.patch = patch
-        widths = [kernels * grid * grid + code, *hidden]
-        self.conv = nn.Conv2d(3, kernels, patch, stride=patch)
+        self.local_patch = local_patch
+        self.tokens = tokens
+        trigger = tokens or kernels * grid * grid
+        widths = [trigger + local_patch * kernels + code, *hidden]
+        self.conv = (nn.Conv2d(3, kernels, patch, stride=patch) if local_patch or not tokens
+                     else None)
         self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
         self.projection = nn.Linear(widths[-1], feature_dim)
         self.pooling = AttentionPooling(grid, feature_dim) if pooling == "attention" else None
+        self.rgb = RgbHead(widths[0], feature_dim) if rgb else None
         self.register_buffer("code", positional_code(grid, code), persistent=False)
 
-    def unfold(self, image: Tensor) -> Tensor:
-        """The input [L, d+p] of every column of a normalised image [3,H,W]: T, then its place."""
-        trigger = self.conv(image[None]).flatten()
-        return torch.cat([trigger.expand(self.grid**2, -1), self.code.flatten(0, 1)], dim=1)
+    def trigger(self, image: Tensor) -> Tensor:
+        """The trigger column T [d] of a normalised image [3,H,W]."""
+        return self._patch_values(image).flatten(-2)
+
+    def unfold(self, image: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """The input [L, d+k+p] of every column of a normalised image [3,H,W].
+
+        Args:
+            tokens: the trigger column [d], for a student that is handed one.
+        """
+        trigger = self.trigger(image) if tokens is None else tokens
+        return self.place(trigger, self._patch_values(image).mT if self.local_patch else None)
+
+    def place(self, trigger: Tensor, local: Tensor | None = None) -> Tensor:
+        """The input [L, d+k+p] of every column, of a trigger column [d] and I_xy [L,k]."""
+        batch, num_columns = trigger.shape[:-1], self.grid**2
+        parts = [trigger.unsqueeze(-2).expand(*batch, num_columns, -1),
+                 self.code.flatten(0, 1).expand(*batch, -1, -1)]
+        if local is not None:
+            parts.insert(1, local)
+        return torch.cat(parts, dim=-1)
+
+    def _patch_values(self, image: Tensor) -> Tensor:
+        """What each kernel makes of each patch, [kernels, L]."""
+        assert self.conv is not None
+        return self.conv(image).flatten(-2)
 
     def columns(self, inputs: Tensor) -> Tensor:
-        """Features [n,D] of columns with inputs [n, d+p]; columns never see one another."""
+        """Features [n,D] of columns with inputs [n, d+k+p]; columns never see one another."""
         for layer in self.mlp:
             inputs = F.relu(layer(inputs))
         return self.projection(inputs)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def colours(self, inputs: Tensor, features: Tensor) -> Tensor:
+        """Colours [n,3], meant to be in [0,1], of columns with inputs and features [n,D]."""
+        assert self.rgb is not None
+        return self.rgb(inputs, features)
+
+    def forward(self, image: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The pooled feature f_avg [D] of a normalised image [3,H,W] over all columns."""
-        features = self.columns(self.unfold(image))
-        return features.mean(0) if self.pooling is None else self.pooling(features)
+        return self.pool(self.columns(self.unfold(image, tokens)))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """f_avg [D] of the features [L,D] of all columns."""
+        return features.mean(-2) if self.pooling is None else self.pooling(features)
+
+
+class RgbHead(nn.Module):
+    """Decodes a column to the colour at its place, from its feature and its input (Figure 4).
+
+    The input comes along past the MLP since features of neighbours are alike. The paper prints a
+    first layer that does not chain; widths are the authors' code's, (D+d+p) → 256 → 256 → 3. That
+    ends in a ReLU as well, which a fresh draw may leave at 0 for good: it is left out.
+    """
+
+    def __init__(self, input_dim: int, feature_dim: int) -> None:
+        super().__init__()
+        widths = [feature_dim + input_dim, RGB_WIDTH, RGB_WIDTH, 3]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, inputs: Tensor, features: Tensor) -> Tensor:
+        """[n, d+k+p] and [n,D] -> [n,3]."""
+        first, second, last = self.layers
+        hidden = F.relu(first(torch.cat([features, inputs], dim=-1)))
+        return last(F.relu(second(hidden)))
 
 
 class AttentionPooling(nn.Module):
@@ -75,7 +140,8 @@ class AttentionPooling(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[L,D] -> [D]."""
         placed = features + self.code
-        return self.attention(self.query[None], placed, placed, need_weights=False)[0][0]
+        query = self.query.expand(*features.shape[:-2], 1, -1)
+        return self.attention(query, placed, placed, need_weights=False)[0].squeeze(-2)
 
 
 def positional_code(grid: int, size: int) -> Tensor:

@@ -19,6 +19,7 @@ from tta_apm.report.results import Domain, TableRow
 
 METRICS = ("error", "accuracy")
 CLEAN = ("clean", 0)
+LIKENESS = ("agreement", "cosine")
 COST = ("seconds_per_image", "gflops_per_image", "peak_memory_mb")
 # Each column's domains: one, or the same corruption at several severities.
 Layout = dict[str, tuple[Domain, ...]]
@@ -36,7 +37,8 @@ class Block:
         clean: whether there is a column "clean" beside them, which the mean leaves out.
         frame: one line per row, fractions. NaN is a cell that is missing, or an average that
             would be over one. Beside `columns`, "mean" and "clean" it has, of each of these,
-            std_*, teacher_*, delta_*, delta_low_*, delta_high_*; then the protocol and the cost.
+            std_*, teacher_*, delta_*, delta_low_*, delta_high_*, agreement_*, cosine_*; the last
+            two also by themselves, those of the mean; then the protocol and the cost.
         best: (line, column) of the best values, compared as printed and on the same images only.
         notes: what a reader must know beside the numbers; rows are counted from 1.
     """
@@ -75,7 +77,7 @@ def make_blocks(rows: Sequence[TableRow], *, metric: str = "error",
         of_dataset = [row for row in rows if row.protocol.dataset == dataset]
         domains = set(wanted or (domain for row in of_dataset for domain, _ in row.results))
         blocks += [_block(of_dataset, dataset, severity, layout, CLEAN in domains, metric)
-                   for severity, layout in _layouts(domains)]
+                   for severity, layout in layouts(domains)]
     return blocks
 
 
@@ -85,7 +87,8 @@ def in_usual_order(names: Iterable[str]) -> list[str]:
         CORRUPTIONS.index(name) if name in CORRUPTIONS else len(CORRUPTIONS), name))
 
 
-def _layouts(domains: set[Domain]) -> list[tuple[str, Layout]]:
+def layouts(domains: set[Domain]) -> list[tuple[str, Layout]]:
+    """The tables of a data set: the severity of each, and its columns."""
     severities = sorted({severity for _, severity in domains} - {0})
     if not severities:
         return [("0", {"clean": (CLEAN,)})]
@@ -122,13 +125,13 @@ def _line(row: TableRow, severity: str, figures: Mapping[str, Layout],
     line: dict[str, Any] = {"method": row.protocol.row, "metric": metric, "severity": severity,
                             "seeds": " ".join(map(str, row.seeds))}
     line |= {name: getattr(row.protocol, name) for name in (
-        "dataset", "num_images", "setting", "order", "batch_size", "scope", "backbone", "weights",
-        "templates", "resolution")}
+        "dataset", "num_images", "setting", "order", "batch_size", "scope", "survives",
+        "backbone", "weights", "templates", "resolution")}
     line["hyper_parameters"] = json.dumps(row.protocol.hyper_parameters, sort_keys=True)
     for name, layout in figures.items():
-        line |= _figure(row, name, layout, metric)
-    scored = _domains(figures["mean"])
-    line |= _teacher_likeness(row, scored) | _cost(row, scored)
+        line |= _figure(row, name, layout, metric) | _teacher_likeness(row, name, layout)
+    line |= {name: line[f"{name}_mean"] for name in LIKENESS}
+    line |= _cost(row, _domains(figures["mean"]))
     line["num_missing"] = len(row.missing(_shown_domains(figures)))
     return line
 
@@ -176,13 +179,13 @@ def _score(correct: np.ndarray, metric: str) -> float:
     return float(np.mean(correct if metric == "accuracy" else ~correct))
 
 
-def _teacher_likeness(row: TableRow, domains: Sequence[Domain]) -> dict[str, float]:
-    """Agreement with the teacher and final cosine, over a row that is whole."""
-    results = row.within(domains)
-    whole = not row.missing(domains)
-    return {name: float(np.mean([getattr(result, name) for result in results]))
-            if whole and all(getattr(result, name) is not None for result in results) else math.nan
-            for name in ("agreement", "cosine")}
+def _teacher_likeness(row: TableRow, name: str, layout: Layout) -> dict[str, float]:
+    """Agreement with the teacher and final cosine over a layout's domains, if all are there."""
+    results = row.within(_domains(layout))
+    whole = not row.missing(_domains(layout))
+    return {f"{kind}_{name}": float(np.mean([getattr(result, kind) for result in results]))
+            if whole and all(getattr(result, kind) is not None for result in results) else math.nan
+            for kind in LIKENESS}
 
 
 def _cost(row: TableRow, domains: Sequence[Domain]) -> dict[str, Any]:
@@ -210,8 +213,8 @@ def _protocols(rows: Sequence[TableRow]) -> list[str]:
     texts = []
     for row, record in zip(rows, records):
         seeds = f"seed{'s' * (len(row.seeds) > 1)} {' '.join(map(str, row.seeds))}"
-        parts = [record.scope, record.setting, record.order, f"n={record.num_images}",
-                 f"b{record.batch_size}", seeds]
+        parts = [record.scope, f"survives: {record.survives}", record.setting, record.order,
+                 f"n={record.num_images}", f"b{record.batch_size}", seeds]
         same_backbone = [other for other in records if other.backbone == record.backbone]
         parts += [f"{name} {getattr(record, name)}"
                   for name in ("weights", "templates", "resolution")

@@ -32,19 +32,20 @@ def csv_text(blocks: Sequence[Block]) -> str:
     shown = {name for block in blocks for name in block.shown}
     figures = [*in_usual_order(shown - {"mean", "clean"}), "mean", *(shown & {"clean"})]
     percent = [*figures, *(f"{kind}_{name}" for kind in (
-        "std", "teacher", "delta", "delta_low", "delta_high") for name in figures)]
+        "std", "teacher", "delta", "delta_low", "delta_high", "agreement") for name in figures)]
+    cosines = [f"cosine_{name}" for name in figures]
     lines = [line for block in blocks for _, line in wording.lines(block)]
     for line in lines:
         for name in percent + ["agreement"]:
             line[name] = round(100 * line.get(name, math.nan), 4)
-        for name in COST + ("cosine",):
-            line[name] = float(f"{line[name]:.6g}")
+        for name in (*COST, "cosine", *cosines):
+            line[name] = float(f"{line.get(name, math.nan):.6g}")
         line["metric"] += " %"
     first = ["method", *figures, "std_mean", "metric", "dataset", "severity", "num_images", "seeds",
              "num_missing", "teacher_mean", "delta_mean", "delta_low_mean", "delta_high_mean",
              "agreement", "cosine"]
-    rest = [name for name in lines[0] if name not in first + percent + ["protocol"]]
-    last = [name for name in percent if name not in first]
+    rest = [name for name in lines[0] if name not in first + percent + cosines + ["protocol"]]
+    last = [name for name in percent + cosines if name not in first]
     frame = pd.DataFrame(lines, columns=first + rest + last)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
@@ -55,10 +56,10 @@ def markdown(blocks: Sequence[Block]) -> str:
     for block in blocks:
         grid = _grid(block, bold="**{}**", escape=_escape_markdown)
         parts += [f"## {_escape_markdown(wording.title(block))}",
-                  _escape_markdown(wording.introduction(block)), _pipe_table(*grid, text=3)]
+                  _escape_markdown(wording.introduction(block)), pipe_table(*grid, text=3)]
         if wording.lines_with_teacher(block):
             parts += [_escape_markdown(wording.teacher_caption(block)),
-                      _pipe_table(*_teacher_grid(block), text=1)]
+                      pipe_table(*_teacher_grid(block), text=1)]
         notes = [*wording.verdicts(block), *block.notes]
         parts.append("\n".join(f"- {_escape_markdown(note)}" for note in notes))
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -125,7 +126,7 @@ def _teacher_grid(block: Block) -> tuple[list[str], list[list[str]]]:
                   for name in block.shown]
 
 
-def _pipe_table(head: Sequence[str], grid: Grid, text: int) -> str:
+def pipe_table(head: Sequence[str], grid: Grid, text: int) -> str:
     """A Markdown table; the first `text` columns and "protocol" align left, the others right."""
     left = [place < text or name == "protocol" for place, name in enumerate(head)]
     widths = [max(3, *map(len, column)) for column in zip(head, *grid)]
@@ -161,7 +162,8 @@ def _turned(block: Block, width: int) -> str:
         elif with_teacher:
             column += [""] * 6
         columns.append(column + wording.cost(line))
-    protocols = [f"{number} {line['method']}: {line['backbone']} · {line['protocol']}"
+    protocols = [f"{number} {line['method']}: "
+                 + " · ".join(filter(None, [line["backbone"], line["protocol"]]))
                  for number, line in lines]
     heading = f"{wording.title(block)}: {wording.measure(block)}, * is best"
     paragraphs = [textwrap.fill(heading, width)]

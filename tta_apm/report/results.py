@@ -18,7 +18,7 @@ from tta_apm.errors import UserError
 CELLS = "cells"
 # What a row is made of: two cells that differ in one of these never share a mean.
 PROTOCOL = ("row", "method", "hyper_parameters", "backbone", "weights", "templates", "resolution",
-            "dataset", "num_images", "scope", "setting", "order", "batch_size")
+            "dataset", "num_images", "scope", "survives", "setting", "order", "batch_size")
 
 Domain = tuple[str, int]  # corruption and severity; ("clean", 0) for the clean images
 
@@ -77,6 +77,17 @@ class TableRow:
 
 def domain_of(record: Record) -> Domain:
     return record.corruption, record.severity
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The config that the last run left in a results folder, {} if it is not there or not ours."""
+    import yaml
+
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def load_results(folder: Path) -> list[Result]:

@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tta_apm.bench.records import write_aside
-from tta_apm.report import render
+from tta_apm.report import imported, render
 from tta_apm.report.blocks import make_blocks
-from tta_apm.report.results import Domain, group_rows, load_results
+from tta_apm.report.given import add_given
+from tta_apm.report.published import add_published
+from tta_apm.report.results import CELLS, Domain, group_rows, load_results
 
 
 def write_tables(folder: Path, *, metric: str = "error",
-                 wanted: Sequence[Domain] | None = None, methods: Sequence[str] = ()) -> str:
+                 wanted: Sequence[Domain] | None = None, methods: Sequence[str] = (),
+                 published: bool = False) -> str:
     """Compute the tables of `folder` anew from its cells and write them there.
 
     Args:
-        folder: of the results, with the records below cells/.
+        folder: of the results, with the records below cells/ and imported logs in imported/.
         metric: "error" or "accuracy".
         wanted: corruption and severity of the columns that a row must have to be whole; by default
             those that any row has.
         methods: the rows that come first, in this order, as METHODS of the config names them.
+        published: put the rows of the paper's tables below ours, where it has such a table.
 
     Returns:
         The tables for the terminal.
@@ -29,8 +33,12 @@ def write_tables(folder: Path, *, metric: str = "error",
     Raises:
         UserError: if there are no results, or a file of them is not whole.
     """
-    rows = group_rows(load_results(folder), methods)
-    blocks = make_blocks(rows, metric=metric, wanted=wanted)
+    given = imported.rows(imported.load(folder))
+    results = load_results(folder) if not given or (folder / CELLS).is_dir() else []
+    blocks = make_blocks(group_rows(results, methods), metric=metric, wanted=wanted)
+    blocks = add_given(blocks, given, metric)
+    if published:
+        blocks = add_published(blocks, metric)
     texts = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
              "table.tex": render.latex(blocks)}
     for name, text in texts.items():

@@ -52,11 +52,13 @@ def introduction(block: Block) -> str:
                      + ", without clean" * block.clean + ".")
     if any(" " in line["seeds"] for line in all_lines):
         texts.append("± is the standard deviation over seeds.")
-    backbones = sorted({f"{line['backbone']} ({_made_of(line)})" for line in all_lines})
+    backbones = sorted({f"{line['backbone']} ({_made_of(line)})" for line in all_lines
+                        if line["backbone"]})
     texts.append(f"Backbones: {'; '.join(backbones)}.")
     for label, name in (("Images", "images_from"), ("Devices", "device")):
         values = {value for line in all_lines for value in line[name].split("; ") if value}
-        texts.append(f"{label}: {'; '.join(sorted(values))}.")
+        if values:
+            texts.append(f"{label}: {'; '.join(sorted(values))}.")
     return " ".join(texts)
 
 

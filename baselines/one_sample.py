@@ -1,0 +1,139 @@
+"""OneSample: networks of usual make in the place of APM's student (Table 5a)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from tta_apm.backbones.clip import ClipBackbone
+from tta_apm.episodes import Parameters, adam, adapt, chunk_size, chunks, stack
+from tta_apm.errors import UserError, nearest
+from tta_apm.method import Method
+
+# Side in pixels that images are resized to for each network.
+NETS = {"mlp": 32, "resnet18": 224, "resnet34": 224}
+# Of ImageNet, which inputs are normalised by, as APM's are (Table 7).
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class OneSample(Method):
+    """Overfit a network of random weights to the teacher's feature of one image (Table 5a).
+
+    The loop is APM's: for each image alone, start from the same random weights, take `steps` steps
+    of Adam on the mean squared distance of the network's output and the teacher's image feature,
+    and classify the output after the last update against the teacher's text features. Nothing
+    survives from one image to the next.
+
+    Weights are drawn as torch and torchvision draw them: N(0, 0.01²), which is APM's draw, leaves
+    a ResNet of one image without a signal. Batch normalisation uses the statistics of the image's
+    own positions, before and after the updates: there is no other image to take them from. Its
+    last stage needs more than one position, which is why image_size is at least 33.
+
+    Args:
+        backbone: the teacher.
+        net: "mlp" (on the flattened image), "resnet18" or "resnet34".
+        hidden: widths of the MLP; the paper says only that it has 21 M weights, as this one has
+            for D = 768.
+        image_size: side in pixels that images are resized to; None is 32 for the MLP, 224 else.
+        steps: updates of Adam per image.
+        lr: learning rate of Adam.
+        seed: of the random weights.
+
+    After a forward, `details` holds the teacher's prediction and the cosine of the network's and
+    the teacher's feature, per image.
+
+    Raises:
+        UserError: for values out of range.
+    """
+
+    needs = "clip"
+    scope = "image"
+
+    def __init__(self, backbone: ClipBackbone, *, net: str = "resnet18",
+                 hidden: Sequence[int] = (4096, 1792), image_size: int | None = None,
+                 steps: int = 20, lr: float = 1e-4, seed: int = 42) -> None:
+        super().__init__()
+        if net not in NETS:
+            raise UserError(f"one_sample: unknown net {net!r}: {nearest(net, NETS)}")
+        self.image_size = NETS[net] if image_size is None else image_size
+        smallest = 1 if net == "mlp" else 33
+        if self.image_size < smallest or steps < 0 or not hidden or min(hidden) < 1:
+            raise UserError(f"one_sample: image_size {self.image_size} must be at least {smallest} "
+                            f"for {net}, hidden {list(hidden)} positive and steps {steps} at least "
+                            "0")
+        self.backbone = backbone
+        self.steps = steps
+        self.lr = lr
+        text_features = backbone.text_features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = build(net, self.image_size, hidden, text_features.shape[1])
+        self.net.to(text_features)
+        self.initial = {name: weight.detach() for name, weight in self.net.named_parameters()}
+        self.mean, self.std = (text_features.new_tensor(values).view(1, 3, 1, 1)
+                               for values in (MEAN, STD))
+        self.chunk = chunk_size(self._bytes_per_episode(), text_features.device)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1]: logit_scale · cos(output, text features)."""
+        teacher = self.backbone.encode_image(images)
+        features = torch.cat([self._adapt(images[part], teacher[part])
+                              for part in chunks(len(images), self.chunk)])
+        self.details = {
+            "teacher_prediction": self.backbone.classify(teacher).argmax(-1),
+            "cosine": F.cosine_similarity(features, teacher),
+        }
+        return self.backbone.classify(features)
+
+    def reset(self) -> None:
+        """Nothing to do: every image starts from the same weights and an empty optimiser."""
+
+    def _adapt(self, images: Tensor, teacher: Tensor) -> Tensor:
+        """Features [B,D] of networks fitted to the teacher's features [B,D], one per image."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        images = ((images - self.mean) / self.std)[:, None]  # [B,1,3,H,W]: batches of one
+        weights = adapt(
+            stack(self.initial, len(images)),
+            lambda stacked: (self.run(stacked, images) - teacher).square().mean(-1),
+            steps=self.steps,
+            optimizer=lambda leaves: adam(leaves, self.lr))
+        return self.run(weights, images)
+
+    def run(self, weights: Parameters, images: Tensor) -> Tensor:
+        """Outputs [B,D] of networks with stacked weights for images [B,1,3,H,W]."""
+        return vmap(partial(functional_call, self.net))(weights, images)[:, 0]
+
+    def _bytes_per_episode(self) -> int:
+        """Weights, gradients, two moments, and activations with their gradients."""
+        kept = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            self.net(self.mean.new_zeros(1, 3, self.image_size, self.image_size))
+        return 4 * sum(weight.nbytes for weight in self.initial.values()) + 2 * kept
+
+
+def build(net: str, image_size: int, hidden: Sequence[int], feature_dim: int) -> nn.Module:
+    """A network of random weights with `feature_dim` outputs, for images [B,3,S,S]."""
+    if net == "mlp":
+        widths = (3 * image_size**2, *hidden, feature_dim)
+        layers = [layer for a, b in zip(widths, widths[1:])
+                  for layer in (nn.ReLU(), nn.Linear(a, b))]
+        return nn.Sequential(nn.Flatten(), *layers[1:])
+    # Without running statistics: of the batch, which is one image.
+    norm = partial(nn.BatchNorm2d, track_running_stats=False)
+    return torchvision.models.get_model(net, weights=None, num_classes=feature_dim,
+                                        norm_layer=norm)

@@ -1,0 +1,88 @@
+"""FeatureCache: a teacher's features of all images, asked for once and mapped from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tta_apm.errors import UserError
+
+
+class FeatureCache:
+    """Image features [N,D] and grids [N,L,D], float16, in a folder of memory-mapped arrays.
+
+    It is filled in any order and may be interrupted at any moment: what is marked as done is kept.
+
+    Args:
+        folder: made if it is not there.
+        files: the N images.
+        teacher: what the features are of; another one is refused.
+        num_columns, feature_dim: L and D.
+
+    Raises:
+        UserError: if the folder holds features of other images or another teacher, cannot be
+            written to, or has too little space.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[Path], teacher: str, num_columns: int,
+                 feature_dim: int) -> None:
+        listing = "\n".join(f"{file} {file.stat().st_size}" for file in files)
+        about = {"teacher": teacher, "num_images": len(files), "num_columns": num_columns,
+                 "feature_dim": feature_dim,
+                 "images": hashlib.sha256(listing.encode()).hexdigest()[:16]}
+        shapes = {"features": (len(files), feature_dim),
+                  "grids": (len(files), num_columns, feature_dim)}
+        note = folder / "cache.json"
+        try:
+            if note.is_file():
+                if json.loads(note.read_text()) != about:
+                    raise UserError(f"CACHE {folder} holds the features of other images or of "
+                                    "another teacher: choose another folder, or delete it")
+            else:
+                _create(folder, shapes)
+                note.write_text(json.dumps(about, indent=1))
+            self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+")
+                            for name in (*shapes, "done")}
+        except UserError:
+            raise
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"CACHE {folder} cannot be used: {error}") from error
+
+    def missing(self) -> np.ndarray:
+        """Indices of the images whose features are not there yet."""
+        return np.flatnonzero(self._arrays["done"] == 0)
+
+    def put(self, indices: np.ndarray, features: Tensor, grids: Tensor) -> None:
+        """Store the features [n,D] and grids [n,L,D] of images int [n], then mark them as done."""
+        for name, values in (("features", features), ("grids", grids)):
+            self._arrays[name][indices] = values.half().cpu().numpy()
+            self._arrays[name].flush()
+        self._arrays["done"][indices] = 1
+        self._arrays["done"].flush()
+
+    def get(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Features [n,D] and grids [n,L,D], float32, of images int [n] that are done."""
+        features, grids = (torch.from_numpy(self._arrays[name][indices]).float()
+                           for name in ("features", "grids"))
+        return features, grids
+
+
+def _create(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(2 * int(np.prod(shape)) for shape in shapes.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"CACHE {folder} would take {needed / 1e9:.1f} GB and {free / 1e9:.1f} are "
+                        "free: choose another folder, or leave CACHE empty to ask the teacher "
+                        "each time")
+    for name, shape in shapes.items():
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
+    num_images = shapes["features"][0]
+    np.lib.format.open_memmap(folder / "done.npy", "w+", np.uint8, (num_images,))

@@ -1,0 +1,139 @@
+"""Images: files of any folder as squares of pixels, and how a student wants them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tta_apm.data.image_files import BAD_IMAGE, SUFFIXES
+from tta_apm.errors import UserError, nearest
+
+# Photos that scikit-learn ships, as a folder: sklearn/china.jpg and sklearn/flower.jpg.
+SHIPPED = "sklearn"
+
+
+class View(NamedTuple):
+    """What a student is shown of an image: its size and normalisation. The default is ImageNet's.
+
+    Attributes:
+        image_size: side in pixels.
+        mean, std: per channel.
+        stretch: whether an image's values are first stretched to [0,1], smallest to largest.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    stretch: bool = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images [B,3,H,W] of images [B,3,H,W] in [0,1]."""
+        if self.stretch:
+            low, high = (bound(images, dim=(1, 2, 3), keepdim=True)
+                         for bound in (torch.amin, torch.amax))
+            images = (images - low) / (high - low).clamp(min=1e-6)
+        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(
+            self.std).view(3, 1, 1)
+
+
+def find_images(folder: str) -> list[Path]:
+    """The image files in `folder` and the folders below it, sorted.
+
+    Raises:
+        UserError: if there is no such folder, or no image in it.
+    """
+    root = _shipped() if folder == SHIPPED else Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"IMAGES: there is no folder {folder!r}; {SHIPPED!r} names the photos that "
+                        "scikit-learn ships")
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES
+                   and not path.name.startswith(".") and path.is_file())
+    if not found:
+        raise UserError(f"IMAGES: no image file in {folder!r} or below it")
+    return found
+
+
+def find_image(name: str) -> Path:
+    """The file that `name` means: a path, or sklearn/NAME. UserError if there is none."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.parts[:1] == (SHIPPED,) and (_shipped() / path.name).is_file():
+        return _shipped() / path.name
+    known = [f"{SHIPPED}/{file.name}" for file in find_images(SHIPPED)]
+    raise UserError(f"there is no image {name!r}: {nearest(name, known)}")
+
+
+def read_image(path: Path, size: int, corner: tuple[float, float, float] | None = None) -> Tensor:
+    """The image [3,size,size] in [0,1], squeezed into a square (bicubic, antialiased).
+
+    Args:
+        corner: left, top and side in pixels of the square to take; None takes the whole image.
+
+    Raises:
+        UserError: that names the file, if it is missing, no image or not a whole one.
+    """
+    try:
+        with Image.open(path) as image:
+            box = None if corner is None else (
+                corner[0], corner[1], corner[0] + corner[2], corner[1] + corner[2])
+            square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
+    except BAD_IMAGE as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+
+
+class Views(Dataset):
+    """The images of a pretraining, one for each position of an endless stream.
+
+    Every epoch is shuffled anew and, with `crop`, shows other squares; both follow from the seed
+    and the position alone, so that a run which is resumed, or split over processes, sees the same.
+
+    Args:
+        files: N image files.
+        size: side in pixels.
+        crop: see Recipe.
+        seed: of order and squares.
+    """
+
+    def __init__(self, files: list[Path], size: int, crop: float, seed: int) -> None:
+        self.files = files
+        self.size = size
+        self.crop = crop
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor]:
+        """Index of the file and image [3,size,size] in [0,1] at `position` of the stream."""
+        index = self.index(position)
+        path = self.files[index]
+        return index, read_image(path, self.size, self._corner(path, position))
+
+    def index(self, position: int) -> int:
+        """Which file is at `position`."""
+        epoch, place = divmod(position, len(self.files))
+        return int(np.random.default_rng((self.seed, epoch)).permutation(len(self.files))[place])
+
+    def _corner(self, path: Path, position: int) -> tuple[float, float, float] | None:
+        if not self.crop:
+            return None
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except BAD_IMAGE as error:
+            raise UserError(f"cannot read the image {path}: {error}") from error
+        fraction, left, top = np.random.default_rng((self.seed, 0, position)).random(3)
+        side = min(width, height) * (self.crop + (1 - self.crop) * fraction)
+        return float(left * (width - side)), float(top * (height - side)), float(side)
+
+
+def _shipped() -> Path:
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "images"

@@ -1,0 +1,67 @@
+"""Losses of test-time training, each image's apart, and what they compare with (Table 5b).
+
+Symbols as in student.py: B images, L columns, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tta_apm.apm.fast import Outputs
+
+
+class Targets(NamedTuple):
+    """What students are fitted to; None for what no loss asks for."""
+
+    feature: Tensor  # the teacher's of the image [B,D]
+    grid: Tensor | None = None  # the teacher's at the columns' places [B,L,D]
+    colours: Tensor | None = None  # the images' there [B,L,3]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weighted sum of three mean squared errors.
+
+    Args:
+        cls: weight of L_cls, the pooled feature against the teacher's (Algorithm 2).
+        grid: weight of L_grid, each column's feature against the teacher's at its place.
+        rgb: weight of L_rgb, each column's colour against the mean of its patch.
+    """
+
+    cls: float
+    grid: float
+    rgb: float
+
+    @property
+    def per_column(self) -> bool:
+        return self.grid > 0 or self.rgb > 0
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """One value per image, [B]."""
+        loss = self.cls * (outputs.pooled - targets.feature).square().mean(-1)
+        if outputs.features is not None and targets.grid is not None:
+            loss = loss + self.grid * (outputs.features - targets.grid).square().mean((1, 2))
+        if outputs.colours is not None and targets.colours is not None:
+            loss = loss + self.rgb * (outputs.colours - targets.colours).square().mean((1, 2))
+        return loss
+
+
+def grid_targets(grid: Tensor, side: int) -> Tensor:
+    """The teacher's features [B,h,w,D] at the places of side² columns, [B,side²,D].
+
+    A grid of another size is resampled, bilinearly and antialiased.
+    """
+    channels_first = grid.permute(0, 3, 1, 2)
+    if grid.shape[1:3] != (side, side):
+        channels_first = F.interpolate(channels_first, size=(side, side), mode="bilinear",
+                                       antialias=True)
+    return channels_first.flatten(2).transpose(1, 2)
+
+
+def colour_targets(images: Tensor, patch: int) -> Tensor:
+    """The mean colour of each patch of images [B,3,H,W] in [0,1], [B,L,3]."""
+    return F.avg_pool2d(images, patch).flatten(2).transpose(1, 2)

@@ -1,0 +1,43 @@
+"""Precision: in which type matrix products run, while weights and moments stay float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from tta_apm.errors import UserError, nearest
+
+AUTO = "auto"
+FULL = "float32"
+
+
+def resolve(precision: str, low: str, device: torch.device, method: str) -> str:
+    """The precision that "auto" stands for: `low` on CUDA GPUs, float32 elsewhere.
+
+    Args:
+        precision: "auto", "float32" or `low`, as configured.
+        low: the shorter type that the method is safe in: "bfloat16" or "float16".
+        method: its name, for the error.
+
+    Raises:
+        UserError: for another precision.
+    """
+    known: Sequence[str] = (AUTO, FULL, low)
+    if precision not in known:
+        raise UserError(f"{method}: unknown precision {precision!r}: {nearest(precision, known)}")
+    if precision != AUTO:
+        return precision
+    return low if device.type == "cuda" else FULL
+
+
+def products(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """A context in which matrix products and convolutions run in `precision`, whatever the caller
+    has set; gradients come out in the type of the weights. In float32 the weights' own type rules.
+    """
+    if device.type not in ("cpu", "cuda"):  # no autocast in every torch; nothing to switch off
+        return nullcontext()
+    # No cache: a caller's own autocast would keep short copies of weights from before an update.
+    return torch.autocast(device.type, enabled=precision != FULL, cache_enabled=False,
+                          dtype=torch.float16 if precision == "float16" else torch.bfloat16)

@@ -1,0 +1,79 @@
+"""Cost tables: what methods cost, and the costs that the paper prints. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+CONVENTIONS = """\
+GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
+attention); backward is what gradients cost. "per step" is one more update, for an image.
+Peak memory is the GPU's allocated, or on a CPU the whole process's. Weights and images are random:
+they change no figure here. What is done once before all images (text features, warm-up) is left
+out."""
+
+TABLE_4_CONVENTIONS = """\
+Table 4 of the paper (20 iterations) counts forward passes only, one per multiply-add, and 512 of
+the 1,024 columns. "same convention" is our count of the passes named, in that way; "all of it" is
+two per multiply-add, forward and backward. Where a printed figure and our count of the same thing
+differ, the paper does not say what else it counts."""
+
+METHOD_HEAD = ("method", "backbone", "backbone M", "adapted M", "steps", "GFLOPs/step forward",
+               "backward", "GFLOPs/image forward", "backward", "total", "peak MB", "ms/image",
+               "images at a time")
+TABLE_4_HEAD = ("model", "passes", "printed GFLOPs", "same convention", "all of it",
+                "printed M", "counted M", "printed GB")
+
+
+def method_table(costs: pd.DataFrame) -> str:
+    """Markdown of what methods cost; columns of the frame as bench.method_cost.MethodCost."""
+    rows = []
+    for line in costs.to_dict("records"):
+        total = line["forward"] + line["backward"]
+        rows.append([
+            line["method"], line["backbone"], *_millions(line["backbone_parameters"],
+                                                         line["adapted_parameters"]),
+            "" if pd.isna(line["steps"]) else str(int(line["steps"])),
+            *_giga(line["step_forward"], line["step_backward"], line["forward"], line["backward"],
+                   total),
+            f"{line['peak_memory_mb']:.0f}", f"{1000 * line['seconds']:.3g}",
+            str(line["num_images"])])
+    return _markdown(METHOD_HEAD, rows, text=2)
+
+
+def table_4(lines: pd.DataFrame) -> str:
+    """Markdown of the paper's Table 4 beside our counts; empty where there is none.
+
+    Columns of the frame: model, passes, printed_gflops, macs, flops, printed_parameters (millions),
+    parameters, printed_gb.
+    """
+    rows = [[line["model"], line["passes"], _number(line["printed_gflops"]),
+             *_giga(line["macs"], line["flops"]), _number(line["printed_parameters"]),
+             *_millions(line["parameters"]), _number(line["printed_gb"])]
+            for line in lines.to_dict("records")]
+    return _markdown(TABLE_4_HEAD, rows, text=2)
+
+
+def _giga(*values: float) -> list[str]:
+    return ["" if math.isnan(value) else f"{value / 1e9:.4g}" for value in values]
+
+
+def _millions(*values: float) -> list[str]:
+    return ["" if math.isnan(value) else f"{value / 1e6:.4g}" for value in values]
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:g}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
+    """A table whose first `text` columns are set flush left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    rule = ["-" * width if place < text else "-" * (width - 1) + ":"
+            for place, width in enumerate(widths)]
+    lines = [head, rule, *rows]
+    return "\n".join("| " + " | ".join(
+        cell.ljust(width) if place < text else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(line, widths))) + " |" for line in lines)

@@ -1,0 +1,117 @@
+"""Given: rows whose figures were measured elsewhere, beside ours. Imports no torch.
+
+There are no predictions behind them: they get no interval and no teacher, are never marked best,
+since nothing tells that they are on the same images, and say where they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tta_apm.report.blocks import CLEAN, COST, Block, Layout, layouts
+from tta_apm.report.results import Domain
+
+
+@dataclass(frozen=True)
+class GivenRow:
+    """Figures of one method under one protocol.
+
+    Args:
+        method: as the table shall name it.
+        backbone: as its source names it, "" if that is silent.
+        dataset: as ours are named.
+        errors: error as a fraction, by domain and seed; the seed is None where none is told.
+        protocol: what its source tells of how they were measured, in short.
+        source: what a note below the table says of where they come from.
+        mark: stands behind the method: "imported" or "published".
+        told: columns of a block's frame that its source tells, such as "setting".
+    """
+
+    method: str
+    backbone: str
+    dataset: str
+    errors: Mapping[tuple[Domain, int | None], float]
+    protocol: str
+    source: str
+    mark: str
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return sorted({seed for _, seed in self.errors}, key=lambda seed: (seed is None, seed))
+
+    @property
+    def domains(self) -> set[Domain]:
+        return {domain for domain, _ in self.errors}
+
+
+def add_given(blocks: Sequence[Block], rows: Sequence[GivenRow], metric: str) -> list[Block]:
+    """The blocks with given rows below ours, and blocks for data sets that only they are on."""
+    known = {block.dataset for block in blocks}
+    new = [block for dataset in sorted({row.dataset for row in rows} - known)
+           for block in _empty_blocks(dataset, rows, metric)]
+    return [_with_rows(block, rows) for block in (*blocks, *new)]
+
+
+def _empty_blocks(dataset: str, rows: Iterable[GivenRow], metric: str) -> list[Block]:
+    domains = {domain for row in rows if row.dataset == dataset for domain in row.domains}
+    return [Block(dataset, severity, metric, tuple(layout), CLEAN in domains and severity != "0",
+                  pd.DataFrame(), frozenset(), ()) for severity, layout in layouts(domains)]
+
+
+def _with_rows(block: Block, rows: Sequence[GivenRow]) -> Block:
+    figures = _figures(block)
+    shown = {domain for layout in figures.values() for column in layout.values()
+             for domain in column}
+    fitting = [row for row in rows if row.dataset == block.dataset and row.domains & shown]
+    if not fitting:
+        return block
+    lines = [_line(row, block, figures) for row in fitting]
+    first = len(block.frame) + 1
+    notes = [f"Row {number} is {row.mark}: {row.source}. There are no predictions behind it, so "
+             "it has no interval and is never marked best."
+             for number, row in enumerate(fitting, first)]
+    frame = pd.DataFrame([*block.frame.to_dict("records"), *lines])
+    return replace(block, frame=frame, notes=(*block.notes, *notes))
+
+
+def _figures(block: Block) -> dict[str, Layout]:
+    """Every figure of a block as the columns that it is the mean of."""
+    severities = [int(word) for word in block.severity.removeprefix("mean of ").split()]
+    columns = {name: tuple((name, severity) for severity in severities)
+               for name in block.columns}
+    figures = {name: {name: domains} for name, domains in columns.items()}
+    return figures | {"mean": columns} | ({"clean": {"clean": (CLEAN,)}} if block.clean else {})
+
+
+def _line(row: GivenRow, block: Block, figures: Mapping[str, Layout]) -> dict[str, Any]:
+    # What is not told stays empty: a NaN would turn our whole numbers into floats.
+    line: dict[str, Any] = {
+        **dict.fromkeys(map(str, block.frame.columns), ""),
+        "method": f"{row.method} ({row.mark})", "metric": block.metric,
+        "severity": block.severity, "dataset": row.dataset, "backbone": row.backbone,
+        "weights": "not told", "templates": "", "resolution": 0,
+        "seeds": " ".join("?" if seed is None else str(seed) for seed in row.seeds),
+        "protocol": row.protocol, "device": "", "images_from": "", "num_missing": 0, **row.told}
+    line |= dict.fromkeys((*COST, "agreement", "cosine"), math.nan)
+    for name, layout in figures.items():
+        line |= dict.fromkeys((f"{kind}_{name}" for kind in (
+            "std", "teacher", "delta", "delta_low", "delta_high", "agreement", "cosine")),
+            math.nan)
+        line |= _figure(row, name, layout, block.metric)
+    return line
+
+
+def _figure(row: GivenRow, name: str, layout: Layout, metric: str) -> dict[str, float]:
+    """The mean over a layout's columns and its std over seeds; NaN unless all of it is there."""
+    per_seed = [np.mean([np.mean([row.errors.get((domain, seed), math.nan) for domain in column])
+                         for column in layout.values()]) for seed in row.seeds]
+    error = float(np.mean(per_seed))
+    return {name: 1 - error if metric == "accuracy" else error,
+            f"std_{name}": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else math.nan}

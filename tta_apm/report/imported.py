@@ -1,0 +1,105 @@
+"""Imported: results of other repositories, kept in a results folder, as rows of its tables.
+
+`tta-apm import LOG ... --into FOLDER` writes FOLDER/imported/*.json. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from tta_apm.bench.records import write_aside
+from tta_apm.errors import UserError
+from tta_apm.report import logs
+from tta_apm.report.given import GivenRow
+from tta_apm.report.logs import Log
+
+FOLDER = "imported"
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `tta-apm import` with these words; returns 0."""
+    options = _parser().parse_args(words)
+    found = [log for file in options.logs
+             for log in logs.read(file, dataset=options.dataset, models=options.models)]
+    for log in found:
+        path = save(log, options.into)
+        mean = sum(error for _, _, error, _ in log.errors) / len(log.errors)
+        print(f"{log.host} {log.method} · {log.backbone} · {log.dataset}: {len(log.errors)} "
+              f"domains, mean error {100 * mean:.2f} %  ->  {path}")
+    print(f"tta-apm table {options.into} shows them beside the results there, marked as imported.")
+    return 0
+
+
+def save(log: Log, folder: Path) -> Path:
+    """Keep a log in a results folder; the same log again replaces itself."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{log.host}-{log.method}-{log.backbone}")
+    path = folder / FOLDER / f"{name}-{log.file_hash}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"imported": True, **asdict(log)}
+    write_aside(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    return path
+
+
+def load(folder: Path) -> list[Log]:
+    """The logs that a results folder keeps. UserError for a file that is none."""
+    found = []
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            found.append(Log(**{field.name: content[field.name] for field in fields(Log)}))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} is no imported log ({error!r}): delete it and import the log "
+                            "again") from error
+    return found
+
+
+def rows(found: Sequence[Log]) -> list[GivenRow]:
+    """The rows of a table: logs that differ in nothing but their seed and domains share one."""
+    groups: dict[str, list[Log]] = {}
+    for log in found:
+        key = json.dumps([log.host, log.method, log.hyper_parameters, log.backbone, log.dataset,
+                          log.setting, log.batch_size, _counts(log)], sort_keys=True)
+        groups.setdefault(key, []).append(log)
+    return [_row(group) for group in groups.values()]
+
+
+def _row(group: Sequence[Log]) -> GivenRow:
+    first = group[0]
+    parts = [first.setting, *(f"n={count}" for count in _counts(first))]
+    if first.batch_size is not None:
+        parts.append(f"b{first.batch_size}")
+    parts += [f"{name} {value}" for name, value in first.hyper_parameters.items()
+              if value is not None]
+    files = ", ".join(sorted({log.file for log in group}))
+    return GivenRow(
+        method=first.method, backbone=first.backbone, dataset=first.dataset,
+        errors={((corruption, severity), log.seed): error
+                for log in group for corruption, severity, error, _ in log.errors},
+        protocol=" · ".join([first.host, *parts]), source=f"from {first.host}, {files}",
+        mark="imported", told={
+            "setting": first.setting, "batch_size": first.batch_size,
+            "num_images": " ".join(map(str, _counts(first))),
+            "hyper_parameters": json.dumps(first.hyper_parameters, sort_keys=True)})
+
+
+def _counts(log: Log) -> list[int]:
+    return sorted({count for *_, count in log.errors if count is not None and count > 0})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tta-apm import", description="Put results of other repositories beside ours: logs "
+        "of mariodoebler/test-time-adaptation, yuyongcan/Benchmark-TTA and DequanWang/tent, "
+        "log-1.json of LINs-lab/ttab, unaggregated_results.csv of robustbench.")
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG")
+    parser.add_argument("--into", required=True, type=Path, metavar="FOLDER",
+                        help="the OUTPUT_DIR of a sweep, or a new folder")
+    parser.add_argument("--dataset", default="", help="where a file does not tell it: one of ours")
+    parser.add_argument("--models", nargs="+", default=(), metavar="NAME",
+                        help="of a robustbench table, the models to take; all by default")
+    return parser

@@ -1,0 +1,190 @@
+"""Leaderboards: results in the formats of others. `tta-apm export FORMAT FOLDER`. No torch.
+
+    csv, latex    our tables as they are
+    online-tta    rows of benchmark.md of mariodoebler/test-time-adaptation
+    bibtex        what to cite for the methods and data sets of a folder
+    robustbench   a model's JSON and its line in unaggregated_results.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tta_apm.bench.records import write_aside
+from tta_apm.errors import UserError, nearest
+from tta_apm.report import render, robustbench_entry
+from tta_apm.report.blocks import Block, make_blocks
+from tta_apm.report.results import TableRow, group_rows, load_results, saved_config
+
+CITATIONS = Path(__file__).with_name("citations.bib")
+# As benchmark.md writes them; what it has not keeps our name.
+SETTINGS = {"continual": "Continual", "mixed_domains": "Mixed domains",
+            "reset_each_domain": "Reset each shift", "gradual": "Gradual"}
+DATASETS = {"cifar10_c": "CIFAR10-C", "cifar100_c": "CIFAR100-C", "imagenet_c": "ImageNet-C",
+            "imagenet_c_50k": "ImageNet-C", "imagenet_r": "ImageNet-R", "imagenet_a": "ImageNet-A",
+            "imagenet_sketch": "ImageNet-Sketch", "imagenet_v2": "ImageNet-V2"}
+METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1"}
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `tta-apm export` with these words; returns 0."""
+    options = _parser().parse_args(words)
+    rows = group_rows(load_results(options.results),
+                      saved_config(options.results).get("METHODS", []))
+    if options.format == "robustbench":
+        for path in _robustbench(rows, options):
+            print(path)
+        print("This is RobustBench's format, not an entry: its rules take no defence with an "
+              "optimisation loop.")
+        return 0
+    text = FORMATS[options.format](rows)
+    if options.to is None:
+        print(text, end="")
+    else:
+        write_aside(options.to, text.encode())
+        print(options.to)
+    return 0
+
+
+def csv_table(rows: Sequence[TableRow]) -> str:
+    """See render.csv_text."""
+    return render.csv_text(make_blocks(rows))
+
+
+def latex_table(rows: Sequence[TableRow]) -> str:
+    """See render.latex."""
+    return render.latex(make_blocks(rows))
+
+
+def online_tta(rows: Sequence[TableRow]) -> str:
+    """Mean errors in the layout of benchmark.md: per setting and data set, a line per backbone.
+
+    Severity 5 only, as there; data sets without corruptions as they are. The best of a line is
+    bold, and ± gives the standard deviation over seeds.
+
+    Raises:
+        UserError: if nothing is at severity 5, or two rows would share a place.
+    """
+    tables: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    blocks = [block for block in make_blocks(rows) if block.severity in ("0", "5")]
+    for block in blocks:
+        for line in block.frame.to_dict("records"):
+            place = tables.setdefault((_setting(line), block.dataset), {}).setdefault(
+                str(line["backbone"]), {})
+            column = _column(line)
+            if column in place:
+                raise UserError(f"two rows would be {column} of {line['backbone']} on "
+                                f"{block.dataset}: export them from folders of their own")
+            place[column] = _figure(line, block)
+    if not tables:
+        raise UserError("benchmark.md holds severity 5 only, and there is none: run it")
+    parts, last = [], ""
+    for (setting, dataset), lines in sorted(tables.items()):
+        parts += [f"## {setting}"] if setting != last else []
+        last = setting
+        parts += [f"#### {DATASETS.get(dataset, dataset)}\n{_pipe_table(lines)}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def bibtex(rows: Sequence[TableRow]) -> str:
+    """The entries for the methods and data sets of `rows`."""
+    used = {name for row in rows for name in (row.protocol.method, row.protocol.dataset)}
+    return "\n\n".join(text for text, found in _citations() if used & _keywords(found)) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[TableRow]], str]] = {
+    "csv": csv_table, "latex": latex_table, "online-tta": online_tta, "bibtex": bibtex}
+
+
+def _setting(line: Mapping[str, Any]) -> str:
+    setting = SETTINGS.get(line["setting"], str(line["setting"]))
+    if line["order"] == "shuffled":
+        return setting
+    return "Correlated" if setting == "Continual" else f"{setting} correlated"
+
+
+def _column(line: Mapping[str, Any]) -> str:
+    method, _, variant = str(line["method"]).partition(" ")
+    return f"{METHODS.get(method, method.upper())} {variant}".strip()
+
+
+def _figure(line: Mapping[str, Any], block: Block) -> str:
+    name = block.shown[-1]
+    if math.isnan(line[name]):
+        return "-"
+    spread = line[f"std_{name}"]
+    return f"{100 * line[name]:.1f}" + (
+        "" if math.isnan(spread) else f"&plusmn;{100 * spread:.2g}")
+
+
+def _pipe_table(lines: Mapping[str, Mapping[str, str]]) -> str:
+    """A line per backbone, a column per method."""
+    columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
+    table = [["Architecture", *columns], ["---"] * (1 + len(columns))]
+    for backbone, cells in lines.items():
+        best = min((cell.partition("&")[0] for cell in cells.values() if cell != "-"),
+                   key=float, default="-")
+        table.append([backbone, *(_bold(cells.get(column, "-"), best) for column in columns)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
+def _bold(cell: str, best: str) -> str:
+    value, sign, spread = cell.partition("&")
+    return f"**{value}**{sign}{spread}" if value == best != "-" else cell
+
+
+def _robustbench(rows: Sequence[TableRow], options: argparse.Namespace) -> list[Path]:
+    by_text = {row.protocol.row: row for row in rows}
+    if options.row not in by_text:
+        raise UserError(f"--row {options.row!r}: {nearest(str(options.row), by_text)}")
+    if not options.name or not re.fullmatch(r"\w+", options.name):
+        raise UserError("--name NameYearWord of letters and digits, such as Modi2024Asynchronous, "
+                        "is what RobustBench calls a model")
+    row = by_text[options.row]
+    paper = next((found for _, found in _citations() if row.protocol.method in _keywords(found)),
+                 {"title": options.row, "author": "", "url": "", "year": ""})
+    venue = f"{paper.get('booktitle', paper.get('journal', ''))} {paper['year']}".strip()
+    return robustbench_entry.write_entry(
+        row, options.name, {"title": paper["title"], "author": _names(paper["author"]),
+                            "venue": venue, "link": paper["url"]},
+        options.to or Path("model_info"), additional_data=options.additional_data)
+
+
+def _citations() -> list[tuple[str, dict[str, str]]]:
+    """The entries of citations.bib: their text, without keywords, and their fields."""
+    entries = []
+    for text in re.findall(r"^@.*?^\}$", CITATIONS.read_text(), re.MULTILINE | re.DOTALL):
+        found = dict(re.findall(r"^  (\w+) = \{(.*)\},$", text, re.MULTILINE))
+        entries.append((re.sub(r"^  keywords = .*\n", "", text, flags=re.MULTILINE), found))
+    return entries
+
+
+def _keywords(found: Mapping[str, str]) -> set[str]:
+    return set(found["keywords"].split(", "))
+
+
+def _names(authors: str) -> str:
+    """BibTeX's "Last, First and ..." as "First Last, ..."."""
+    return ", ".join(" ".join(reversed(author.split(", "))) for author in authors.split(" and "))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tta-apm export", description="Write the results of a folder in the format of others.")
+    parser.add_argument("format", choices=(*FORMATS, "robustbench"))
+    parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
+    parser.add_argument("--to", type=Path, metavar="PATH",
+                        help="a file instead of the terminal; for robustbench the folder of its "
+                        "model_info (default: model_info)")
+    robustbench = parser.add_argument_group("robustbench")
+    robustbench.add_argument("--row", help="the row of the table, as METHODS names it")
+    robustbench.add_argument("--name", help="of the model: NameYearWord")
+    robustbench.add_argument("--additional-data", action="store_true",
+                             help="the backbone learnt from more than the data set's own training "
+                             "images, as every CLIP did")
+    return parser

@@ -1,0 +1,131 @@
+"""Published: rows of the tables in APM's paper, to stand beside ours. Imports no torch.
+
+Figures are as printed, in published/*.csv; averages are recomputed from the cells, since many that
+are printed are not the mean of their row.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tta_apm.report.blocks import CLEAN, Block
+from tta_apm.report.given import GivenRow, add_given
+from tta_apm.report.results import Domain
+
+FOLDER = Path(__file__).parent / "published"
+PAPER = "Modi and Rawat, NeurIPS 2024 (arXiv 2410.20535)"
+AVERAGE = "average_as_printed"
+# Of CIFAR-10-C's table: the clean images.
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper: file in FOLDER, number, metric, and each APM row's teacher."""
+
+    file: str
+    number: int
+    metric: str
+    teachers: Mapping[str, str]
+
+
+# Of clean images: a column for each data set, named as ours are.
+NATURAL_SHIFTS = Table("imagenet_natural_shifts", 1, "accuracy", {
+    "APM (ViT-B/16)": "Ensemble (80 prompts)", "APM (ViT-L/14)": "CLIP ViT-L/14",
+    "APM (ViT-H/14)": "OpenCLIP ViT-H/14"})
+CROSS_DATASET = Table("cross_dataset", 3, "accuracy", {"APM": "Ensemble (80 prompts)"})
+# Of one data set at one severity: a column for each corruption.
+_IMAGENET_C = {severity: Table(f"imagenet_c_level{severity}", number, "accuracy",
+                               {"APM": "OpenCLIP ViT-L/14"})
+               for severity, number in ((1, 11), (2, 12), (3, 13), (4, 14), (5, 2))}
+CORRUPTED = {
+    "cifar10_c": {5: Table("cifar10_c_level5", 10, "error", {"APM": "CLIP ViT-L/14"})},
+    "imagenet_c": _IMAGENET_C, "imagenet_c_50k": _IMAGENET_C,
+}
+
+
+def add_published(blocks: Sequence[Block], metric: str) -> list[Block]:
+    """The blocks with the paper's rows below ours, marked as published, where it has such a table.
+
+    Each APM row is followed by its teacher's.
+    """
+    return [with_rows for block in blocks
+            for with_rows in add_given([block], _rows(block), metric)]
+
+
+def _rows(block: Block) -> list[GivenRow]:
+    if block.severity == "0":
+        return [row for table in (NATURAL_SHIFTS, CROSS_DATASET)
+                for row in _clean_rows(table, block.dataset)]
+    tables = CORRUPTED.get(block.dataset, {})
+    severities = [int(word) for word in block.severity.removeprefix("mean of ").split()]
+    if not all(severity in tables for severity in severities):
+        return []
+    return _corrupted_rows(block.dataset, {severity: tables[severity] for severity in severities})
+
+
+def _clean_rows(table: Table, dataset: str) -> list[GivenRow]:
+    return [_row(method, dataset, {CLEAN: _error(cells[dataset], table)}, [table], "")
+            for method, cells in read_table(table).items() if dataset in cells]
+
+
+def _corrupted_rows(dataset: str, tables: Mapping[int, Table]) -> list[GivenRow]:
+    """The methods that are in all of the tables, which are given by their severity."""
+    contents = {severity: read_table(table) for severity, table in tables.items()}
+    first, *others = contents.values()
+    rows = []
+    for method in first:
+        if all(method in other for other in others):
+            errors = {_domain(column, severity): _error(cell, tables[severity])
+                      for severity, content in contents.items()
+                      for column, cell in content[method].items() if column != AVERAGE}
+            printed = "; ".join(_average(content[method]) for content in contents.values())
+            rows.append(_row(method, dataset, errors, list(tables.values()), printed))
+    return rows
+
+
+def _row(method: str, dataset: str, errors: Mapping[Domain, float], tables: Sequence[Table],
+         average: str) -> GivenRow:
+    numbers = f"Table{'s' * (len(tables) > 1)} {', '.join(str(table.number) for table in tables)}"
+    source = f"{numbers} of {PAPER}"
+    if average:
+        source += f"; its average is {average}"
+    teacher = tables[0].teachers.get(method)
+    if teacher:
+        source += f"; its teacher is the next row, {teacher}"
+    return GivenRow(method=method, backbone="", dataset=dataset,
+                    errors={(domain, None): error for domain, error in errors.items()},
+                    protocol=numbers, source=source, mark="published")
+
+
+def _average(cells: Mapping[str, float]) -> str:
+    """The printed average, and what the row's cells have for one."""
+    parts = {column: value for column, value in cells.items() if column != AVERAGE}
+    corruptions = [value for column, value in parts.items() if column != ORIGINAL]
+    text = (f"{cells[AVERAGE]:.1f} as printed, "
+            f"{sum(corruptions) / len(corruptions):.2f} by its cells")
+    if len(corruptions) < len(parts):
+        text += f" ({sum(parts.values()) / len(parts):.2f} with {ORIGINAL!r})"
+    return text
+
+
+def _domain(column: str, severity: int) -> Domain:
+    return CLEAN if column == ORIGINAL else (column, severity)
+
+
+def _error(cell: float, table: Table) -> float:
+    return (cell if table.metric == "error" else 100 - cell) / 100
+
+
+def read_table(table: Table) -> dict[str, dict[str, float]]:
+    """The cells of each row, in per cent as printed; an APM row is followed by its teacher's."""
+    with (FOLDER / f"{table.file}.csv").open(newline="") as file:
+        rows = {line.pop("method"): {column: float(cell) for column, cell in line.items()}
+                for line in csv.DictReader(file)}
+    teachers = set(table.teachers.values())
+    order = [name for method in rows if method not in teachers
+             for name in (method, table.teachers.get(method)) if name]
+    return {name: rows[name] for name in order}
