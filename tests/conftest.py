@@ -14,6 +14,14 @@ from tta_apm.data.digits import digits, train_split
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Text features are kept there, not among the user's; processes that tests start do so too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_clip():
     return build("clip", "digits_clip", "digits_clip.safetensors",

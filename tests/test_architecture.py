@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
 FLOOR = {"errors", "registry"}
-MODELS = FLOOR | {"entropy", "method", "episodes", "backbones"}
+MODELS = FLOOR | {"entropy", "method", "episodes", "precision", "backbones"}
 BENCH = MODELS | {"config", "data", "bench"}
 ALLOWED = {
     "errors": set(),
@@ -21,16 +21,20 @@ ALLOWED = {
     "method": FLOOR,
     "entropy": set(),
     "episodes": {"errors"},
+    "precision": {"errors"},
     "views": set(),
+    "audit": {"method"},
     "compat": {"errors"},
-    "data": FLOOR,
+    "data": FLOOR | {"compat"},
     "backbones": FLOOR | {"compat", "data", "views"},
-    "apm": MODELS,
+    "apm": MODELS | {"audit", "data", "views"},
     "config": FLOOR | {"data", "backbones"},
     "bench": BENCH,
+    "hosts": MODELS | {"compat", "data"},
     "report": {"errors", "bench", "data"},
+    "commands": MODELS | {"apm", "bench", "config", "data", "report"},
     "cli": BENCH | {"report"},
-    "baselines": MODELS | {"views"},
+    "baselines": MODELS | {"audit", "views"},
 }
 
 

@@ -204,7 +204,7 @@ def run(data_dir, *overrides):
                      "CLASSIFIER.MODEL", "timm/digits_resnet", "CLASSIFIER.WEIGHTS",
                      "digits_resnet.safetensors", "CLIP.MODEL", "digits_clip", "CLIP.WEIGHTS",
                      "digits_clip.safetensors", "NUM_IMAGES", "30", "BATCH_SIZE", "20",
-                     "DEVICE", "cpu", *overrides])
+                     "DEVICE", "cpu", "PUBLISHED", "false", *overrides])
 
 
 def test_a_sweep_to_its_table(digits_as_cifar10_c, capsys):

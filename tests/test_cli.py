@@ -47,6 +47,7 @@ print([name for name in ("torch", "timm", "open_clip", "robustbench") if name in
     ("--cfg", "cfgs/digits_c/nowhere.yaml"),
     ("--cfg", "cfgs/digits_c/all.yaml", "APM.STEPZ", "5"),
     ("--cfg", "cfgs/digits_c/all.yaml", "--dry-run"),
+    ("--cfg", "cfgs/imagenet_c/apm.yaml", "DATA_DIR", "no/such/folder"),
     ("table", "no/such/folder"),
 ])
 def test_answers_that_need_no_network_import_none(arguments):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import numpy as np
 import pytest
 
 from tta_apm.data.dataset import Clean, Domain
-from tta_apm.data.streams import Stream, domains, schedule
+from tta_apm.data.streams import Stream, domains, prefetched, schedule
 from tta_apm.errors import UserError
 
 CLEAN, FOG, SNOW = Domain("toy", "clean", 0), Domain("toy", "fog", 5), Domain("toy", "snow", 5)
@@ -102,3 +105,51 @@ def test_schedules_of_the_settings():
     assert names("gradual") == ["fog-1", "fog-3", "fog-5", "fog-3", "fog-1",
                                 "snow-1", "snow-3", "snow-5", "snow-3", "snow-1"]
     assert names("mixed_domains") == [" ".join(each)]
+
+
+# Prefetching
+
+def test_prefetched_batches_are_those_of_the_stream(toy):
+    for ahead in (1, 2, 9):
+        pairs = list(zip(stream(toy, [CLEAN, FOG]), prefetched(stream(toy, [CLEAN, FOG]), ahead),
+                         strict=True))
+        assert all((a == b).all() for pair in pairs for a, b in zip(*pair))
+
+
+def test_the_next_items_are_fetched_while_one_is_in_use_and_no_more():
+    fetched, let_on = [], threading.Event()
+
+    def items():
+        for item in range(6):
+            fetched.append(item)
+            if item == 3:
+                let_on.set()
+            yield item
+
+    slow = prefetched(items(), ahead=3)
+    assert next(slow) == 0
+    assert let_on.wait(20)  # 1, 2 and 3 come though nobody asks
+    assert fetched == [0, 1, 2, 3]
+    assert list(slow) == [1, 2, 3, 4, 5]
+
+
+def test_an_error_comes_as_it_is_and_in_its_turn():
+    error = UserError("cannot read the image x.jpg")
+
+    def items():
+        yield from (0, 1)
+        raise error
+
+    got = []
+    with pytest.raises(UserError) as caught:
+        for item in prefetched(items(), ahead=4):
+            got.append(item)
+    assert caught.value is error and got == [0, 1]
+
+
+def test_who_stops_early_leaves_no_thread_behind():
+    before = threading.active_count()
+    for item in prefetched(itertools.count()):
+        if item == 5:
+            break
+    assert threading.active_count() == before

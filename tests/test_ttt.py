@@ -229,6 +229,13 @@ def test_without_adaptation_it_is_the_source(digits_rotation, images, cls, setti
     assert torch.allclose(logits, source_logits(digits_rotation, images[:5]), atol=1e-5)
 
 
+def test_a_network_of_more_classes_is_left_those_of_the_data_set(digits_rotation, images):
+    few, settings = load(*DIGITS, keep=(7, 0)), dict(steps=1, num_views=4)
+    assert torch.equal(few(images), source_logits(digits_rotation, images)[:, [7, 0]])
+    assert torch.equal(Ttt(few, **settings)(images[:3]),
+                       Ttt(digits_rotation, **settings)(images[:3])[:, [7, 0]])
+
+
 def test_neither_order_nor_chunks_matter_to_the_standard_method(digits_rotation, images):
     method = Ttt(digits_rotation, steps=2, lr=0.1, num_views=8)
     method.chunk = 5

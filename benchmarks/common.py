@@ -1,0 +1,91 @@
+"""What the benchmarks share: sides timed in turn, the machine, random CLIPs, and RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tta_apm.bench.cost import synchronize
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Options that all benchmarks have; `doc` is the module's."""
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
+    made.add_argument("--append", action="store_true", help="append what is printed to RESULTS.md")
+    return made
+
+
+def machine(device: torch.device) -> str:
+    """The device, threads and versions that a figure was measured with."""
+    cpu = next((line.split(":")[1].strip() for line in _cpu_info()
+                if line.startswith("model name")),
+               platform.machine())
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else f"{cpu}, {torch.get_num_threads()} threads")
+    return (f"{name}, Python {platform.python_version()}, torch {torch.__version__}, "
+            f"open_clip {version('open_clip_torch')}")
+
+
+def _cpu_info() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def in_turn(sides: Sequence[Callable[[], object]], rounds: int, device: torch.device,
+            warm: bool = True) -> list[list[float]]:
+    """Seconds of each side in each round; the sides take turns, so that a noisy machine is noisy
+    to all. `warm` runs each once before."""
+    for side in sides if warm else ():
+        side()
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, times in zip(sides, seconds):
+            synchronize(device)
+            begin = time.perf_counter()
+            side()
+            synchronize(device)
+            times.append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """`slow` over `fast`, round by round: the median and the range."""
+    ratios = sorted(a / b for a, b in zip(slow, fast))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; columns after the first are set flush right."""
+    columns = [list(column) for column in zip(head, *rows)]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [[cell.ljust(width) if place == 0 else cell.rjust(width)
+              for place, (cell, width) in enumerate(zip(row, widths))] for row in [head, *rows]]
+    rule = ["-" * width if place == 0 else "-" * (width - 1) + ":"
+            for place, width in enumerate(widths)]
+    return [f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]]
+
+
+def publish(title: str, lines: Sequence[str], device: torch.device, append: bool) -> None:
+    """Print a result with its command and machine, and append it to RESULTS.md if asked to."""
+    command = f"python benchmarks/{Path(sys.argv[0]).name} " + " ".join(
+        word for word in sys.argv[1:] if word != "--append")
+    text = "\n".join([f"## {title}", "", f"`{command.strip()}` · {machine(device)}", "",
+                      *lines, ""])
+    print(text)
+    if append:
+        with RESULTS.open("a") as file:
+            file.write(f"\n{text}")

@@ -1,0 +1,112 @@
+"""Overhead: the wall time of a sweep over that of its methods alone on the same images.
+
+    python benchmarks/overhead.py --methods apm --images 200
+
+The sweep is the command line's: config, corruptions, streams, predictions, records, table. The
+bare side builds the same method once and calls it on the same batches, in memory, in a loop; both
+run once before they are timed, so that files are read and kernels chosen. What starts a process
+(imports, weights) is measured apart: it does not grow with the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import common
+from tta_apm import cli, config
+from tta_apm.backbones.build import build
+from tta_apm.backbones.prompts import templates
+from tta_apm.bench.evaluate import to_device
+from tta_apm.data.streams import Stream, domains
+from tta_apm.registry import DATASETS, METHODS
+
+
+def main() -> None:
+    options = _options()
+    device = torch.device(options.device)
+    folder = Path(tempfile.mkdtemp())
+    numbers = itertools.count()
+
+    def overrides(method: str) -> list[str]:
+        return ["METHODS", f"[{method}]", "NUM_IMAGES", str(options.images), "DEVICE",
+                options.device, "CORRUPTIONS", f"[{','.join(options.corruptions)}]",
+                *options.overrides]
+
+    def sweep(method: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            code = cli.main(["--cfg", options.cfg, *overrides(method), "OUTPUT_DIR",
+                             str(folder / str(next(numbers)))])
+        assert code == cli.OK, f"the sweep of {method} failed"
+
+    rows = []
+    try:
+        for name in options.methods:
+            bare = Bare(config.load(options.cfg, overrides(name)), device)
+            sides = [lambda: bare.run(), lambda: sweep(name), lambda: bare.build()]
+            alone, whole, building = common.in_turn(sides, options.rounds, device)
+            over = [(w - b) / a - 1 for w, b, a in zip(whole, building, alone)]
+            rows.append([name, f"{median(alone):.2f}", f"{median(whole):.2f}",
+                         f"{median(building):.2f}", f"{median(over):.1%}"])
+    finally:
+        shutil.rmtree(folder)
+    lines = common.table(["method", "method alone, s", "sweep, s", "of that building, s",
+                          "overhead"], rows)
+    lines += ["", f"{options.images} images under each of {len(options.corruptions)} corruptions. "
+              "Overhead: the sweep without building data set, backbone and method, over the method "
+              f"alone, less one; median of {options.rounds} rounds in turn."]
+    common.publish(f"Overhead of a sweep, {options.cfg}", lines, device, options.append)
+
+
+class Bare:
+    """The first row of a config on its streams, without the sweep around it."""
+
+    def __init__(self, cfg: config.CfgNode, device: torch.device) -> None:
+        self.cfg = cfg
+        self.device = device
+        self.build()
+        wanted = domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)
+        self.streams = [[to_device(batch.images, device) for batch in Stream(
+            self.dataset, [domain], num_images=cfg.NUM_IMAGES, batch_size=cfg.BATCH_SIZE,
+            seed=cfg.SEEDS[0], order=cfg.ORDER, concentration=cfg.DIRICHLET)] for domain in wanted]
+
+    def build(self) -> None:
+        """Data set, backbone and method, as the sweep builds them."""
+        cfg, row = self.cfg, config.rows(self.cfg)[0]
+        self.dataset = DATASETS.load(cfg.DATASET)(data_dir=cfg.DATA_DIR, frost_dir=None)
+        section = cfg[row.needs.upper()]
+        backbone = build(row.needs, section.MODEL, section.WEIGHTS,
+                         class_names=self.dataset.class_names,
+                         templates=templates(self.dataset.template_set), device=self.device,
+                         outputs=self.dataset.outputs)
+        self.method = METHODS.load(row.method)(backbone, **row.hyper_parameters).to(self.device)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        for batches in self.streams:
+            self.method.reset()
+            for images in batches:
+                self.method(images).argmax(-1).cpu()
+
+
+def _options() -> argparse.Namespace:
+    parser = common.parser(__doc__)
+    parser.add_argument("--cfg", default="cfgs/digits_c/all.yaml")
+    parser.add_argument("--methods", nargs="+", default=["apm", "tpt", "ttt_mae"],
+                        help="without a source data set")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--corruptions", nargs="+", default=["gaussian_noise", "fog"])
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

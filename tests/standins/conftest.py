@@ -1,0 +1,3 @@
+"""Stand-ins are programs that tests start, no tests."""
+
+collect_ignore_glob = ["*"]

@@ -1,0 +1,203 @@
+"""Export: our results in the formats of other leaderboards, and only where they hold all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tta_apm import cli
+from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
+from tta_apm.compat import import_robustbench
+from tta_apm.registry import DATASETS, METHODS
+from tta_apm.report import leaderboards
+from tta_apm.report.robustbench_entry import ALEXNET, DOMAINS
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a cell, `right` of its images classified rightly."""
+    def write_cell(corruption="fog", severity=5, right=7, num_images=10, row="tent", seed=0,
+                   **fields):
+        index = np.arange(num_images)
+        content = Predictions(index, index % 10, (index % 10) + (index >= right),
+                              np.full(num_images, 0.5, np.float32)).to_bytes()
+        record = dict(
+            row=row, method=row.split()[0], hyper_parameters={"lr": 0.1, "steps": 3},
+            scope="stream", survives="weights", backbone="net", weights="net.pt", templates="",
+            resolution=32, dataset="cifar10_c", corruption=corruption, severity=severity,
+            images_from="official CIFAR-10-C", num_images=num_images, images_hash=corruption,
+            setting="reset_each_domain", order="shuffled", batch_size=200, seed=seed,
+            num_correct=right, seconds=1.0, peak_memory_mb=100.0, gflops_per_image=3.0,
+            device="cpu", fingerprint="f", code="c0de", commit="abc",
+            predictions_hash=hash_bytes(content)) | fields
+        name = f"{record['setting']}-{record['order']}/{row}-{record['backbone']}-{seed}"
+        save_cell(tmp_path / "cells" / name / f"{record['dataset']}-{corruption}-{severity}",
+                  Record(**record), content)
+    return write_cell
+
+
+@pytest.fixture
+def whole(write):
+    """Write all that RobustBench asks for: right in `share` of the cases, clean in 90 %."""
+    def write_all(dataset, num_images, share, leave=(), **fields):
+        for corruption, severity in DOMAINS:
+            if (corruption, severity) not in leave:
+                write(corruption, severity, round(share(corruption, severity) * num_images),
+                      num_images, dataset=dataset, **fields)
+        write("clean", 0, round(0.9 * num_images), num_images, dataset=dataset,
+              **fields | {"images_from": "the clean images"})
+    return write_all
+
+
+def export(folder, *words: str) -> int:
+    return cli.main(["export", *words[:1], str(folder), *words[1:]])
+
+
+def robustbench(folder, *words: str) -> int:
+    return export(folder, "robustbench", "--row", "tent", "--name", "Wang2021Tent", "--to",
+                  str(folder / "model_info"), *words)
+
+
+def test_robustbench_takes_our_imagenet_entry(whole, tmp_path, capsys):
+    import_robustbench()
+    from robustbench.leaderboard.template import generate_leaderboard
+    from robustbench.utils import ModelInfo
+
+    # Right in 10 % more of the cases than AlexNet, whatever the severity.
+    whole("imagenet_c", 5000, lambda corruption, severity: 1 - 0.9 * ALEXNET[corruption],
+          images_from="official ImageNet-C, 5000 images")
+    assert robustbench(tmp_path, "--additional-data") == 0
+    assert "not an entry" in capsys.readouterr().out
+    folder = tmp_path / "model_info/imagenet/corruptions"
+    info = json.loads((folder / "Wang2021Tent.json").read_text())
+    assert set(info) <= {field.name for field in dataclasses.fields(ModelInfo)}
+    assert info["corruptions_mce"] == "90.00" and info["clean_acc"] == "90.00"
+    assert info["corruptions_acc"] == f"{100 - 90 * np.mean(list(ALEXNET.values())):.2f}"
+    assert info["eps"] is None and info["additional_data"] is True
+    assert (info["number_forward_passes"], info["venue"]) == (3, "ICLR 2021")
+    assert info["authors"].startswith("Dequan Wang, Evan Shelhamer")
+    html = generate_leaderboard("imagenet", "corruptions", str(tmp_path / "model_info"))
+    assert "Tent: Fully Test-Time Adaptation" in html and f"{info['corruptions_acc']}%" in html
+
+
+def test_the_table_is_the_one_that_robustbench_reads(whole, tmp_path):
+    whole("cifar10_c", 10_000, lambda corruption, severity: severity / 10)
+    assert robustbench(tmp_path) == 0
+    file = tmp_path / "model_info/cifar10/corruptions/unaggregated_results.csv"
+    head, severities, line = file.read_text().splitlines()[:3]
+    assert head.split(",")[:7] == ["", *["shot_noise"] * 5, "motion_blur"]
+    assert severities.split(",") == ["", *list("12345") * 15]
+    assert line.split(",") == ["Wang2021Tent", *["0.1", "0.2", "0.3", "0.4", "0.5"] * 15]
+    info = json.loads(file.with_name("Wang2021Tent.json").read_text())
+    assert info["corruptions_acc"] == "30.00" and "corruptions_mce" not in info
+
+
+def test_other_models_keep_their_line(whole, tmp_path):
+    whole("cifar10_c", 10_000, lambda corruption, severity: 0.5)
+    file = tmp_path / "model_info/cifar10/corruptions/unaggregated_results.csv"
+    file.parent.mkdir(parents=True)
+    pd.DataFrame([np.full(75, 0.25)], index=["Standard"],
+                 columns=pd.MultiIndex.from_tuples(DOMAINS)).to_csv(file)
+    assert robustbench(tmp_path) == robustbench(tmp_path) == 0
+    frame = pd.read_csv(file, header=[0, 1], index_col=0)
+    assert frame.mean(axis=1).to_dict() == {"Standard": 0.25, "Wang2021Tent": 0.5}
+
+
+def test_robustbench_is_refused_what_it_does_not_hold(whole, write, tmp_path, capsys):
+    def said(*words: str) -> str:
+        assert robustbench(tmp_path, *words) == 2
+        assert not (tmp_path / "model_info").exists()
+        return capsys.readouterr().err
+
+    whole("cifar10_c", 10, lambda corruption, severity: 0.5, leave=[("fog", 2), ("snow", 4)])
+    assert "lacks 2 of RobustBench's 75 domains and the clean images (fog 2, snow 4)" in said()
+    write("fog", 2, 5), write("snow", 4, 5)
+    assert "is over 10 images per domain, RobustBench's cifar10 over 10000" in said()
+    assert "--name NameYearWord" in said("--name", "../evil")
+    assert "did you mean 'tent'?" in said("--row", "tend")
+
+
+def test_robustbench_is_refused_images_that_are_not_the_published_ones(whole, tmp_path, capsys):
+    whole("cifar10_c", 10_000, lambda corruption, severity: 0.5,
+          images_from="cifar10, corrupted on the fly with CIFAR-C constants")
+    assert robustbench(tmp_path) == 2
+    assert "is not on the published images but on cifar10, corrupted on the fly" in \
+        capsys.readouterr().err
+
+
+def test_robustbench_has_no_board_for_digits(write, tmp_path, capsys):
+    write(dataset="digits_c")
+    assert robustbench(tmp_path) == 2
+    assert "no leaderboard for digits_c" in capsys.readouterr().err
+
+
+def test_benchmark_md_has_a_line_per_backbone(write, tmp_path, capsys):
+    write("fog", 5, 7), write("snow", 5, 5), write("fog", 3, 1)
+    write("fog", 5, 6, row="source"), write("snow", 5, 4, row="source")
+    write("fog", 5, 9, row="norm", backbone="other"), write("snow", 5, 9, row="norm",
+                                                            backbone="other")
+    for seed, right in enumerate((2, 4, 6)):
+        write("fog", 5, right, row="apm", seed=seed, setting="continual", order="dirichlet 0.1")
+    assert export(tmp_path, "online-tta") == 0
+    assert capsys.readouterr().out == """\
+## Correlated
+
+#### CIFAR10-C
+| Architecture | APM |
+| --- | --- |
+| net | - |
+
+## Reset each shift
+
+#### CIFAR10-C
+| Architecture | Source | TENT | BN-1 |
+| --- | --- | --- | --- |
+| net | 50.0 | **40.0** | - |
+| other | - | - | **10.0** |
+"""
+
+
+def test_benchmark_md_gives_the_std_over_seeds(write, tmp_path, capsys):
+    for seed, right in enumerate((2, 4, 6)):
+        write("fog", 5, right, seed=seed, setting="continual")
+    assert export(tmp_path, "online-tta") == 0
+    assert "| net | **60.0**&plusmn;20 |" in capsys.readouterr().out
+
+
+def test_two_rows_never_share_a_place(write, tmp_path, capsys):
+    write(), write(hyper_parameters={"lr": 0.2}, seed=1)
+    assert export(tmp_path, "online-tta") == 2
+    assert "two rows would be TENT of net on cifar10_c" in capsys.readouterr().err
+
+
+def test_nothing_at_severity_5(write, tmp_path, capsys):
+    write(severity=4)
+    assert export(tmp_path, "online-tta") == 2
+    assert "severity 5 only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, holds", [("csv", "method,fog,mean"), ("latex", "\\toprule")])
+def test_plain_tables(write, tmp_path, capsys, name, holds):
+    write()
+    assert export(tmp_path, name, "--to", str(tmp_path / "out.txt")) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out.txt'}\n"
+    assert holds in (tmp_path / "out.txt").read_text()
+
+
+def test_bibtex_of_what_was_used(write, tmp_path, capsys):
+    write(), write(row="apm", backbone="clip")
+    assert export(tmp_path, "bibtex") == 0
+    text = capsys.readouterr().out
+    assert {line.split("{")[1] for line in text.splitlines() if line.startswith("@")} == {
+        "modi2024apm,", "wang2021tent,", "hendrycks2019corruptions,"}
+    assert "keywords" not in text and text.count("{") == text.count("}")
+
+
+def test_citations_are_for_what_there_is():
+    for _, found in leaderboards._citations():
+        assert found.keys() >= {"title", "author", "year", "url", "keywords"}
+        assert leaderboards._keywords(found) <= {*METHODS.names(), *DATASETS.names()}, found

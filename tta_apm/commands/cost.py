@@ -1,0 +1,138 @@
+"""`tta-apm cost`: what methods cost in parameters, FLOPs, memory and time."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tta_apm.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from yacs.config import CfgNode
+
+CPU_IMAGES = 2
+
+EPILOG = """\
+examples:
+  tta-apm cost --cfg cfgs/digits_c/all.yaml
+  tta-apm cost --cfg cfgs/imagenet_c/all.yaml --classes 1000 METHODS [tpt,apm] APM.PRESET slim
+  tta-apm cost --figure2 --out figure2
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Print what the methods of a config cost, beside the paper's Table 4; and draw Figure 2."""
+    options = _parser().parse_args(words)
+    if not options.cfg and not options.figure2:
+        raise UserError("cost: give --cfg FILE, --figure2 or both")
+    if options.figure2 and not options.out:
+        raise UserError("cost: --figure2 needs a folder to draw into: --out FOLDER")
+    if options.cfg:
+        _tables(options)
+    if options.figure2:
+        _figure_2(options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tta-apm cost", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure what the methods of a config cost, on random weights and images: "
+        "nothing is downloaded. Beside them, Table 4 of the paper.")
+    parser.add_argument("--cfg", metavar="FILE", help="a file of configs/")
+    parser.add_argument("--images", type=int, metavar="N", help="that a method is timed on at a "
+                        f"time; default: {CPU_IMAGES} on a CPU, else BATCH_SIZE")
+    parser.add_argument("--classes", type=int, metavar="K", help="names of K of ImageNet's classes "
+                        "in place of the data set's, which then need not be here")
+    parser.add_argument("--figure2", action="store_true",
+                        help="draw Figure 2: cost against patches processed at a time")
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+                        help="write the tables, their numbers as .csv, and the picture there")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE",
+                        help="overrides of the config, e.g. APM.PRESET slim")
+    return parser
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from tta_apm import config
+
+    cfg = config.load(options.cfg, options.overrides)
+    names = _class_names(cfg, options.classes)
+
+    import pandas as pd
+    from tta_apm.bench.cost import choose_device
+    from tta_apm.bench.method_cost import Costs
+    from tta_apm.commands import cost_references
+    from tta_apm.report import cost_table
+
+    device = choose_device(cfg.DEVICE)
+    costs = Costs(cfg, names, device)
+    num_images = options.images or (CPU_IMAGES if device.type == "cpu" else cfg.BATCH_SIZE)
+    measured = []
+    for row in config.rows(cfg):
+        print(f"measuring {row.text} ...", file=sys.stderr, flush=True)
+        try:
+            measured.append(dataclasses.asdict(costs.measure(row, num_images)))
+        except UserError as error:  # a learned context that is not here, say: the others go on
+            print(f"{row.text} is left out: {error}", file=sys.stderr)
+    print("measuring the models of Table 4 ...", file=sys.stderr, flush=True)
+    methods, printed = pd.DataFrame(measured), cost_references.table_4()
+    text = "\n\n".join([
+        f"{options.cfg}, {len(names)} classes, {_describe(device)}",
+        cost_table.method_table(methods) if measured else "No method could be measured.",
+        cost_table.CONVENTIONS, cost_table.table_4(printed), cost_table.TABLE_4_CONVENTIONS])
+    print(text)
+    _write(options.out, {"cost.md": text + "\n", "cost.csv": methods.to_csv(index=False),
+                         "table4.csv": printed.to_csv(index=False)})
+
+
+def _class_names(cfg: CfgNode, count: int | None) -> Sequence[str]:
+    from tta_apm.data.imagenet_classes import class_names
+    from tta_apm.registry import DATASETS
+
+    if count is not None:
+        if not 1 <= count <= len(class_names()):
+            raise UserError(f"--classes {count}: give 1 to {len(class_names())}")
+        return class_names()[:count]
+    try:
+        dataset = DATASETS.load(cfg.DATASET)(data_dir=cfg.DATA_DIR, frost_dir=None)
+    except UserError as error:
+        raise UserError(f"{error}. To measure without the data set give --classes K") from error
+    return dataset.class_names
+
+
+def _figure_2(options: argparse.Namespace) -> None:
+    from tta_apm.bench.cost import choose_device
+    from tta_apm.commands import cost_references
+    from tta_apm.report.cost_picture import draw_figure_2
+
+    print("measuring Figure 2 ...", file=sys.stderr, flush=True)
+    device = choose_device("auto")
+    costs: pd.DataFrame = cost_references.figure_2(device)
+    _write(options.out, {"figure2.csv": costs.to_csv(index=False)})
+    print(draw_figure_2(costs, options.out / "figure2.png", _describe(device)))
+
+
+def _describe(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _write(folder: Path | None, files: dict[str, str]) -> None:
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_text(content)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error

@@ -1,0 +1,131 @@
+"""`tta-apm islands`: the features of all columns as a picture (Section 5, Figure 3)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tta_apm.commands import shared
+from tta_apm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tta_apm.apm.recipe import Recipe
+    from tta_apm.apm.teachers import Teacher
+    from tta_apm.report.field_pictures import Panel
+
+EMBEDDING_SEED = 0
+BAR = "squared error against the teacher"
+
+
+def main(words: Sequence[str]) -> int:
+    """Draw the islands of images, from a trained student or on the way of test-time training."""
+    options = _parser().parse_args(words)
+    rows = list(_from_recipe(options) if options.cfg else _from_student(options))
+    from tta_apm.report.field_pictures import draw_panels
+
+    print(f"{draw_panels(rows, options.out, BAR)} shows the islands.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = shared.parser("islands", "Draw the features of all columns, embedded in 1 or 3 "
+                           "dimensions: from a trained student in one pass, or from the test-time "
+                           "training of a fresh one at chosen steps.", "islands.png")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=shared.IMAGE_HELP)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--student", type=Path, metavar="FILE", help=shared.STUDENT_HELP)
+    source.add_argument("--cfg", nargs="+", metavar=("FILE", "KEY VALUE"), help="a file of "
+                        "configs/pretrain, with overrides: fit a fresh student to each image "
+                        "alone, under its losses")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 50, 250], metavar="N",
+                        help="with --cfg: when to look (default: 0 10 50 250)")
+    parser.add_argument("--embedding", choices=("tsne", "pca"), default="tsne")
+    parser.add_argument("--dimensions", type=int, choices=(1, 3), default=3,
+                        help="1 is drawn from dark to light, 3 in colours")
+    parser.add_argument("--over", action="store_true", help="draw the islands over the image")
+    parser.add_argument("--error-map", action="store_true",
+                        help="with --student: add each column's error against its teacher's grid")
+    return parser
+
+
+def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
+    """A row for each image: image, islands, reconstruction, error map."""
+    from tta_apm.apm.fields import error_map
+    from tta_apm.apm.teachers import load_teacher
+    from tta_apm.report.field_pictures import Panel
+
+    trained = shared.load_student(options.student)
+    grid, recipe, teacher = trained.student.grid, trained.recipe, None
+    if options.error_map:
+        if recipe is not None and recipe.needs_teacher:
+            teacher = load_teacher(recipe, trained.student.code.device)
+        if teacher is None:
+            raise UserError(f"{options.student} names no teacher, so there is no error map: leave "
+                            "out --error-map")
+    for seen in shared.look(trained, options.images):
+        features = seen.field.features()
+        title = f"islands ({options.embedding})"
+        row = [Panel(seen.name, seen.pixels), _islands(features, seen.pixels, options, title)]
+        if trained.student.rgb is not None:
+            row.append(Panel("reconstruction", seen.field.colours().cpu().numpy()))
+        if teacher is not None:
+            _, wanted = teacher.targets(seen.image[None], grid)
+            error = error_map(features, wanted[0])
+            row.append(Panel(f"error, mean {error.mean():.2g}",
+                             error.view(grid, grid).cpu().numpy()))
+        yield row
+
+
+def _from_recipe(options: argparse.Namespace) -> Iterator[list[Panel]]:
+    """Two rows for each image: islands at each of the steps, and error maps below them."""
+    from tta_apm import config
+    from tta_apm.apm.images import find_image, read_image
+    from tta_apm.apm.recipe import from_config, keys
+    from tta_apm.apm.team import choose_device
+    from tta_apm.apm.teachers import load_teacher
+
+    if min(options.steps) < 0:
+        raise UserError(f"--steps {min(options.steps)}: steps are counted from 0")
+    recipe = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
+    device = choose_device(recipe.device)
+    teacher = load_teacher(recipe, device) if recipe.needs_teacher else None
+    for name in options.images:
+        path = find_image(name)
+        yield from _strip(path.name, read_image(path, recipe.image_size).to(device), recipe,
+                          teacher, options)
+
+
+def _strip(name: str, image: Tensor, recipe: Recipe, teacher: Teacher | None,
+           options: argparse.Namespace) -> Iterator[list[Panel]]:
+    from tta_apm.apm.overfit import overfit
+    from tta_apm.report.field_pictures import Panel
+
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    islands, errors = [Panel(name, pixels)], []
+    for shot in overfit(recipe, teacher, image, options.steps):
+        title = f"step {shot.step}\nloss {shot.loss:.2g}"
+        islands.append(_islands(shot.field.features(), pixels, options, title))
+        if shot.error is not None:
+            error = shot.error.view(recipe.grid, recipe.grid).cpu().numpy()
+            errors.append(Panel(f"mean error {error.mean():.2g}", error))
+    yield islands
+    if errors:
+        yield [Panel("", np.ones((1, 1, 3))), *errors]
+
+
+def _islands(features: Tensor, pixels: np.ndarray, options: argparse.Namespace, title: str
+             ) -> Panel:
+    from tta_apm.apm.embedding import embed
+    from tta_apm.report.field_pictures import Panel, paint
+
+    side = isqrt(len(features))
+    embedded = embed(features, options.embedding, options.dimensions, EMBEDDING_SEED)
+    return Panel(title, paint(embedded.reshape(side, side, -1)),
+                 beneath=pixels if options.over else None)

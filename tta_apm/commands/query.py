@@ -1,0 +1,73 @@
+"""`tta-apm query`: a student's columns one by one, at the places that are asked for."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tta_apm.commands import shared
+from tta_apm.errors import UserError
+
+if TYPE_CHECKING:
+    from tta_apm.apm.fields import Column
+
+
+def main(words: Sequence[str]) -> int:
+    """Print each column as it is computed, and the running mean of their features."""
+    options = _parser().parse_args(words)
+    trained = shared.load_student(options.student)
+    seen, = shared.look(trained, (options.image,))
+
+    from tta_apm.apm.fields import running_mean
+
+    try:
+        with (open(options.out, "w", newline="") if options.out else nullcontext()) as file:
+            writer = csv.writer(file) if file else None
+
+            def columns() -> Iterator[Column]:
+                for column in seen.field.query(options.at):
+                    print(_line(column))
+                    if writer:
+                        writer.writerow([column.x, column.y, *(
+                            [] if column.colour is None else column.colour.tolist()),
+                            *column.feature.tolist()])
+                    yield column
+            mean = running_mean(column.feature for column in columns())
+    except OSError as error:
+        raise UserError(f"cannot write {options.out}: {error.strerror}") from error
+    print(f"mean of {len(options.at)}: length {mean.norm():.4g}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tta-apm query", description="Ask a student for single columns of an image, in any "
+        "order; no other column is computed.")
+    parser.add_argument("image", metavar="IMAGE", help=shared.IMAGE_HELP)
+    parser.add_argument("--student", type=Path, required=True, metavar="FILE",
+                        help=shared.STUDENT_HELP)
+    parser.add_argument("--at", type=_place, nargs="+", required=True, metavar="X,Y",
+                        help="places in columns, from 0,0 at the top left")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="a .csv of x, y, red, green, blue and the feature's entries")
+    return parser
+
+
+def _place(text: str) -> tuple[int, int]:
+    try:
+        x, y = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no place: write X,Y, as in 3,17") from None
+    return x, y
+
+
+def _line(column: Column) -> str:
+    line = f"{column.x:4},{column.y:<4} feature of length {column.feature.norm():.4g}"
+    if column.colour is None:
+        return line
+    red, green, blue = (column.colour.clamp(0, 1) * 255).round().int().tolist()
+    return f"{line}, colour #{red:02x}{green:02x}{blue:02x}"

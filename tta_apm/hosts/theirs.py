@@ -1,0 +1,160 @@
+"""Theirs: a method of online-tta (CoTTA, EATA, SAR, ROID, ...) as a Method in our sweeps.
+
+In a config: PLUGINS: [tta_apm.hosts.theirs], and in METHODS, for example,
+"online_tta REPO ../test-time-adaptation NAME roid CFG cfgs/cifar10_c/roid.yaml".
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.compat import lend_autoattack
+from tta_apm.errors import UserError, nearest
+from tta_apm.hosts import launch
+from tta_apm.hosts.online_tta import INSIDE, MARKER, MODULES, PACKAGES
+from tta_apm.method import Method, register
+
+# The modules of each clone that was used, which are not in sys.modules.
+_loaded: dict[Path, dict[str, ModuleType]] = {}
+
+
+@register("online_tta")
+class OnlineTta(Method):
+    """A method of mariodoebler/test-time-adaptation, from the user's own clone.
+
+    It sees our backbone as the host's base model and keeps the host's rules, such as its number of
+    steps. `reset` puts back everything, also what the host's own reset leaves (moving averages, the
+    window of single images), and its random numbers come from a stream of its own.
+
+    Methods that take lists of views (memo, ttaug, adacontrast) or need a network of the host's own
+    make (rmt, gtta, lame) do not work on our backbones: their cells fail with the host's error.
+
+    Args:
+        backbone: the source model; a copy of it is adapted.
+        repo: folder of the clone.
+        name: of the method, as MODEL.ADAPTATION there.
+        cfg: one of its config files, relative to its folder classification/, such as
+            cfgs/cifar10_c/cotta.yaml; "" for the host's defaults.
+        options: KEY, VALUE, KEY, VALUE, ... of its config.
+        seed: of its random numbers.
+
+    Raises:
+        UserError: without a clone, for an unknown method, or for a config that the host refuses.
+    """
+
+    needs = "classifier"
+    scope = "stream"
+    survives = "whatever the host's method keeps"
+
+    def __init__(self, backbone: Classifier, *, repo: str = "", name: str = "cotta",
+                 cfg: str = "", options: Sequence[str] = (), seed: int = 0) -> None:
+        super().__init__()
+        if not repo:
+            raise UserError("online_tta: REPO is the folder of your clone of "
+                            "https://github.com/mariodoebler/test-time-adaptation")
+        folder = launch.find_folder(repo, MARKER, INSIDE)
+        launch.require(PACKAGES)
+        self.randomness = Randomness(seed)
+        with _host(folder), self.randomness:
+            config = _config(cfg, options, seed)
+            registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
+            if name not in registry.registered_names():
+                raise UserError(f"online_tta: unknown method {name!r}: "
+                                f"{nearest(name, registry.registered_names())}")
+            model = copy.deepcopy(backbone).requires_grad_(True)
+            self.built = registry.get(name)(cfg=config, model=model,
+                                            num_classes=_num_classes(backbone))
+        self.folder = folder
+        self.start = self.randomness.state
+        self.reset()
+
+    def reset(self) -> None:
+        """The method as it was built."""
+        self.adapted = copy.deepcopy(self.built)
+        self.randomness.state = self.start
+
+    def forward(self, images: Tensor) -> Tensor:
+        with _host(self.folder), self.randomness:
+            logits: Tensor = self.adapted(images)
+        return logits.detach()
+
+
+class Randomness:
+    """The global random numbers of Python, numpy and torch, inside `with` a stream of its own."""
+
+    def __init__(self, seed: int) -> None:
+        before = _get_state()
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        self.state = _get_state()
+        _set_state(before)
+
+    def __enter__(self) -> None:
+        self.outside = _get_state()
+        _set_state(self.state)
+
+    def __exit__(self, *error: object) -> None:
+        self.state = _get_state()
+        _set_state(self.outside)
+
+
+def _get_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_state(state: tuple[Any, ...]) -> None:
+    of_python, of_numpy, of_torch, cuda = state
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def _host(folder: Path) -> Iterator[None]:
+    """Be in the clone, with its modules known by their names."""
+    with launch.inside(folder), launch.own_modules(MODULES, _loaded.setdefault(folder, {})):
+        if not _loaded[folder]:
+            lend_autoattack()  # to the host's copy of robustbench
+            importlib.import_module("methods")
+        yield
+
+
+def _config(cfg: str, options: Sequence[str], seed: int) -> Any:
+    """A config of the host's, apart from its global one."""
+    conf = importlib.import_module("conf")
+    config = conf._CFG_DEFAULT.clone()
+    config.defrost()
+    if cfg and not os.path.isfile(cfg):
+        raise UserError(f"online_tta: there is no {cfg} in {Path.cwd()}")
+    try:
+        if cfg:
+            config.merge_from_file(cfg)
+        config.merge_from_list([str(word) for word in options])
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"online_tta: the host refuses this config: {error}") from error
+    config.RNG_SEED = seed
+    config.freeze()
+    return config
+
+
+def _num_classes(backbone: Classifier) -> int:
+    side = backbone.image_size or 32
+    with torch.no_grad():
+        return backbone(backbone.mean.new_zeros(1, 3, side, side)).shape[1]
