@@ -6,7 +6,7 @@ import copy
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier

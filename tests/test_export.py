@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import ast
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,6 @@ import pytest
 
 from tta_apm import cli
 from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
-from tta_apm.compat import import_robustbench
 from tta_apm.registry import DATASETS, METHODS
 from tta_apm.report import leaderboards
 from tta_apm.report.robustbench_entry import ALEXNET, DOMAINS
@@ -62,11 +63,16 @@ def robustbench(folder, *words: str) -> int:
                   str(folder / "model_info"), *words)
 
 
-def test_robustbench_takes_our_imagenet_entry(whole, tmp_path, capsys):
-    import_robustbench()
-    from robustbench.leaderboard.template import generate_leaderboard
-    from robustbench.utils import ModelInfo
+def robustbench_fields() -> set[str]:
+    """The fields of robustbench's ModelInfo, from its text: its import takes seconds."""
+    package = importlib.util.find_spec("robustbench")
+    text = (Path(package.submodule_search_locations[0]) / "utils.py").read_text()
+    (schema,) = (node for node in ast.parse(text).body
+                 if isinstance(node, ast.ClassDef) and node.name == "ModelInfo")
+    return {field.target.id for field in schema.body if isinstance(field, ast.AnnAssign)}
 
+
+def test_robustbench_takes_our_imagenet_entry(whole, tmp_path, capsys):
     # Right in 10 % more of the cases than AlexNet, whatever the severity.
     whole("imagenet_c", 5000, lambda corruption, severity: 1 - 0.9 * ALEXNET[corruption],
           images_from="official ImageNet-C, 5000 images")
@@ -74,14 +80,13 @@ def test_robustbench_takes_our_imagenet_entry(whole, tmp_path, capsys):
     assert "not an entry" in capsys.readouterr().out
     folder = tmp_path / "model_info/imagenet/corruptions"
     info = json.loads((folder / "Wang2021Tent.json").read_text())
-    assert set(info) <= {field.name for field in dataclasses.fields(ModelInfo)}
+    assert set(info) <= robustbench_fields()
     assert info["corruptions_mce"] == "90.00" and info["clean_acc"] == "90.00"
     assert info["corruptions_acc"] == f"{100 - 90 * np.mean(list(ALEXNET.values())):.2f}"
     assert info["eps"] is None and info["additional_data"] is True
     assert (info["number_forward_passes"], info["venue"]) == (3, "ICLR 2021")
     assert info["authors"].startswith("Dequan Wang, Evan Shelhamer")
-    html = generate_leaderboard("imagenet", "corruptions", str(tmp_path / "model_info"))
-    assert "Tent: Fully Test-Time Adaptation" in html and f"{info['corruptions_acc']}%" in html
+    assert info["name"] == "Tent: Fully Test-Time Adaptation by Entropy Minimization"
 
 
 def test_the_table_is_the_one_that_robustbench_reads(whole, tmp_path):

@@ -162,6 +162,7 @@ def test_ttab_images_are_denormalised_for_apm(in_host, digits_clip):
     assert found["predictions"] == method(run_exp.images()).argmax(1).tolist()
     assert found["name"] == found["arguments"]["model_adaptation_method"] == "apm"
     assert found["arguments"]["tta_apm"]["APM"]["STEPS"] == 3
+    assert found["arguments"]["tta_apm_backbone"] == "digits_clip"
 
 
 @pytest.mark.parametrize("episodic", [False, True])

@@ -71,9 +71,11 @@ def test_a_log_of_online_tta_tells_its_protocol(log):
 
 
 def test_our_methods_in_a_host_go_by_their_own_name_and_settings(log):
-    said = HEAD.format("hosted.py:   87") + 'tta-apm runs apm: {"seed": 1, "steps": 20}'
+    said = HEAD.format("hosted.py:   87") + 'tta-apm runs apm over ViT-B-16: '
+    said += '{"seed": 1, "steps": 20}'
     (found,) = log(online_tta(extra=said))
-    assert (found.method, found.hyper_parameters) == ("apm", {"steps": 20})
+    assert (found.method, found.backbone, found.hyper_parameters) == ("apm", "ViT-B-16",
+                                                                      {"steps": 20})
 
 
 def test_a_mixture_is_told_apart_by_domain(log):
@@ -117,12 +119,14 @@ def test_a_log_of_tent_counts_its_images_by_its_config(log):
 def test_a_log_of_ttab_is_read_with_its_arguments(log, tmp_path):
     arguments = {"model_adaptation_method": "apm", "model_name": "resnet26", "seed": 2022,
                  "data_names": "cifar10_c_deterministic-fog-5", "batch_size": 64, "lr": 0.001,
-                 "data_size": 100, "episodic": False, "tta_apm": {"APM": {"STEPS": 20}}}
+                 "data_size": 100, "episodic": False, "tta_apm": {"APM": {"STEPS": 20}},
+                 "tta_apm_backbone": "ViT-B-16"}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
     entries = [{"type": "step", "accuracy_top1": 1.0}, {"type": "overall", "accuracy_top1": 60.5}]
     (found,) = log(json.dumps(entries), "log-1.json")
     assert (found.dataset, found.errors) == ("cifar10_c", [("fog", 5, 0.395, 100)])
-    assert (found.method, found.hyper_parameters, found.seed) == ("apm", {"steps": 20}, 2022)
+    assert (found.method, found.backbone, found.hyper_parameters, found.seed) == (
+        "apm", "ViT-B-16", {"steps": 20}, 2022)
     arguments["data_names"] += ";cifar10_c_deterministic-snow-5"
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
     with pytest.raises(UserError, match="one accuracy over 2 domains"):

@@ -102,8 +102,6 @@ def _run(options: argparse.Namespace) -> int:
     from tta_apm import config
     from tta_apm.bench.cells import missing, plan
 
-    # timm's import uses what newer torch deprecates: nothing that a user could act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     cfg = config.load(options.cfg,
                       [*options.overrides, *(["CORRUPT", "true"] if options.corrupt else [])])
     folder = Path(cfg.OUTPUT_DIR)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.apm.losses import grid_targets
@@ -24,8 +23,8 @@ class Teacher:
     Attributes:
         weights: what they are and their hash.
         feature_dim: D.
-        encode: images [B,3,H,W] in [0,1] -> image features [B,D] and patch features [B,h,w,D] of
-            the last layer.
+        encode: images [B,3,S,S] in [0,1], of the recipe's size -> image features [B,D] and patch
+            features [B,h,w,D] of the last layer.
     """
 
     weights: str
@@ -34,8 +33,7 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Image features [B,D] and the features [B,grid²,D] at the places of a student's columns.
-        """
+        """Image features [B,D], and features [B,grid²,D] at the places of a student's columns."""
         features, patches = self.encode(images)
         return features, grid_targets(patches, grid)
 
@@ -66,8 +64,27 @@ def feature_dim(recipe: Recipe, teacher: Teacher | None) -> int:
 
 def _timm(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     """A ViT of timm at the recipe's image size, its table of positions resampled to that."""
-    import timm
     from timm.data import resolve_model_data_config
+
+    net, label = _timm_net(name, recipe)
+    if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
+        raise UserError("it is no ViT of timm: it has no grid of tokens")
+    net = net.to(device).eval().requires_grad_(False)
+    data = resolve_model_data_config(net)
+    mean, std = (torch.tensor(data[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+
+    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = net.forward_features((images - mean) / std)
+        # CLS and registers stand before the patches.
+        patches = tokens[:, net.num_prefix_tokens:]
+        return (net.forward_head(tokens, pre_logits=True),
+                patches.unflatten(1, net.patch_embed.grid_size))
+    return Teacher(label, net.num_features, encode)
+
+
+def _timm_net(name: str, recipe: Recipe) -> tuple[Any, str]:
+    """A network of timm, and what its weights are."""
+    import timm
 
     from tta_apm.backbones import files
     known = {*timm.list_models(), *timm.list_models(include_tags=True)}
@@ -83,37 +100,23 @@ def _timm(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     if recipe.weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            net, label = make(), f"random, seed {recipe.seed}"
-    else:
-        config = timm.models.get_pretrained_cfg(name)
-        file = files.find(recipe.weights)
-        if recipe.weights and file is None:
-            raise UserError(f"WEIGHTS: there is no file {recipe.weights!r}; {RANDOM} draws them")
-        if file is None and not config.hf_hub_id:
-            raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
-        file = file or files.from_hub(config.hf_hub_id,
-                                      [config.hf_hub_filename or "model.safetensors"])
-        try:
-            with files.only_weights():
-                net = make(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-        except UserError:
-            raise
-        except files.BAD_FILE as error:
-            raise UserError(f"{file} holds no weights of it: {files.first_line(error)}") from error
-        label = files.describe(file.name, file)
-    if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
-        raise UserError("it is no ViT of timm: it has no grid of tokens")
-    net = net.to(device).eval().requires_grad_(False)
-    data = resolve_model_data_config(net)
-    mean, std = (torch.tensor(data[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
-
-    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = net.forward_features((_resize(images, recipe.image_size) - mean) / std)
-        # CLS and registers stand before the patches.
-        patches = tokens[:, net.num_prefix_tokens:]
-        return (net.forward_head(tokens, pre_logits=True),
-                patches.unflatten(1, net.patch_embed.grid_size))
-    return Teacher(label, net.num_features, encode)
+            return make(), f"random, seed {recipe.seed}"
+    config = timm.models.get_pretrained_cfg(name)
+    file = files.find(recipe.weights)
+    if recipe.weights and file is None:
+        raise UserError(f"WEIGHTS: there is no file {recipe.weights!r}; {RANDOM} draws them")
+    if file is None and not config.hf_hub_id:
+        raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
+    file = file or files.from_hub(config.hf_hub_id,
+                                  [config.hf_hub_filename or "model.safetensors"])
+    try:
+        with files.only_weights():
+            net = make(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    except UserError:
+        raise
+    except files.BAD_FILE as error:
+        raise UserError(f"{file} holds no weights of it: {files.first_line(error)}") from error
+    return net, files.describe(file.name, file)
 
 
 def _clip(name: str, recipe: Recipe, device: torch.device) -> Teacher:
@@ -128,12 +131,6 @@ def _clip(name: str, recipe: Recipe, device: torch.device) -> Teacher:
         encoded = encode(clip.model.visual, clip.prepare(images))
         return encoded.features, encoded.grid
     return Teacher(clip.weights, clip.text_features.shape[1], features_and_grid)
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 FAMILIES: dict[str, Callable[[str, Recipe, torch.device], Teacher]] = {

@@ -103,7 +103,7 @@ def figure_2(device: torch.device) -> pd.DataFrame:
         return clip.encode_image(image), clip.model.encode_text(tokens)
 
     vit_macs, vit_seconds = _forward(see), _seconds(see, device)
-    inputs = student.unfold(large)[:COLUMNS]
+    inputs = student.unfold(large)[:COLUMNS].detach()
     whole = _forward(lambda: student.columns(inputs))
     return pd.DataFrame([{
         "patches": count,

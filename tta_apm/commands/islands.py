@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tta_apm.report.field_pictures import Panel
 
 EMBEDDING_SEED = 0
-BAR = "squared error against the teacher"
+BAR = "squared error"
 
 
 def main(words: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tta_apm.backbones.backbone import Backbone
 from tta_apm.hosts.settings import describe
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
@@ -78,11 +79,11 @@ class Hosted(nn.Module):
         return self._adapt(self.recent)[-1:]
 
 
-def make_method(name: str, keywords: Mapping[str, Any], backbone: nn.Module, seed: int) -> Method:
+def make_method(name: str, keywords: Mapping[str, Any], backbone: Backbone, seed: int) -> Method:
     """Our method `name` over a backbone, as a sweep of ours builds it but without source images."""
     keywords = dict(keywords)
     if "seed" in METHODS.signature(name).defaults:
         keywords["seed"] = seed
     method: Method = METHODS.load(name)(backbone, **keywords)
-    logger.info(describe(name, keywords))
+    logger.info(describe(name, backbone.name, keywords))
     return method

@@ -86,6 +86,6 @@ def merge(cfg: CfgNode, pairs: Sequence[str]) -> None:
             raise UserError(f"{key} {value}: {error}") from error
 
 
-def describe(name: str, keywords: Mapping[str, Any]) -> str:
+def describe(name: str, backbone: str, keywords: Mapping[str, Any]) -> str:
     """What a log shall say of a method of ours, for `tta-apm import` to read again."""
-    return f"tta-apm runs {name}: {json.dumps(dict(keywords), sort_keys=True)}"
+    return f"tta-apm runs {name} over {backbone}: {json.dumps(dict(keywords), sort_keys=True)}"

@@ -83,7 +83,10 @@ class OnlineTta(Method):
 
     def reset(self) -> None:
         """The method as it was built."""
-        self.adapted = copy.deepcopy(self.built)
+        shared = {id(value): value for module in self.built.modules()
+                  for value in vars(module).values()
+                  if isinstance(value, torch.jit.ScriptFunction)}  # which cannot be copied
+        self.adapted = copy.deepcopy(self.built, shared)
         self.randomness.state = self.start
 
     def forward(self, images: Tensor) -> Tensor:

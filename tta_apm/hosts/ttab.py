@@ -104,7 +104,9 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: Mapping[str, CfgN
         sys.argv = before
     if name:
         conf.model_adaptation_method = name
-        conf.tta_apm = json.loads(json.dumps(cfg))  # saved by the host in arguments.json
+        # The host saves both in its arguments.json.
+        conf.tta_apm = json.loads(json.dumps(cfg))
+        conf.tta_apm_backbone = cfg.get(_kind(names[name]).upper(), {}).get("MODEL", "")
     return conf
 
 
@@ -126,8 +128,7 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
             section = meta_conf.tta_apm[name.upper()]
             statistics = meta_conf.statistics
             model.to(meta_conf.device).eval()
-            kind = METHODS.signature(ours).attributes.get("needs", "classifier")
-            backbone = _backbone(kind, meta_conf, model)
+            backbone = _backbone(_kind(ours), meta_conf, model)
             method = make_method(ours, settings.hyper_parameters(section), backbone,
                                  meta_conf.seed)
             self._model = Denormalised(Hosted(method), statistics["mean"], statistics["std"])
@@ -169,6 +170,11 @@ class Denormalised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.hosted((images * self.std + self.mean).clamp(0, 1))
+
+
+def _kind(ours: str) -> str:
+    """The kind of backbone that a method of ours needs."""
+    return str(METHODS.signature(ours).attributes.get("needs", "classifier"))
 
 
 def _backbone(kind: str, meta_conf: Any, model: nn.Module) -> Backbone:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from tta_apm.bench.records import hash_bytes
 from tta_apm.errors import UserError
@@ -60,7 +59,7 @@ _RESULT = re.compile(r"^(?:(?P<dataset>\w+) )?(?P<metric>error|accuracy) % "
                      r"\[(?P<domain>\w*?)(?P<severity>\d?)\](?:\[#samples=(?P<count>\d+)\])?: "
                      r"(?P<value>[\d.]+)%$")
 _OF_MIXTURE = re.compile(r"^(?P<domain>\w+) +error: (?P<value>[\d.]+)%$")
-_OURS = re.compile(r"^tta-apm runs (?P<method>\w+): (?P<settings>\{.*\})$")
+_OURS = re.compile(r"^tta-apm runs (?P<method>\w+) over (?P<backbone>.+?): (?P<settings>\{.*\})$")
 
 
 def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[Log]:
@@ -105,7 +104,7 @@ def _text_log(file: Path, text: str, of: Mapping[str, str], dataset: str) -> Log
     errors = _errors(results, lines, cfg.get("CORRUPTION", {}).get("NUM_EX"))
     return Log(
         host=host, **of, method=method, hyper_parameters=settings,
-        backbone=str(model.get("ARCH", "not told")),
+        backbone=ours["backbone"] if ours else str(model.get("ARCH", "not told")),
         dataset=dataset or _our_dataset(named, errors, file),
         setting=str(cfg.get("SETTING", "reset at each domain")),
         batch_size=cfg.get("TEST", {}).get("BATCH_SIZE", cfg.get("BATCH_SIZE")),
@@ -120,6 +119,8 @@ def _host(result: re.Match[str]) -> str:
 
 def _config(messages: Iterable[str]) -> dict[str, Any]:
     """The config that hosts print as YAML, {} if it is not there."""
+    import yaml
+
     for message in messages:
         if re.search(r"^CORRUPTION:$", message, re.MULTILINE):
             try:
@@ -182,7 +183,8 @@ def _ttab(file: Path, text: str, of: Mapping[str, str], dataset: str) -> Log:
                 {key: arguments[key] for key in ("lr", "n_train_steps") if key in arguments})
     return Log(
         host="ttab", **of, method=arguments["model_adaptation_method"], hyper_parameters=settings,
-        backbone=arguments.get("model_name", "not told"), dataset=dataset or name,
+        backbone=arguments.get("tta_apm_backbone") or arguments.get("model_name", "not told"),
+        dataset=dataset or name,
         setting="episodic" if arguments.get("episodic") else "online",
         batch_size=arguments.get("batch_size"), seed=arguments.get("seed"),
         errors=[(corruption, int(severity), round(1 - accuracy, 6), arguments.get("data_size"))])
@@ -193,6 +195,8 @@ def _robustbench(file: Path, of: Mapping[str, str], dataset: str,
     try:
         frame = pd.read_csv(file, header=[0, 1], index_col=0)
         columns = [(str(name), int(severity)) for name, severity in frame.columns]
+        if frame.empty or not frame.to_numpy().dtype.kind == "f":
+            raise ValueError("it has no lines of accuracies")
     except (ValueError, IndexError) as error:
         raise UserError(f"{file} is no unaggregated_results.csv of robustbench: {error}") from error
     parts = [part for part in file.resolve().parts if part in ("cifar10", "cifar100", "imagenet")]

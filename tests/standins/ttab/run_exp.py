@@ -2,7 +2,7 @@
 
 import json
 
-import parameters
+import parameters  # noqa: F401  (callers go through run_exp.parameters)
 import torch
 from torch import nn
 from ttab.configs.algorithms import algorithm_defaults

@@ -1,4 +1,4 @@
-"""Stand-ins for the host's methods: an adapting one that is random and forgets part of its reset."""
+"""Stand-ins for the host's methods: one is random and forgets part of its reset."""
 
 import torch
 from torch import nn
