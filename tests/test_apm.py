@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.apm.fast import FastStudent
-from tta_apm.apm.method import MEAN, PRESETS, STD, Apm
-from tta_apm.apm.student import Student, draw, positional_code
+from tta_apm.apm.method import PRESETS, Apm
+from tta_apm.apm.student import MEAN, STD, Student, draw, positional_code
 from tta_apm.bench.evaluate import to_device
 from tta_apm.data.dataset import Domain
 from tta_apm.data.digits import digits_c

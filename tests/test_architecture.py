@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
 FLOOR = {"errors", "registry"}
 MODELS = FLOOR | {"entropy", "method", "episodes", "precision", "backbones"}
-BENCH = MODELS | {"config", "data", "bench"}
+BENCH = MODELS | {"config", "data", "device", "bench"}
 ALLOWED = {
     "errors": set(),
     "registry": {"errors"},
@@ -22,17 +22,18 @@ ALLOWED = {
     "entropy": set(),
     "episodes": {"errors"},
     "precision": {"errors"},
+    "device": {"errors"},
     "views": set(),
     "audit": {"method"},
     "compat": {"errors"},
     "data": FLOOR | {"compat"},
     "backbones": FLOOR | {"compat", "data", "views"},
-    "apm": MODELS | {"audit", "data", "views"},
+    "apm": MODELS | {"audit", "data", "device", "views"},
     "config": FLOOR | {"data", "backbones"},
     "bench": BENCH,
     "hosts": MODELS | {"compat", "data"},
     "report": {"errors", "bench", "data"},
-    "commands": MODELS | {"apm", "bench", "config", "data", "report"},
+    "commands": BENCH | {"apm", "report"},
     "cli": BENCH | {"report"},
     "baselines": MODELS | {"audit", "views"},
 }

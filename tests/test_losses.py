@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tta_apm.apm.fast import FastStudent
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
-from tta_apm.apm.method import MEAN, STD, Apm
-from tta_apm.apm.student import Student, draw
+from tta_apm.apm.method import Apm
+from tta_apm.apm.student import MEAN, STD, Student, draw
 from tta_apm.backbones import grids
 from tta_apm.episodes import image_generators, stack
 from tta_apm.errors import UserError

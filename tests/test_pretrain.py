@@ -76,7 +76,7 @@ def test_the_config_of_section_5_is_the_student_of_table_6():
     (["TEACHER", "timm/resnet18"], "no ViT of timm"),
     (["TEACHER", "clip/ViT-B-1"], "did you mean"),
     (["WEIGHTS", "no_such_file.pth"], "there is no file 'no_such_file.pth'"),
-    (["DEVICE", "cuda:77"], "DEVICE 'cuda:77' is not here"),
+    (["DEVICE", "cuda:77"], "DEVICE 'cuda:77' cannot be used here"),
 ])
 def test_bad_input_is_one_sentence(overrides, message, tmp_path, capsys):
     code = main(["pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "OUTPUT_DIR", str(tmp_path),

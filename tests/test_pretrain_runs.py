@@ -116,3 +116,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, tmp_path):
         Team(0, 3, torch.device("cpu"))))
     with pytest.raises(UserError, match="BATCH_SIZE 4 cannot be shared by 3 processes"):
         pretrain(replace(SMALL, output_dir=str(tmp_path)))
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="cannot write to OUTPUT_DIR"):
+        pretrain(replace(SMALL, output_dir=str(tmp_path / "file" / "below")))

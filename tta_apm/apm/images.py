@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tta_apm.apm.student import MEAN, STD
 from tta_apm.data.image_files import BAD_IMAGE, SUFFIXES
 from tta_apm.errors import UserError, nearest
 
@@ -29,8 +30,8 @@ class View(NamedTuple):
     """
 
     image_size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
     stretch: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tta_apm.apm.checks import check_choice, check_losses, check_numbers
 from tta_apm.apm.fast import FastStudent, Outputs
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
-from tta_apm.apm.student import POOLINGS, Student, draw
+from tta_apm.apm.student import MEAN, POOLINGS, STD, Student, draw
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.episodes import (
     Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
@@ -29,9 +29,6 @@ PRESETS: dict[str, tuple[tuple[int, ...], str]] = {
 TARGETS = ("raw", "unit")
 TRIGGERS = ("conv", "vit")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
-# Of ImageNet, which the student's input is normalised by (Table 7).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 class Answers(NamedTuple):

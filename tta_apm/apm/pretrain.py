@@ -7,10 +7,12 @@ the same command goes on; and losses.csv.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -23,6 +25,7 @@ from tta_apm.apm.images import Views, find_images, read_image
 from tta_apm.apm.recipe import Recipe
 from tta_apm.apm.team import Team, gather
 from tta_apm.apm.teachers import Teacher, feature_dim, load_teacher
+from tta_apm.backbones import files
 from tta_apm.errors import UserError
 
 STUDENT_FILE, TRAINING_FILE, LOSSES_FILE = (
@@ -63,6 +66,9 @@ class _Pretraining:
 
     def run(self) -> Progress:
         recipe, team = self.recipe, self.team
+        if team.leads:
+            with self._writing():  # found out now, not at the first checkpoint
+                self.folder.mkdir(parents=True, exist_ok=True)
         saved = self.folder / TRAINING_FILE
         done = Progress(0, torch.zeros(0, len(LOSSES)))
         if saved.is_file():
@@ -144,14 +150,18 @@ class _Pretraining:
                             "set PRECISION float32; the checkpoint before that is kept")
         done = Progress(len(history), losses)
         if self.team.leads:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+            with self._writing():
                 save_student(self.folder / STUDENT_FILE, self.student, self.recipe)
                 save_training(self.folder / TRAINING_FILE, self.student, self.optimizer, done,
                               self.recipe)
                 np.savetxt(self.folder / LOSSES_FILE, losses.numpy(), "%.8g", ",",
                            header=",".join(LOSSES), comments="")
-            except OSError as error:
-                raise UserError(f"cannot write to OUTPUT_DIR {self.folder}: "
-                                f"{error.strerror or error}") from error
         return done
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write to OUTPUT_DIR {self.folder}: "
+                            f"{files.first_line(error)}") from error

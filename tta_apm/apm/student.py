@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POOLINGS = ("mean", "attention")
+# Of ImageNet, which the input is normalised by (Table 7).
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 # Of the RGB head's two hidden layers (authors' code).
 RGB_WIDTH = 256
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tta_apm.errors import UserError
+from tta_apm.device import choose_device
 
 
 class Team(NamedTuple):
@@ -46,33 +46,12 @@ class Team(NamedTuple):
             dist.barrier()
 
 
-def choose_device(device: str) -> torch.device:
-    """The device that a config's `device` means; auto is CUDA if there is one, else the CPU.
-
-    Under torchrun each process takes the GPU of its local rank.
-
-    Raises:
-        UserError: for a device that is not here.
-    """
-    name = device
-    if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        chosen = torch.device(name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"DEVICE {device!r} is not here: use auto or cpu") from error
-    return chosen
-
-
 @contextmanager
 def gather(device: str) -> Iterator[Team]:
     """The team that torchrun's environment describes, this process alone without one.
 
     Args:
-        device: see choose_device.
+        device: see device.choose_device.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose_device(device)

@@ -12,22 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tta_apm.errors import UserError
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that DEVICE names: "auto" is a GPU if there is one. UserError if it is not here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"DEVICE {name!r} cannot be used here: {str(error).splitlines()[0]}; "
-                        "try DEVICE cpu") from error
-    return device
-
 
 class Stopwatch:
     """Adds up the seconds spent inside `with stopwatch:`, synchronised with the device."""

@@ -22,12 +22,12 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
 from tta_apm.bench.cells import Cell, carries_on, order_of
-from tta_apm.bench.cost import choose_device
 from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
+from tta_apm.device import choose_device
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 

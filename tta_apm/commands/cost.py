@@ -66,9 +66,9 @@ def _tables(options: argparse.Namespace) -> None:
     names = _class_names(cfg, options.classes)
 
     import pandas as pd
-    from tta_apm.bench.cost import choose_device
     from tta_apm.bench.method_cost import Costs
     from tta_apm.commands import cost_references
+    from tta_apm.device import choose_device
     from tta_apm.report import cost_table
 
     device = choose_device(cfg.DEVICE)
@@ -108,7 +108,7 @@ def _class_names(cfg: CfgNode, count: int | None) -> Sequence[str]:
 
 
 def _figure_2(options: argparse.Namespace) -> None:
-    from tta_apm.bench.cost import choose_device
+    from tta_apm.device import choose_device
     from tta_apm.commands import cost_references
     from tta_apm.report.cost_picture import draw_figure_2
 

@@ -88,8 +88,8 @@ def _from_recipe(options: argparse.Namespace) -> Iterator[list[Panel]]:
     from tta_apm import config
     from tta_apm.apm.images import find_image, read_image
     from tta_apm.apm.recipe import from_config, keys
-    from tta_apm.apm.team import choose_device
     from tta_apm.apm.teachers import load_teacher
+    from tta_apm.device import choose_device
 
     if min(options.steps) < 0:
         raise UserError(f"--steps {min(options.steps)}: steps are counted from 0")

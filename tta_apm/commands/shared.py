@@ -43,7 +43,7 @@ def parser(command: str, description: str, out: str) -> argparse.ArgumentParser:
 def load_student(file: Path) -> Trained:
     """The student in `file`, on the GPU if there is one."""
     from tta_apm.apm import checkpoint
-    from tta_apm.apm.team import choose_device
+    from tta_apm.device import choose_device
 
     return checkpoint.load_student(file, choose_device("auto"))
 

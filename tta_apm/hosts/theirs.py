@@ -1,7 +1,10 @@
 """Theirs: a method of online-tta (CoTTA, EATA, SAR, ROID, ...) as a Method in our sweeps.
 
-In a config: PLUGINS: [tta_apm.hosts.theirs], and in METHODS, for example,
-"online_tta REPO ../test-time-adaptation NAME roid CFG cfgs/cifar10_c/roid.yaml".
+In a config:
+
+    PLUGINS: [tta_apm.hosts.theirs]
+    ONLINE_TTA: {REPO: ../test-time-adaptation}
+    METHODS: [source, online_tta NAME cotta, online_tta NAME roid CFG cfgs/cifar10_c/roid.yaml]
 """
 
 from __future__ import annotations
@@ -65,29 +68,27 @@ class OnlineTta(Method):
         if not repo:
             raise UserError("online_tta: REPO is the folder of your clone of "
                             "https://github.com/mariodoebler/test-time-adaptation")
-        folder = launch.find_folder(repo, MARKER, INSIDE)
+        self.folder = launch.find_folder(repo, MARKER, INSIDE)
         launch.require(PACKAGES)
-        self.randomness = Randomness(seed)
-        with _host(folder), self.randomness:
-            config = _config(cfg, options, seed)
-            registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
-            if name not in registry.registered_names():
-                raise UserError(f"online_tta: unknown method {name!r}: "
-                                f"{nearest(name, registry.registered_names())}")
-            model = copy.deepcopy(backbone).requires_grad_(True)
-            self.built = registry.get(name)(cfg=config, model=model,
-                                            num_classes=_num_classes(backbone))
-        self.folder = folder
-        self.start = self.randomness.state
+        self.backbone = backbone
+        self.name = name
+        self.seed = seed
+        self.num_classes = _num_classes(backbone)
+        with _host(self.folder):
+            self.config = _config(cfg, options, seed)
         self.reset()
 
     def reset(self) -> None:
-        """The method as it was built."""
-        shared = {id(value): value for module in self.built.modules()
-                  for value in vars(module).values()
-                  if isinstance(value, torch.jit.ScriptFunction)}  # which cannot be copied
-        self.adapted = copy.deepcopy(self.built, shared)
-        self.randomness.state = self.start
+        """Build the method anew: the host's own reset leaves things, and not all can be copied."""
+        self.randomness = Randomness(self.seed)
+        with _host(self.folder), self.randomness:
+            registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
+            if self.name not in registry.registered_names():
+                raise UserError(f"online_tta: unknown method {self.name!r}: "
+                                f"{nearest(self.name, registry.registered_names())}")
+            model = copy.deepcopy(self.backbone).requires_grad_(True)
+            self.adapted = registry.get(self.name)(cfg=self.config, model=model,
+                                                   num_classes=self.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         with _host(self.folder), self.randomness:
