@@ -153,5 +153,5 @@ def test_bad_input_is_told_in_a_sentence(sweep, tmp_path, capsys):
 
 
 def test_the_other_commands_import_no_matplotlib():
-    subprocess.run([sys.executable, "-c", "import sys; import tta_apm.cli, tta_apm.report.plots; "
+    subprocess.run([sys.executable, "-c", "import sys; import tta_apm.cli, tta_apm.commands.plot; "
                     "assert not {'matplotlib', 'torch'} & set(sys.modules)"], check=True)

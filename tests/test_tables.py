@@ -42,7 +42,8 @@ def write(tmp_path):
         content = predictions.to_bytes()
         record = dict(
             row=row, method=row.split()[0], hyper_parameters={"lr": 0.1}, scope="image",
-            survives="nothing", backbone="net", weights="net.pt", templates="", resolution=32, dataset="digits_c",
+            survives="nothing", backbone="net", weights="net.pt", templates="",
+            resolution=32, dataset="digits_c",
             corruption=corruption, severity=severity, images_from="digits", num_images=num_images,
             images_hash=f"{corruption}{severity}{num_images}", setting="continual",
             order="shuffled", batch_size=64, seed=seed, num_correct=right, seconds=2.0,

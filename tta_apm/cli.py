@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from tta_apm.data.dataset import DataSet
 
 OK, FAILED_CELLS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-# Commands that lie beside what they do: a module with main(words).
-BESIDE = {"plot": "tta_apm.report.plots", "data": "tta_apm.commands.data",
-          "host": "tta_apm.hosts.command", "import": "tta_apm.report.imported",
-          "export": "tta_apm.report.leaderboards",
+# Commands with a module of their own, which has main(words).
+BESIDE = {"plot": "tta_apm.commands.plot", "data": "tta_apm.commands.data",
+          "host": "tta_apm.hosts.command", "import": "tta_apm.commands.imports",
+          "export": "tta_apm.commands.export",
           "pretrain": "tta_apm.commands.pretrain", "islands": "tta_apm.commands.islands",
           "reconstruct": "tta_apm.commands.reconstruct",
           "interpolate": "tta_apm.commands.interpolate", "query": "tta_apm.commands.query",

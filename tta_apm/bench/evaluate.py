@@ -108,7 +108,7 @@ def warm_up(method: Method, stream: Stream, device: torch.device) -> float | Non
     images = to_device(batch.images, device)
     # One image where it is adapted to alone: torch counts the gradient of a convolution vmapped
     # over B images' weights B times too often. Others may need the statistics of a batch.
-    few = images[:1 if method.scope == "image" else 2]
+    few = images[:1 if method.scope == "image" else 8]
     with torch.no_grad():
         gflops = cost.count_gflops(lambda: method(few))
         if device.type == "cuda":

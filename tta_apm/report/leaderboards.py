@@ -1,4 +1,4 @@
-"""Leaderboards: results in the formats of others. `tta-apm export FORMAT FOLDER`. No torch.
+"""Leaderboards: results in the formats of others, as `tta-apm export` writes them. No torch.
 
     csv, latex    our tables as they are
     online-tta    rows of benchmark.md of mariodoebler/test-time-adaptation
@@ -8,18 +8,16 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tta_apm.bench.records import write_aside
 from tta_apm.errors import UserError, nearest
 from tta_apm.report import render, robustbench_entry
 from tta_apm.report.blocks import Block, make_blocks
-from tta_apm.report.results import TableRow, group_rows, load_results, saved_config
+from tta_apm.report.results import TableRow
 
 CITATIONS = Path(__file__).with_name("citations.bib")
 # As benchmark.md writes them; what it has not keeps our name.
@@ -29,26 +27,6 @@ DATASETS = {"cifar10_c": "CIFAR10-C", "cifar100_c": "CIFAR100-C", "imagenet_c": 
             "imagenet_c_50k": "ImageNet-C", "imagenet_r": "ImageNet-R", "imagenet_a": "ImageNet-A",
             "imagenet_sketch": "ImageNet-Sketch", "imagenet_v2": "ImageNet-V2"}
 METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1"}
-
-
-def main(words: Sequence[str]) -> int:
-    """Run `tta-apm export` with these words; returns 0."""
-    options = _parser().parse_args(words)
-    rows = group_rows(load_results(options.results),
-                      saved_config(options.results).get("METHODS", []))
-    if options.format == "robustbench":
-        for path in _robustbench(rows, options):
-            print(path)
-        print("This is RobustBench's format, not an entry: its rules take no defence with an "
-              "optimisation loop.")
-        return 0
-    text = FORMATS[options.format](rows)
-    if options.to is None:
-        print(text, end="")
-    else:
-        write_aside(options.to, text.encode())
-        print(options.to)
-    return 0
 
 
 def csv_table(rows: Sequence[TableRow]) -> str:
@@ -138,21 +116,32 @@ def _bold(cell: str, best: str) -> str:
     return f"**{value}**{sign}{spread}" if value == best != "-" else cell
 
 
-def _robustbench(rows: Sequence[TableRow], options: argparse.Namespace) -> list[Path]:
-    by_text = {row.protocol.row: row for row in rows}
-    if options.row not in by_text:
-        raise UserError(f"--row {options.row!r}: {nearest(str(options.row), by_text)}")
-    if not options.name or not re.fullmatch(r"\w+", options.name):
+def robustbench(rows: Sequence[TableRow], *, row: str, name: str, folder: Path,
+                additional_data: bool) -> list[Path]:
+    """Write a row's JSON and its line of unaggregated_results.csv below `folder`.
+
+    Args:
+        row: of the table, as METHODS names it.
+        name: of the model: NameYearWord.
+        additional_data: whether its backbone learnt from more than the data set's own images.
+
+    Raises:
+        UserError: for an unknown row, a name of other characters, or a row that is not whole.
+    """
+    by_text = {each.protocol.row: each for each in rows}
+    if row not in by_text:
+        raise UserError(f"--row {row!r}: {nearest(row, by_text)}")
+    if not name or not re.fullmatch(r"\w+", name):
         raise UserError("--name NameYearWord of letters and digits, such as Modi2024Asynchronous, "
                         "is what RobustBench calls a model")
-    row = by_text[options.row]
-    paper = next((found for _, found in _citations() if row.protocol.method in _keywords(found)),
-                 {"title": options.row, "author": "", "url": "", "year": ""})
+    chosen = by_text[row]
+    paper = next((found for _, found in _citations() if chosen.protocol.method in _keywords(found)),
+                 {"title": row, "author": "", "url": "", "year": ""})
     venue = f"{paper.get('booktitle', paper.get('journal', ''))} {paper['year']}".strip()
     return robustbench_entry.write_entry(
-        row, options.name, {"title": paper["title"], "author": _names(paper["author"]),
-                            "venue": venue, "link": paper["url"]},
-        options.to or Path("model_info"), additional_data=options.additional_data)
+        chosen, name, {"title": paper["title"], "author": _names(paper["author"]),
+                       "venue": venue, "link": paper["url"]},
+        folder, additional_data=additional_data)
 
 
 def _citations() -> list[tuple[str, dict[str, str]]]:
@@ -171,20 +160,3 @@ def _keywords(found: Mapping[str, str]) -> set[str]:
 def _names(authors: str) -> str:
     """BibTeX's "Last, First and ..." as "First Last, ..."."""
     return ", ".join(" ".join(reversed(author.split(", "))) for author in authors.split(" and "))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tta-apm export", description="Write the results of a folder in the format of others.")
-    parser.add_argument("format", choices=(*FORMATS, "robustbench"))
-    parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
-    parser.add_argument("--to", type=Path, metavar="PATH",
-                        help="a file instead of the terminal; for robustbench the folder of its "
-                        "model_info (default: model_info)")
-    robustbench = parser.add_argument_group("robustbench")
-    robustbench.add_argument("--row", help="the row of the table, as METHODS names it")
-    robustbench.add_argument("--name", help="of the model: NameYearWord")
-    robustbench.add_argument("--additional-data", action="store_true",
-                             help="the backbone learnt from more than the data set's own training "
-                             "images, as every CLIP did")
-    return parser

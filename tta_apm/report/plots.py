@@ -1,15 +1,14 @@
-"""`tta-apm plot`: pictures of a results folder, written beside its tables."""
+"""Plots: pictures of a results folder, written beside its tables."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tta_apm.errors import UserError
 from tta_apm.report import drawings
-from tta_apm.report.blocks import METRICS, Block, make_blocks
+from tta_apm.report.blocks import Block, make_blocks
 from tta_apm.report.results import group_rows, load_results, saved_config
 from tta_apm.report.style import save
 
@@ -24,24 +23,6 @@ KINDS: dict[str, tuple[Callable[[Block], list[Figure]], str]] = {
               "[apm STEPS 5, apm STEPS 20]"),
     "audit": (drawings.audit, "the results of the configs in cfgs/audit"),
 }
-
-
-def main(words: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="tta-apm plot", description="Draw what a results folder holds: methods by corruption, "
-        "the difference to the teacher with its intervals, figures against steps, the audit.")
-    parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
-    parser.add_argument("--kind", choices=tuple(KINDS), help="default: all that can be drawn")
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="a .png or .svg; default: RESULTS/KIND.png")
-    parser.add_argument("--metric", choices=METRICS, help="default: that of the run")
-    options = parser.parse_args(words)
-    if options.out and not options.kind:
-        parser.error("--out takes one picture: say which with --kind")
-    for path in draw(options.results, kind=options.kind, out=options.out, metric=options.metric):
-        print(path)
-    return 0
 
 
 def draw(folder: Path, *, kind: str | None = None, out: Path | None = None,

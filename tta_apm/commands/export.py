@@ -1,0 +1,50 @@
+"""`tta-apm export`: the results of a folder in the formats of others."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tta_apm.bench.records import write_aside
+from tta_apm.report.leaderboards import FORMATS, robustbench
+from tta_apm.report.results import group_rows, load_results, saved_config
+
+
+def main(words: Sequence[str]) -> int:
+    """Write or print what is asked for; returns 0."""
+    options = _parser().parse_args(words)
+    rows = group_rows(load_results(options.results),
+                      saved_config(options.results).get("METHODS", []))
+    if options.format == "robustbench":
+        for path in robustbench(rows, row=options.row, name=options.name,
+                                folder=options.to or Path("model_info"),
+                                additional_data=options.additional_data):
+            print(path)
+        print("This is RobustBench's format, not an entry: its rules take no defence with an "
+              "optimisation loop.")
+        return 0
+    text = FORMATS[options.format](rows)
+    if options.to is None:
+        print(text, end="")
+    else:
+        write_aside(options.to, text.encode())
+        print(options.to)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tta-apm export", description="Write the results of a folder in the format of others.")
+    parser.add_argument("format", choices=(*FORMATS, "robustbench"))
+    parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
+    parser.add_argument("--to", type=Path, metavar="PATH",
+                        help="a file instead of the terminal; for robustbench the folder of its "
+                        "model_info (default: model_info)")
+    robustbench = parser.add_argument_group("robustbench")
+    robustbench.add_argument("--row", default="", help="the row of the table, as METHODS names it")
+    robustbench.add_argument("--name", default="", help="of the model: NameYearWord")
+    robustbench.add_argument("--additional-data", action="store_true",
+                             help="the backbone learnt from more than the data set's own training "
+                             "images, as every CLIP did")
+    return parser
