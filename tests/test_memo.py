@@ -91,9 +91,9 @@ def test_the_step_is_that_of_one_image_alone(group_norm, images):
 
 def test_the_authors_optimisers(group_norm):
     leaf = [torch.zeros(1, requires_grad=True)]
-    sgd = Memo(group_norm).optimizer(leaf).param_groups[0]
+    sgd = Memo(group_norm).make_optimizer(leaf).param_groups[0]
     assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (5e-3, 0, 0)
-    adamw = Memo(group_norm, optimizer="adamw", lr=1e-5).optimizer(leaf).param_groups[0]
+    adamw = Memo(group_norm, optimizer="adamw", lr=1e-5).make_optimizer(leaf).param_groups[0]
     assert (adamw["lr"], adamw["weight_decay"]) == (1e-5, 0.01)
 
 

@@ -135,7 +135,7 @@ def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> F
             f"({wording.good_sign(block)})", "agreement with the teacher in %",
             "final cosine with the teacher's feature")):
         one.set_title(title, loc="left", fontsize=10)
-        one.set_xticks(counts)
+        one.set_xlim(left=0)
     for one in axes[2:]:
         one.set_xlabel("steps per image")
     made.suptitle(_title(block, series[0]["method"].split()[0]), x=0.01, ha="left", fontsize=10)
