@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,10 @@ from tta_apm.bench.evaluate import SourceImages, to_device
 from tta_apm.data.digits import digits, train_split
 
 CPU = torch.device("cpu")
+
+# The networks of the tests are too small to share among threads; also for processes they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
