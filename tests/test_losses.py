@@ -64,12 +64,15 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("live", [False, True], ids=["stacked", "live"])
 @pytest.mark.parametrize("columns", [None, torch.tensor([1, 6, 7, 12])], ids=["whole", "some"])
 @pytest.mark.parametrize("weights, keywords", CASES.values(), ids=CASES)
-def test_gradients_equal_the_plain_students(weights, keywords, columns):
+def test_gradients_equal_the_plain_students(weights, keywords, columns, live, monkeypatch):
+    monkeypatch.setattr("tta_apm.apm.fast.WORTH_IT", 0)
     torch.manual_seed(0)
-    student = draw(Student(**{**dict(grid=GRID, patch=PATCH, kernels=1, code=16, hidden=(40, 24),
-                                     feature_dim=D, pooling="mean", rgb=weights[2] > 0),
+    student = draw(Student(**{**dict(grid=GRID, patch=PATCH, kernels=1, code=16,
+                                     hidden=(40, 32, 24), feature_dim=D, pooling="mean",
+                                     rgb=weights[2] > 0),
                               **keywords}), 0, std=0.3).double()
     images = torch.randn(2, 3, GRID * PATCH, GRID * PATCH).double()
     tokens = torch.randn(2, 24).double() if student.tokens else None
@@ -77,7 +80,7 @@ def test_gradients_equal_the_plain_students(weights, keywords, columns):
                torch.rand(2, GRID**2, 3).double())
     chosen = torch.arange(GRID**2) if columns is None else columns
 
-    fast = FastStudent(student, columns)
+    fast = FastStudent(student, columns, live)
     stacked = stack(fast.initial, 2)
     outputs = fast.outputs(stacked, fast.patches(images), tokens, features=weights[1] > 0,
                            colours=weights[2] > 0)

@@ -5,7 +5,8 @@ Same numbers as Student, less work (exact algebra, no approximation):
   the image, one for each x and each y, instead of one for each column; backward likewise. I_xy,
   if columns are given it, adds a small W_I·I_xy. The RGB head's first layer is split like this too;
 - the projection commutes with the pooling: it is applied once per image (and head), and to each
-  column only where a loss asks for the columns' features.
+  column only where a loss asks for the columns' features;
+- on a CPU, wide layers leave out the units that need no product: live.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tta_apm.apm.live import WORTH_IT, ReluLinear, SumReluLinear
 from tta_apm.apm.student import Student
 from tta_apm.episodes import Parameters
 
@@ -34,14 +36,17 @@ class FastStudent:
     Args:
         student: gives the shapes, the fixed codes and the weights to start from.
         columns: places (row-major, in range(L)) of the columns to use; None uses all.
+        live: leave units out of wide layers' products, images one after the other; see live.py.
 
     Attributes:
         initial: the student's weights; matrices as [in, out], which is how their gradients come
             out of a product, and the first layers' split into their parts: T, local, x and y.
     """
 
-    def __init__(self, student: Student, columns: Tensor | None = None) -> None:
+    def __init__(self, student: Student, columns: Tensor | None = None,
+                 live: bool = False) -> None:
         grid, pooling = student.grid, student.pooling
+        self.live = live
         self.patch = student.patch
         self.columns = columns
         self.num_columns = grid**2 if columns is None else len(columns)
@@ -94,9 +99,7 @@ class FastStudent:
             features, colours: whether those of each column are wanted.
         """
         trigger, local = self._trigger(weights, patches, tokens)
-        hidden = self._first(weights, "mlp.0", trigger, local).relu_()
-        for layer in range(1, self.num_layers):
-            hidden = _linear(weights, f"mlp.{layer}", hidden).relu_()
+        hidden = self._hidden(weights, trigger, local)
         pooled = (self._attend(weights, hidden) if self.num_heads else
                   _linear(weights, "projection", hidden.mean(1, keepdim=True))[:, 0])
         if not features and not colours:
@@ -122,18 +125,42 @@ class FastStudent:
             return trigger, None
         return trigger, self.choose(values.transpose(1, 2))
 
+    def _hidden(self, weights: Parameters, trigger: Tensor, local: Tensor | None) -> Tensor:
+        """Activations [B,L,H] of the MLP's last layer."""
+        rest = range(1, self.num_layers)
+        if (self.live and rest and local is None and self.columns is None
+                and self._is_wide(weights, "mlp.1")):
+            hidden = SumReluLinear.apply(*self._parts(weights, "mlp.0", trigger),
+                                         weights["mlp.1.weight"], weights["mlp.1.bias"])
+            rest = rest[1:]
+        else:
+            hidden = self._first(weights, "mlp.0", trigger, local)
+        for layer in rest:
+            name = f"mlp.{layer}"
+            hidden = (ReluLinear.apply(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"])
+                      if self.live and self._is_wide(weights, name)
+                      else _linear(weights, name, hidden.relu_()))
+        return hidden.relu_()
+
+    def _is_wide(self, weights: Parameters, layer: str) -> bool:
+        return self.num_columns * weights[f"{layer}.weight"][0].numel() >= WORTH_IT
+
     def _first(self, weights: Parameters, layer: str, trigger: Tensor,
                local: Tensor | None) -> Tensor:
         """What layer `layer` makes of the columns' inputs, [B,L,H], before its activation."""
-        of_image = torch.baddbmm(weights[f"{layer}.bias"][:, None], trigger[:, None],
-                                 weights[f"{layer}.T"])  # [B, 1, H]
-        of_x = self.code_x @ weights[f"{layer}.x"]  # [B, w, H]
-        of_y = self.code_y @ weights[f"{layer}.y"] + of_image  # [B, h, H]
+        of_y, of_x = self._parts(weights, layer, trigger)
         if self.columns is None:
             summed = (of_y[:, :, None] + of_x[:, None]).flatten(1, 2)
         else:
             summed = of_y[:, self.columns // self.grid] + of_x[:, self.columns % self.grid]
         return summed if local is None else torch.baddbmm(summed, local, weights[f"{layer}.local"])
+
+    def _parts(self, weights: Parameters, layer: str, trigger: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of each y with the image [B,h,H] and of each x [B,w,H]; it adds them."""
+        of_image = torch.baddbmm(weights[f"{layer}.bias"][:, None], trigger[:, None],
+                                 weights[f"{layer}.T"])  # [B, 1, H]
+        return (self.code_y @ weights[f"{layer}.y"] + of_image,
+                self.code_x @ weights[f"{layer}.x"])
 
     def _attend(self, weights: Parameters, hidden: Tensor) -> Tensor:
         """Attention of one query: keys and values are never formed for each column.

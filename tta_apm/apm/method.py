@@ -18,7 +18,7 @@ from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.episodes import (
     Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
 from tta_apm.method import Method
-from tta_apm.precision import products, resolve
+from tta_apm.precision import FULL, products, resolve
 from tta_apm.views import crop_views
 
 # hidden widths and pooling: Table 6, and the single-token code that Table 4 counts as 25 M.
@@ -135,7 +135,9 @@ class Apm(Method):
             feature_dim=feature_dim, pooling=pooling, rgb=rgb_weight > 0, local_patch=local_patch,
             tokens=0 if tokens is None else tokens.shape[1]), seed)
         student = student.to(backbone.text_features)
-        self.student = FastStudent(student, _draw_columns(student, columns, seed))
+        self.student = FastStudent(
+            student, _draw_columns(student, columns, seed),
+            live=self.precision == FULL and backbone.text_features.device.type == "cpu")
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.text_features.device)
         self.mean, self.std = (backbone.text_features.new_tensor(values).view(1, 3, 1, 1)
                                for values in (MEAN, STD))
