@@ -64,10 +64,15 @@ def main() -> None:
     common.publish("Baselines against their authors' arrangement", lines, device, options.append)
 
 
+def as_published(backbone: Classifier) -> Classifier:
+    """A copy in torch's plain layout, where ours on a CPU has the channels last."""
+    return copy.deepcopy(backbone).to(memory_format=torch.contiguous_format)
+
+
 def tent(backbone: Classifier, images: Tensor) -> tuple[Side, Side]:
     """The authors put the network into training mode and train its BatchNorm by its statistics."""
     method = METHODS.load("tent")(backbone)
-    model = copy.deepcopy(backbone).train().requires_grad_(False)
+    model = as_published(backbone).train().requires_grad_(False)
     affine = []
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -92,7 +97,7 @@ def tent(backbone: Classifier, images: Tensor) -> tuple[Side, Side]:
 def norm(backbone: Classifier, images: Tensor) -> tuple[Side, Side]:
     """The authors' "norm" of TENT's code: BatchNorm in training mode, running statistics too."""
     method = METHODS.load("norm")(backbone)
-    model = copy.deepcopy(backbone).eval()
+    model = as_published(backbone).eval()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.train()

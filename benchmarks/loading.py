@@ -66,9 +66,8 @@ def measure(title: str, dataset: DataSet, domain: Domain, options: argparse.Name
         for start in range(0, options.images, options.batch_size):
             dataset.images(domain, stream.indices[start:start + options.batch_size])
 
-    begin = time.perf_counter()
-    decode()
-    busy = (time.perf_counter() - begin) * options.batch_size / options.images
+    alone = min(common.in_turn([decode], 3, device)[0])
+    busy = alone * options.batch_size / options.images
 
     def use(batches: Iterable, seconds: float) -> None:
         for _, pixels, _ in batches:

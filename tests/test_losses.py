@@ -80,7 +80,7 @@ def test_gradients_equal_the_plain_students(weights, keywords, columns, live, mo
                torch.rand(2, GRID**2, 3).double())
     chosen = torch.arange(GRID**2) if columns is None else columns
 
-    fast = FastStudent(student, columns, live)
+    fast = FastStudent(student, columns, live=live)
     stacked = stack(fast.initial, 2)
     outputs = fast.outputs(stacked, fast.patches(images), tokens, features=weights[1] > 0,
                            colours=weights[2] > 0)

@@ -36,6 +36,8 @@ class FastStudent:
     Args:
         student: gives the shapes, the fixed codes and the weights to start from.
         columns: places (row-major, in range(L)) of the columns to use; None uses all.
+        low: type of the products over all columns, of which there are many; what is made once
+            per image keeps the weights' type, as it costs little and counts most. None: all do.
         live: leave units out of wide layers' products, images one after the other; see live.py.
 
     Attributes:
@@ -43,9 +45,10 @@ class FastStudent:
             out of a product, and the first layers' split into their parts: T, local, x and y.
     """
 
-    def __init__(self, student: Student, columns: Tensor | None = None,
-                 live: bool = False) -> None:
+    def __init__(self, student: Student, columns: Tensor | None = None, *,
+                 low: torch.dtype | None = None, live: bool = False) -> None:
         grid, pooling = student.grid, student.pooling
+        self.low = low
         self.live = live
         self.patch = student.patch
         self.columns = columns
@@ -100,18 +103,19 @@ class FastStudent:
         """
         trigger, local = self._trigger(weights, patches, tokens)
         hidden = self._hidden(weights, trigger, local)
-        pooled = (self._attend(weights, hidden) if self.num_heads else
-                  _linear(weights, "projection", hidden.mean(1, keepdim=True))[:, 0])
+        full = weights["projection.bias"].dtype
+        pooled = (self._attend(weights, hidden.to(full)) if self.num_heads else
+                  _linear(weights, "projection", hidden.mean(1, keepdim=True, dtype=full))[:, 0])
         if not features and not colours:
             return Outputs(pooled, None, None)
-        of_columns = _linear(weights, "projection", hidden)
+        of_columns = self._wide(weights, "projection", hidden)
         if not colours:
-            return Outputs(pooled, of_columns, None)
-        hidden = torch.baddbmm(self._first(weights, "rgb.layers.0", trigger, local), of_columns,
+            return Outputs(pooled, of_columns.to(full), None)
+        hidden = self._product(self._first(weights, "rgb.layers.0", trigger, local), of_columns,
                                weights["rgb.layers.0.features"]).relu_()
-        hidden = _linear(weights, "rgb.layers.1", hidden).relu_()
-        return Outputs(pooled, of_columns if features else None,
-                       _linear(weights, "rgb.layers.2", hidden))
+        hidden = self._wide(weights, "rgb.layers.1", hidden).relu_()
+        return Outputs(pooled, of_columns.to(full) if features else None,
+                       self._wide(weights, "rgb.layers.2", hidden).to(full))
 
     def _trigger(self, weights: Parameters, patches: Tensor,
                  tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -139,11 +143,20 @@ class FastStudent:
             name = f"mlp.{layer}"
             hidden = (ReluLinear.apply(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"])
                       if self.live and self._is_wide(weights, name)
-                      else _linear(weights, name, hidden.relu_()))
+                      else self._wide(weights, name, hidden.relu_()))
         return hidden.relu_()
 
     def _is_wide(self, weights: Parameters, layer: str) -> bool:
         return self.num_columns * weights[f"{layer}.weight"][0].numel() >= WORTH_IT
+
+    def _wide(self, weights: Parameters, name: str, inputs: Tensor) -> Tensor:
+        """Layer `name` for all columns: [B,L,in] -> [B,L,out]."""
+        return self._product(weights[f"{name}.bias"][:, None], inputs, weights[f"{name}.weight"])
+
+    def _product(self, added: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        """added + inputs @ weight, in the type of the products over all columns."""
+        low = self.low or weight.dtype
+        return torch.baddbmm(added.to(low), inputs.to(low), weight.to(low))
 
     def _first(self, weights: Parameters, layer: str, trigger: Tensor,
                local: Tensor | None) -> Tensor:

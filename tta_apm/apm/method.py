@@ -137,6 +137,7 @@ class Apm(Method):
         student = student.to(backbone.text_features)
         self.student = FastStudent(
             student, _draw_columns(student, columns, seed),
+            low=None if self.precision == FULL else torch.bfloat16,
             live=self.precision == FULL and backbone.text_features.device.type == "cpu")
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.text_features.device)
         self.mean, self.std = (backbone.text_features.new_tensor(values).view(1, 3, 1, 1)
@@ -185,7 +186,7 @@ class Apm(Method):
     def _outputs(self, weights: Parameters, patches: Tensor, tokens: Tensor | None,
                  **wanted: bool) -> Outputs:
         """See FastStudent.outputs."""
-        with products(self.precision, patches.device):
+        with products(FULL, patches.device):  # whatever the caller has set
             return self.student.outputs(weights, patches, tokens, **wanted)
 
     def _targets(self, images: Tensor, teacher: Answers) -> Targets:

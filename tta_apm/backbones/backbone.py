@@ -44,4 +44,4 @@ class Backbone(nn.Module):
         if size is not None and images.shape[-2:] != (size, size):
             images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
             images = images.clamp(0, 1)
-        return (images - self.mean) / self.std
+        return (images - self.mean).div_(self.std)

@@ -32,7 +32,7 @@ def untrained(kind: str, model: str, *, class_names: Sequence[str],
     if kind == "clip":
         backbone = _clip(model, class_names)
     elif kind == "classifier":
-        backbone = _classifier(model, num_classes)
+        backbone = _classifier(model, num_classes, device)
     elif kind == "mae":
         backbone = _mae(model, num_classes)
     elif kind == "rotation":
@@ -62,8 +62,8 @@ def _clip(model: str, class_names: Sequence[str]) -> Backbone:
                        name=model, weights=WEIGHTS)
 
 
-def _classifier(model: str, num_classes: int) -> Backbone:
-    from tta_apm.backbones.classifiers import Classifier
+def _classifier(model: str, num_classes: int, device: torch.device | str) -> Backbone:
+    from tta_apm.backbones.classifiers import Classifier, placed
 
     family, _, name = model.partition("/")
     makers = {"timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}
@@ -71,7 +71,8 @@ def _classifier(model: str, num_classes: int) -> Backbone:
         raise UserError(f"CLASSIFIER.MODEL {model!r} must be one of "
                         f"{', '.join(f'{known}/NAME' for known in makers)}")
     net, image_size = makers[family](name, num_classes)
-    return Classifier(net, image_size=image_size, mean=MEAN, std=STD, name=model, weights=WEIGHTS)
+    return placed(Classifier(net, image_size=image_size, mean=MEAN, std=STD, name=model,
+                             weights=WEIGHTS), device)
 
 
 def _timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:

@@ -95,8 +95,8 @@ def load_batches(stream: Stream, device: torch.device
         pixels = torch.from_numpy(np.ascontiguousarray(batch.images))
         if device.type == "cuda":  # page-locked memory is copied without the CPU
             pixels = pixels.pin_memory()
-        yield batch, pixels, [hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-                              for image in batch.images]
+        yield batch, pixels, [hashlib.blake2b(image, digest_size=16).digest()
+                              for image in pixels.numpy()]
 
 
 def warm_up(method: Method, stream: Stream, device: torch.device) -> float | None:
@@ -122,7 +122,7 @@ def to_device(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(images))
     pixels = images.to(device, non_blocking=device.type == "cuda")
-    return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous()
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 class SourceImages:
