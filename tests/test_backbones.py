@@ -253,7 +253,9 @@ def test_timm_with_a_file(save, extension, tmp_path):
     images = torch.rand(2, 3, 176, 176)
     assert backbone.image_size == net.pretrained_cfg["input_size"][-1] == 176
     with torch.no_grad():
-        assert torch.allclose(backbone(images), net((images - backbone.mean) / backbone.std))
+        # Another memory layout, another order of the sums.
+        assert torch.allclose(backbone(images), net((images - backbone.mean) / backbone.std),
+                              atol=1e-5)
     assert backbone.weights.startswith(f"weights.{extension} ")
 
 

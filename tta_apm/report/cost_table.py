@@ -11,8 +11,9 @@ CONVENTIONS = """\
 GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
 attention); backward is what gradients cost. "per step" is one more update, for an image.
 Peak memory is the GPU's allocated, or on a CPU the whole process's. Weights and images are random:
-they change no figure here. What is done once before all images (text features, warm-up) is left
-out."""
+they change no figure here, but that APM on a CPU does without the products that its weights and
+images make needless in wide layers, and is counted without them. What is done once before all
+images (text features, warm-up) is left out."""
 
 TABLE_4_CONVENTIONS = """\
 Table 4 of the paper (20 iterations) counts forward passes only, one per multiply-add, and 512 of
