@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -81,7 +82,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def publish(title: str, lines: Sequence[str], device: torch.device, append: bool) -> None:
     """Print a result with its command and machine, and append it to RESULTS.md if asked to."""
-    command = f"python benchmarks/{Path(sys.argv[0]).name} " + " ".join(
+    command = f"python benchmarks/{Path(sys.argv[0]).name} " + shlex.join(
         word for word in sys.argv[1:] if word != "--append")
     text = "\n".join([f"## {title}", "", f"`{command.strip()}` · {machine(device)}", "",
                       *lines, ""])
