@@ -33,8 +33,9 @@ def machine(device: torch.device) -> str:
     cpu = next((line.split(":")[1].strip() for line in _cpu_info()
                 if line.startswith("model name")),
                platform.machine())
+    threads = torch.get_num_threads()
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
-            else f"{cpu}, {torch.get_num_threads()} threads")
+            else f"{cpu}, {threads} thread{'s' * (threads > 1)}")
     return (f"{name}, Python {platform.python_version()}, torch {torch.__version__}, "
             f"open_clip {version('open_clip_torch')}")
 

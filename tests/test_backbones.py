@@ -283,7 +283,7 @@ def test_robustbench_with_a_file(tmp_path, images):
     backbone = load_classifier("robustbench/Hendrycks2020AugMix_WRN", str(tmp_path / "augmix.pt"),
                                num_classes=10, device="cpu")
     with torch.no_grad():
-        assert torch.allclose(backbone(images), net(images))
+        assert torch.allclose(backbone(images), net(images), atol=1e-5)  # another memory layout
     assert backbone.image_size is None and backbone.weights.startswith("augmix.pt ")
 
 
