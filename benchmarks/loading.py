@@ -9,7 +9,8 @@ uint8, and there the floats in [0,1] and the resize to 224 pixels.
 
 The last rows stand for a busy device: for each batch it takes as long as decoding one, in which
 the processor is free. It is a sleep, so that the figure says what the loading does. One after the
-other that is half as fast as decoding alone; prefetched, hardly slower.
+other that is half as fast as decoding alone; prefetched it should be as fast as the slower of both,
+but for the making of floats, which on a CPU takes the cores that decode.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def _describe(device: torch.device) -> str:
 
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
 
 
 def _write(folder: Path | None, files: dict[str, str]) -> None:
