@@ -70,7 +70,7 @@ class Memo(Method):
         for key, value, known in (("optimizer", optimizer, OPTIMIZERS), ("crop", crop, CROPS)):
             if value not in known:
                 raise UserError(f"memo: unknown {key} {value!r}: {nearest(value, known)}")
-        # vmap has no rules for channels last, which a classifier on a CPU has.
+        # A classifier on a CPU has the channels last; under vmap that is slower.
         self.model = copy.deepcopy(backbone).to(memory_format=torch.contiguous_format)
         self.num_views = num_views
         self.lr = lr
