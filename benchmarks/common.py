@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides timed in turn, the machine, random CLIPs, and RESULTS.md."""
+"""What the benchmarks share: sides timed in turn, the machine, tables and RESULTS.md."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tta_apm.bench.cost import synchronize
+from tta_apm.device import describe
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -30,21 +31,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def machine(device: torch.device) -> str:
     """The device, threads and versions that a figure was measured with."""
-    cpu = next((line.split(":")[1].strip() for line in _cpu_info()
-                if line.startswith("model name")),
-               platform.machine())
-    threads = torch.get_num_threads()
-    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
-            else f"{cpu}, {threads} thread{'s' * (threads > 1)}")
-    return (f"{name}, Python {platform.python_version()}, torch {torch.__version__}, "
+    return (f"{describe(device)}, Python {platform.python_version()}, torch {torch.__version__}, "
             f"open_clip {version('open_clip_torch')}")
-
-
-def _cpu_info() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
 
 
 def in_turn(sides: Sequence[Callable[[], object]], rounds: int, device: torch.device,

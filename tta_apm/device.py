@@ -1,8 +1,10 @@
-"""choose_device: what DEVICE names, checked before anything is built."""
+"""The device that DEVICE names, checked before anything is built; and what to call it."""
 
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,23 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"DEVICE {name!r} cannot be used here: {str(error).splitlines()[0]}; "
                         "try DEVICE cpu") from error
     return device
+
+
+def describe(device: torch.device) -> str:
+    """A GPU's name; a CPU's, with the number of threads that torch uses; else the device's type."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _cpu_name() -> str:
+    """The processor's model where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -42,7 +42,7 @@ class ReluLinear(Function):
         for b, (live, hidden) in enumerate(zip(ctx.live, ctx.hidden)):
             seen, delta = _seen(gradient[b])
             of_weight[b, live[:, None], seen] = hidden.T @ delta
-            of_z[b, :, live] = (delta @ weight[b, live][:, seen].T).mul_(hidden > 0)
+            of_z[b, :, live] = (delta @ weight[b, live[:, None], seen].T).mul_(hidden > 0)
         return of_z, of_weight, gradient.sum(1)
 
 
@@ -84,7 +84,8 @@ class SumReluLinear(Function):
             summed = torch.cat([delta.view(grid).sum(1), delta.view(grid).sum(0)])
             used = torch.cat([mixed, always])
             of_weight[b, used[:, None], seen] = torch.cat([hidden.T @ delta, parts.T @ summed])
-            mixed_weight, always_weight = weight[b, used][:, seen].split([len(mixed), len(always)])
+            mixed_weight, always_weight = weight[b, used[:, None], seen].split(
+                [len(mixed), len(always)])
             of_hidden = (delta @ mixed_weight.T).mul_(hidden > 0).view(grid)
             of_rows[b, :, mixed] = of_hidden.sum(1)
             of_columns[b, :, mixed] = of_hidden.sum(0)

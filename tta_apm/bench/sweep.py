@@ -27,7 +27,7 @@ from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
-from tta_apm.device import choose_device
+from tta_apm.device import choose_device, describe
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
@@ -177,7 +177,7 @@ class Sweep:
             batch_size=self.cfg.BATCH_SIZE, seed=cell.seed,
             num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
             peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
-            device=_device_name(self.device), fingerprint=cell.fingerprint, code=cell.code,
+            device=describe(self.device), fingerprint=cell.fingerprint, code=cell.code,
             commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions)
         save_cell(cell.path(self.folder), record, content)
 
@@ -237,12 +237,6 @@ def _explain(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _commit() -> str:

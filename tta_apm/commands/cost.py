@@ -84,7 +84,7 @@ def _tables(options: argparse.Namespace) -> None:
     print("measuring the models of Table 4 ...", file=sys.stderr, flush=True)
     methods, printed = pd.DataFrame(measured), cost_references.table_4()
     text = "\n\n".join([
-        f"{options.cfg}, {len(names)} classes, {_describe(device)}",
+        f"{options.cfg}, {len(names)} classes, {_machine(device)}",
         cost_table.method_table(methods) if measured else "No method could be measured.",
         cost_table.CONVENTIONS, cost_table.table_4(printed), cost_table.TABLE_4_CONVENTIONS])
     print(text)
@@ -116,16 +116,14 @@ def _figure_2(options: argparse.Namespace) -> None:
     device = choose_device("auto")
     costs: pd.DataFrame = cost_references.figure_2(device)
     _write(options.out, {"figure2.csv": costs.to_csv(index=False)})
-    print(draw_figure_2(costs, options.out / "figure2.png", _describe(device)))
+    print(draw_figure_2(costs, options.out / "figure2.png", _machine(device)))
 
 
-def _describe(device: torch.device) -> str:
+def _machine(device: torch.device) -> str:
     import torch
+    from tta_apm.device import describe
 
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
+    return f"{describe(device)}, torch {torch.__version__}"
 
 
 def _write(folder: Path | None, files: dict[str, str]) -> None:
