@@ -6,7 +6,7 @@ Same numbers as Student, less work (exact algebra, no approximation):
   if columns are given it, adds a small W_I·I_xy. The RGB head's first layer is split like this too;
 - the projection commutes with the pooling: it is applied once per image (and head), and to each
   column only where a loss asks for the columns' features;
-- on a CPU, wide layers leave out the units that need no product: live.py.
+- on a CPU, a wide MLP leaves out what changes nothing for this image: live.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.live import WORTH_IT, ReluLinear, SumReluLinear
+from tta_apm.apm.live import WORTH_IT, LivePooledMlp
 from tta_apm.apm.student import Student
 from tta_apm.episodes import Parameters
 
@@ -38,7 +38,7 @@ class FastStudent:
         columns: places (row-major, in range(L)) of the columns to use; None uses all.
         low: type of the products over all columns, of which there are many; what is made once
             per image keeps the weights' type, as it costs little and counts most. None: all do.
-        live: leave units out of wide layers' products, images one after the other; see live.py.
+        live: leave out what changes nothing, images one after the other; see live.py.
 
     Attributes:
         initial: the student's weights; matrices as [in, out], which is how their gradients come
@@ -59,6 +59,10 @@ class FastStudent:
         self.code_x = student.code[0, :, :half].contiguous()  # [w, p/2]
         self.code_y = student.code[:, 0, half:].contiguous()  # [h, p/2]
         self.grid = grid
+        if live:
+            place = torch.arange(grid**2) if columns is None else columns
+            axis = torch.eye(grid).to(student.code)
+            self.places = torch.cat([axis[place // grid], axis[place % grid]], 1)  # [L, h+w]
         self.initial = {name: (value.detach().T if value.dim() == 2 else value.detach()).clone(
             memory_format=torch.contiguous_format) for name, value in student.named_parameters()}
         kernels = student.conv.out_channels if student.conv and student.local_patch else 0
@@ -102,20 +106,17 @@ class FastStudent:
             features, colours: whether those of each column are wanted.
         """
         trigger, local = self._trigger(weights, patches, tokens)
-        hidden = self._hidden(weights, trigger, local)
-        full = weights["projection.bias"].dtype
-        pooled = (self._attend(weights, hidden.to(full)) if self.num_heads else
-                  _linear(weights, "projection", hidden.mean(1, keepdim=True, dtype=full))[:, 0])
-        if not features and not colours:
+        pooled, hidden = self._pool(weights, trigger, local, wants_columns=features or colours)
+        if hidden is None:
             return Outputs(pooled, None, None)
         of_columns = self._wide(weights, "projection", hidden)
         if not colours:
-            return Outputs(pooled, of_columns.to(full), None)
+            return Outputs(pooled, of_columns.to(pooled.dtype), None)
         hidden = self._product(self._first(weights, "rgb.layers.0", trigger, local), of_columns,
                                weights["rgb.layers.0.features"]).relu_()
         hidden = self._wide(weights, "rgb.layers.1", hidden).relu_()
-        return Outputs(pooled, of_columns.to(full) if features else None,
-                       self._wide(weights, "rgb.layers.2", hidden).to(full))
+        return Outputs(pooled, of_columns.to(pooled.dtype) if features else None,
+                       self._wide(weights, "rgb.layers.2", hidden).to(pooled.dtype))
 
     def _trigger(self, weights: Parameters, patches: Tensor,
                  tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -129,25 +130,40 @@ class FastStudent:
             return trigger, None
         return trigger, self.choose(values.transpose(1, 2))
 
-    def _hidden(self, weights: Parameters, trigger: Tensor, local: Tensor | None) -> Tensor:
-        """Activations [B,L,H] of the MLP's last layer."""
-        rest = range(1, self.num_layers)
-        if (self.live and rest and local is None and self.columns is None
-                and self._is_wide(weights, "mlp.1")):
-            hidden = SumReluLinear.apply(*self._parts(weights, "mlp.0", trigger),
-                                         weights["mlp.1.weight"], weights["mlp.1.bias"])
-            rest = rest[1:]
-        else:
-            hidden = self._first(weights, "mlp.0", trigger, local)
-        for layer in rest:
-            name = f"mlp.{layer}"
-            hidden = (ReluLinear.apply(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"])
-                      if self.live and self._is_wide(weights, name)
-                      else self._wide(weights, name, hidden.relu_()))
-        return hidden.relu_()
+    def _pool(self, weights: Parameters, trigger: Tensor, local: Tensor | None, *,
+              wants_columns: bool) -> tuple[Tensor, Tensor | None]:
+        """f_avg [B,D] and, if wanted, the activations [B,L,H] of the MLP's last layer."""
+        read, attention, hidden = self._read(weights, trigger, local, *self._queries(weights),
+                                             wants_columns)
+        if attention is None:
+            return _linear(weights, "projection", read)[:, 0], hidden
+        return self._value(weights, read, attention), hidden
 
-    def _is_wide(self, weights: Parameters, layer: str) -> bool:
-        return self.num_columns * weights[f"{layer}.weight"][0].numel() >= WORTH_IT
+    def _read(self, weights: Parameters, trigger: Tensor, local: Tensor | None,
+              queries: Tensor | None, offsets: Tensor | None, wants_columns: bool
+              ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The MLP and the pooling of its activations: see live.LivePooledMlp."""
+        if self.live and self._is_wide(weights):
+            layers = [weights[f"mlp.{layer}.{kind}"] for layer in range(1, self.num_layers)
+                      for kind in ("weight", "bias")]
+            return LivePooledMlp.apply(wants_columns, *self._split_first(weights, trigger, local),
+                                       queries, offsets, *layers)
+        hidden = self._first(weights, "mlp.0", trigger, local)
+        for layer in range(1, self.num_layers):
+            hidden = self._wide(weights, f"mlp.{layer}", hidden.relu_())
+        hidden = hidden.relu_()
+        columns = hidden if wants_columns else None
+        full = weights["projection.bias"].dtype
+        if queries is None or offsets is None:
+            return hidden.mean(1, keepdim=True, dtype=full), None, columns
+        hidden = hidden.to(full)
+        attention = (queries @ hidden.mT + offsets).softmax(-1)
+        return attention @ hidden, attention, columns
+
+    def _is_wide(self, weights: Parameters) -> bool:
+        work = sum(weights[f"mlp.{layer}.weight"][0].numel()
+                   for layer in range(1, self.num_layers))
+        return self.num_columns * work >= WORTH_IT
 
     def _wide(self, weights: Parameters, name: str, inputs: Tensor) -> Tensor:
         """Layer `name` for all columns: [B,L,in] -> [B,L,out]."""
@@ -175,29 +191,44 @@ class FastStudent:
         return (self.code_y @ weights[f"{layer}.y"] + of_image,
                 self.code_x @ weights[f"{layer}.x"])
 
-    def _attend(self, weights: Parameters, hidden: Tensor) -> Tensor:
-        """Attention of one query: keys and values are never formed for each column.
+    def _split_first(self, weights: Parameters, trigger: Tensor, local: Tensor | None
+                     ) -> tuple[Tensor, Tensor]:
+        """Two factors of what the MLP's first layer makes of the columns, [B,L,e] and [B,e,H]."""
+        parts = torch.cat(self._parts(weights, "mlp.0", trigger), 1)
+        places = self.places.expand(len(parts), -1, -1)
+        if local is None:
+            return places, parts
+        return torch.cat([places, local], 2), torch.cat([parts, weights["mlp.0.local"]], 1)
 
-        A head's score is q·W_k(P·g + code): the query is carried through W_k and P to meet the
-        activations g themselves. What adds the same to all scores (the key's bias, P's) drops out.
-        """
-        batch, dim = weights["pooling.query"].shape
-        heads = (batch, self.num_heads, dim // self.num_heads)
-        in_weight = weights["pooling.attention.in_proj_weight"]
-        to_query, to_key, to_value = in_weight.split(dim, dim=2)  # [B, in, out] each
-        bias_query, _, bias_value = weights["pooling.attention.in_proj_bias"].split(dim, dim=1)
-        projection = weights["projection.weight"]  # [B, last width, D]
+    # Attention of one query: keys and values are never formed for each column. A head's score is
+    # q·W_k(P·g + code): the query is carried through W_k and P to meet the activations g
+    # themselves. What adds the same to all scores (the key's bias, P's) drops out.
 
-        query = torch.einsum("bji,bj->bi", to_query, weights["pooling.query"]) + bias_query
-        query = query.view(heads) / heads[2] ** 0.5
-        key = torch.einsum("bhi,bjhi->bhj", query, to_key.unflatten(2, heads[1:]))  # [B, heads, D]
-        scores = key @ projection.transpose(1, 2) @ hidden.transpose(1, 2)
-        attention = (scores + key @ self.pooling_code.T).softmax(-1)  # [B, heads, L]
-        pooled = (attention @ hidden @ projection + attention @ self.pooling_code
+    def _queries(self, weights: Parameters) -> tuple[Tensor | None, Tensor | None]:
+        """What the activations meet [B,heads,H], and what the places add to the scores
+        [B,heads,L]; None and None if the pooling is the mean."""
+        if not self.num_heads:
+            return None, None
+        to_query, to_key, _ = self._in_projections(weights)
+        bias = weights["pooling.attention.in_proj_bias"].chunk(3, dim=1)[0]
+        query = torch.einsum("bji,bj->bi", to_query, weights["pooling.query"]) + bias
+        query = query.unflatten(1, (self.num_heads, -1))
+        query = query / query.shape[2] ** 0.5
+        key = torch.einsum("bhi,bjhi->bhj", query, to_key.unflatten(2, query.shape[1:]))
+        return key @ weights["projection.weight"].mT, key @ self.pooling_code.T
+
+    def _value(self, weights: Parameters, read: Tensor, attention: Tensor) -> Tensor:
+        """f_avg [B,D] of activations [B,heads,H] read with the attention [B,heads,L]."""
+        to_value = self._in_projections(weights)[2].unflatten(2, (self.num_heads, -1))
+        bias = weights["pooling.attention.in_proj_bias"].chunk(3, dim=1)[2]
+        pooled = (read @ weights["projection.weight"] + attention @ self.pooling_code
                   + weights["projection.bias"][:, None])  # [B, heads, D]
-        value = torch.einsum("bjhi,bhj->bhi", to_value.unflatten(2, heads[1:]), pooled)
-        value = value.flatten(1) + bias_value
+        value = torch.einsum("bjhi,bhj->bhi", to_value, pooled).flatten(1) + bias
         return _linear(weights, "pooling.attention.out_proj", value[:, None])[:, 0]
+
+    def _in_projections(self, weights: Parameters) -> tuple[Tensor, ...]:
+        """To query, key and value, [B,in,out] each."""
+        return weights["pooling.attention.in_proj_weight"].chunk(3, dim=2)
 
 
 def _linear(weights: Parameters, name: str, inputs: Tensor) -> Tensor:
