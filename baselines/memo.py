@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.audit import SurvivingOptimizer
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.batch_norm import mixed_statistics
 from tta_apm.entropy import marginal_entropy
-from tta_apm.episodes import Parameters, chunk_size, chunks, image_generators, stack
+from tta_apm.episodes import (
+    Parameters, chunk_size, chunks, image_generators, kept_bytes, stack)
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method
 from tta_apm.views import augmix, crop_views, pad_crop_views
@@ -148,21 +150,9 @@ class Memo(Method):
         weights = sum(weight.nbytes for weight in self.source().values())
         if image.device.type == "cpu":
             return 3 * weights
-        activations = max(0, self._kept_bytes(image) - weights)
-        return 3 * weights + 2 * self.num_views * activations
-
-    def _kept_bytes(self, image: Tensor) -> int:
-        """What a forward of `image` [1,3,H,W] keeps for its gradient: weights and activations."""
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes
-            return tensor
         leaves = {name: weight.requires_grad_() for name, weight in self.source().items()}
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self.run(leaves, image)
-        return total
+        activations = max(0, kept_bytes(lambda: self.run(leaves, image)) - weights)
+        return 3 * weights + 2 * self.num_views * activations
 
 
 class MemoSurviving(SurvivingOptimizer, Memo):
@@ -175,7 +165,5 @@ class MemoSurviving(SurvivingOptimizer, Memo):
 def _mix(share: float, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:
     """Before a layer's forward: put `share` of the inputs' statistics into the source's."""
     assert layer.running_mean is not None and layer.running_var is not None
-    axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
-    variance, mean = torch.var_mean(inputs[0].detach(), axes, correction=0)
-    layer.running_mean = layer.running_mean.lerp(mean, share)
-    layer.running_var = layer.running_var.lerp(variance, share)
+    layer.running_mean, layer.running_var = mixed_statistics(
+        inputs[0], layer.running_mean, layer.running_var, share)

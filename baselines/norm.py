@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.batch_norm import mixed_statistics
 from tta_apm.errors import UserError
 from tta_apm.method import Method
 
@@ -60,10 +61,8 @@ class Norm(Method):
         if self._batch_alpha == 1:  # the layer then takes its inputs', in one pass
             layer.running_mean = layer.running_var = None
             return
-        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
-        variance, mean = torch.var_mean(inputs[0], axes, correction=0)
-        layer.running_mean = source_mean.lerp(mean, self._batch_alpha)
-        layer.running_var = source_variance.lerp(variance, self._batch_alpha)
+        layer.running_mean, layer.running_var = mixed_statistics(
+            inputs[0], source_mean, source_variance, self._batch_alpha)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.episodes import Parameters, adam, adapt, chunk_size, chunks, stack
+from tta_apm.episodes import Parameters, adam, adapt, chunk_size, chunks, kept_bytes, stack
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method
 
@@ -115,14 +115,8 @@ class OneSample(Method):
 
     def _bytes_per_episode(self) -> int:
         """Weights, gradients, two moments, and activations with their gradients."""
-        kept = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal kept
-            kept += tensor.nbytes
-            return tensor
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self.net(self.mean.new_zeros(1, 3, self.image_size, self.image_size))
+        image = self.mean.new_zeros(1, 3, self.image_size, self.image_size)
+        kept = kept_bytes(lambda: self.net(image))
         return 4 * sum(weight.nbytes for weight in self.initial.values()) + 2 * kept
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.batch_norm import use_batch_statistics
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method, Source
-from tta_apm_baselines.tent import use_batch_statistics
 
 OPTIMIZERS = ("adam", "sgd")
 # As many as the authors take.
@@ -65,6 +65,7 @@ class Rmt(Method):
     needs = "classifier"
     scope = "stream"
     survives = "weights and optimiser"
+    once = {"num_warm_up": 0}
     prototypes: Tensor
 
     def __init__(self, backbone: Classifier, *, lr: float = 1e-3, optimizer: str = "adam",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.batch_norm import use_batch_statistics
 from tta_apm.entropy import entropy
 from tta_apm.errors import UserError, nearest
 from tta_apm.method import Method
@@ -87,15 +88,6 @@ class Tent(Method):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return logits.detach()
-
-
-def use_batch_statistics(model: nn.Module) -> bool:
-    """Make batch normalisation use the batch's statistics in eval mode; False if there is none."""
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for layer in layers:
-        layer.track_running_stats = False
-        layer.running_mean = layer.running_var = None
-    return bool(layers)
 
 
 def affine_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -29,10 +29,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def machine(device: torch.device) -> str:
-    """The device, threads and versions that a figure was measured with."""
-    return (f"{describe(device)}, Python {platform.python_version()}, torch {torch.__version__}, "
-            f"open_clip {version('open_clip_torch')}")
+def machine(device: torch.device, packages: Sequence[str] = ("torch", "open_clip_torch")) -> str:
+    """The device, threads and versions of packages that a figure was measured with."""
+    return ", ".join([describe(device), f"Python {platform.python_version()}",
+                      *(f"{name.removesuffix('_torch')} {version(name)}" for name in packages)])
 
 
 def in_turn(sides: Sequence[Callable[[], object]], rounds: int, device: torch.device,

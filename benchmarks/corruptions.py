@@ -12,10 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 # Sum of the 15 and glass_blur alone, ms per image on one core, mean over severities, of the
 # generators that could be installed when this was written. By side of the image.
@@ -34,41 +30,17 @@ def arguments() -> argparse.Namespace:
 
 
 def limit_threads(threads: int) -> None:
-    """Has an effect only before numpy is imported."""
+    """Has an effect only before numpy and torch are imported."""
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
-
-
-def fastest(runs: list[Callable[[], object]]) -> list[float]:
-    """Seconds of the fastest of some rounds, for runs taken in turn after one to warm up."""
-    for run in runs:
-        run()
-    best = [float("inf")] * len(runs)
-    for _ in range(ROUNDS):
-        for k, run in enumerate(runs):
-            start = time.perf_counter()
-            run()
-            best[k] = min(best[k], time.perf_counter() - start)
-    return best
-
-
-def machine() -> str:
-    """Processor and versions, in one line."""
-    import numpy
-    import PIL
-    import scipy
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return (f"{names[0] if names else platform.machine()}, Python {platform.python_version()}, "
-            f"numpy {numpy.__version__}, scipy {scipy.__version__}, Pillow {PIL.__version__}")
 
 
 def main() -> None:
     args = arguments()
     limit_threads(args.threads)
+    import common
     import numpy as np
+    import torch
     from scipy.ndimage import gaussian_filter
 
     from tta_apm.data.corruptions import CORRUPTIONS, corrupt, frost_source
@@ -76,6 +48,7 @@ def main() -> None:
     noise = np.random.default_rng(0).uniform(0, 255, (args.images, args.size, args.size, 3))
     images = gaussian_filter(noise, (0, 1, 1, 0)).astype(np.uint8)
     indices = np.arange(args.images)
+    cpu = torch.device("cpu")
     names = ["tta_apm"]
     if importlib.util.find_spec("imagecorruptions"):
         from imagecorruptions import corrupt as foreign
@@ -89,11 +62,13 @@ def main() -> None:
         def theirs() -> object:
             return [foreign(image, severity, corruption) for image in images]
 
-        return fastest([ours, theirs][:len(names)])
+        times = common.in_turn([ours, theirs][:len(names)], ROUNDS, cpu)
+        return [min(of_side) for of_side in times]
 
     print(f"{args.images} images of {args.size}x{args.size}, {args.constants} constants, mean over "
           f"severities {args.severities}, {args.threads} thread(s), {frost_source()} frost; "
-          f"fastest of {ROUNDS}.\n{machine()}\n")
+          f"fastest of {ROUNDS}.\n"
+          f"{common.machine(cpu, ('numpy', 'scipy', 'Pillow'))}\n")
     print(f"| ms per image | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
     sums = np.zeros(len(names))
     for corruption in CORRUPTIONS:

@@ -1,17 +1,24 @@
-"""The backbones and images of digits, built once."""
+"""What several tests share: backbones, images, files, a network that is cut."""
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
+import urllib.error
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
 from tta_apm.bench.evaluate import SourceImages, to_device
-from tta_apm.data.digits import digits, train_split
+from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
+from tta_apm.data.digits import CLASS_NAMES, digits, train_split
 
 CPU = torch.device("cpu")
 
@@ -28,32 +35,38 @@ def cache_of_the_tests(tmp_path_factory):
         yield
 
 
+# Backbones
+
 @pytest.fixture(scope="session")
-def digits_clip():
-    return build("clip", "digits_clip", "digits_clip.safetensors",
-                 class_names=digits(data_dir="", frost_dir=None).class_names,
-                 templates=templates("digits"), device=CPU)
+def make_clip():
+    """Builds the digits CLIP with the given templates, and with other classes if asked."""
+    def make(*prompt_templates, class_names=CLASS_NAMES):
+        return build("clip", "digits_clip", "digits_clip.safetensors", class_names=class_names,
+                     templates=prompt_templates, device=CPU)
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_clip(make_clip):
+    return make_clip(*templates("digits"))
 
 
 @pytest.fixture(scope="session")
 def digits_resnet():
     return build("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
-                 class_names=digits(data_dir="", frost_dir=None).class_names,
-                 templates=templates("digits"), device=CPU)
+                 class_names=CLASS_NAMES, templates=(), device=CPU)
 
 
 @pytest.fixture(scope="session")
 def digits_mae():
     return build("mae", "digits_mae", "digits_mae.safetensors",
-                 class_names=digits(data_dir="", frost_dir=None).class_names, templates=(),
-                 device=CPU)
+                 class_names=CLASS_NAMES, templates=(), device=CPU)
 
 
 @pytest.fixture(scope="session")
 def digits_rotation():
     return build("rotation", "digits_rotation", "digits_rotation.safetensors",
-                 class_names=digits(data_dir="", frost_dir=None).class_names, templates=(),
-                 device=CPU)
+                 class_names=CLASS_NAMES, templates=(), device=CPU)
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +75,8 @@ def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation):
     return {"clip": digits_clip, "classifier": digits_resnet, "mae": digits_mae,
             "rotation": digits_rotation}
 
+
+# Images
 
 @pytest.fixture(scope="session")
 def digits_test():
@@ -75,3 +90,113 @@ def digits_test():
 def digits_source():
     """The 1,200 labelled images that the backbones of digits learnt from."""
     return SourceImages(train_split(), CPU)
+
+
+@pytest.fixture
+def images(digits_test):
+    """The images of digits_test under noise, for methods to adapt to; some tests take fewer."""
+    noise = torch.randn(digits_test[0].shape, generator=torch.Generator().manual_seed(0))
+    return (digits_test[0] + 0.2 * noise).clamp(0, 1)
+
+
+@lru_cache(maxsize=None)
+def blobs(num: int, height: int, width: int) -> np.ndarray:
+    generator = np.random.default_rng(1)
+    noise = generator.standard_normal((3, num, height, width, 3))
+    layers = sum(size * ndimage.gaussian_filter(layer, (0, size, size, 0.5))
+                 for size, layer in zip((1, 3, 8), noise))
+    return np.clip(120 + 55 * layers / layers.std(), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Makes coarse and fine coloured blobs, uint8 [num,height,width,3]."""
+    def make(num, height, width):
+        return blobs(num, height, width).copy()
+    return make
+
+
+@pytest.fixture(scope="session")
+def zoom_reference():
+    """Enlarges the middle of an image [H,W,C] with scipy and trims it evenly."""
+    def zoom(image, factor):
+        height, width = image.shape[:2]
+        high, wide = int(np.ceil(height / factor)), int(np.ceil(width / factor))
+        top, left = (height - high) // 2, (width - wide) // 2
+        middle = image[top:top + high, left:left + wide]
+        large = ndimage.zoom(middle, (factor, factor, 1), order=1)
+        down, right = (large.shape[0] - height) // 2, (large.shape[1] - width) // 2
+        return large[down:down + height, right:right + width]
+    return zoom
+
+
+# Files
+
+@pytest.fixture
+def write_cell(tmp_path):
+    """Write a cell, the first `right` of its images classified rightly; returns its path.
+
+    `teacher` of them, the first ones too, the teacher has right. `fields` are of the record.
+    """
+    def write(row, corruption, right, *, severity=5, seed=0, teacher=None, num_images=10, **fields):
+        index = np.random.default_rng(seed).permutation(num_images)  # the stream's order
+        label = index % 10
+        predictions = Predictions(
+            index, label, label + (index >= right), np.full(num_images, 0.5, np.float32),
+            None if teacher is None else label + (index >= teacher),
+            None if teacher is None else np.full(num_images, 0.9, np.float32))
+        content = predictions.to_bytes()
+        record = dict(
+            row=row, method=row.split()[0], hyper_parameters={"lr": 0.1}, scope="image",
+            survives="nothing", backbone="net", weights="net.pt", templates="", resolution=32,
+            dataset="digits_c", corruption=corruption, severity=severity, images_from="files",
+            num_images=num_images, images_hash=f"{corruption}{severity}{num_images}",
+            setting="reset_each_domain", order="shuffled", batch_size=64, seed=seed,
+            num_correct=right, seconds=0.2 * num_images, peak_memory_mb=100.0,
+            gflops_per_image=3.0, device="cpu", fingerprint=f"{corruption}{severity}{seed}",
+            code="c0de", commit="abc", predictions_hash=hash_bytes(content)) | fields
+        path = tmp_path / "cells" / f"{corruption}-{hash_bytes(repr(record).encode())}"
+        save_cell(path, Record(**record), content)
+        return path
+    return write
+
+
+@pytest.fixture(scope="session")
+def tar_of():
+    """Makes the bytes of an archive of `members`, all of one kind."""
+    def make(members, kind=tarfile.REGTYPE, mode="w"):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode=mode) as archive:
+            for name, body in members.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.type = len(body), kind
+                archive.addfile(member, io.BytesIO(body))
+        return content.getvalue()
+    return make
+
+
+class Harmful:
+    """Touches `path` when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def harmful(tmp_path):
+    """For a checkpoint: whoever runs its code makes the file `harmful.path`."""
+    return Harmful(tmp_path / "harm")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No network, and nothing in the caches."""
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network here")
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: "/nowhere")

@@ -1,5 +1,6 @@
 """Compat: robustbench imports although its dependency goes by another name."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -14,12 +15,14 @@ def test_robustbench_imports():
     assert compat.import_robustbench() is robustbench
 
 
-def test_attack_library_is_imported_once_under_both_names():
-    compat.import_robustbench()
-    attack = sys.modules["autoattack"]
-    assert callable(attack.AutoAttack)
-    if "pyautoattack" in sys.modules:
-        assert attack is sys.modules["pyautoattack"]
+def test_attack_library_is_imported_once_under_both_names(monkeypatch):
+    for name in ("autoattack", "autoattack.state"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # none of its own
+    compat.lend_autoattack()
+    assert callable(sys.modules["autoattack"].AutoAttack)
+    for name in ("autoattack", "autoattack.state"):
+        assert sys.modules[name] is sys.modules["py" + name]
 
 
 def test_missing_dependency_is_named(monkeypatch):

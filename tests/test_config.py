@@ -10,10 +10,6 @@ from tta_apm import config
 from tta_apm.errors import UserError
 from tta_apm.registry import METHODS
 
-# Those of sweeps: a config of `tta-apm pretrain` has keys of its own.
-FILES = [file for file in sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
-         if file.parent.name != "pretrain"]
-
 
 @pytest.fixture
 def write(tmp_path):
@@ -21,13 +17,6 @@ def write(tmp_path):
         (tmp_path / name).write_text(text)
         return tmp_path / name
     return write
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem != "base"], ids=str)
-def test_every_config_loads_and_says_what_it_is(file):
-    cfg = config.load(file)
-    assert config.rows(cfg)
-    assert file.read_text().startswith("# ")
 
 
 def test_a_section_is_the_signature(write):
@@ -68,6 +57,26 @@ def test_scalars_serve_as_lists_and_whole_numbers_as_floats(write):
     assert (cfg.METHODS, cfg.SEVERITY, cfg.SEEDS, cfg.TENT.LR) == (["tent"], [3], [7], 1.0)
 
 
+def test_a_default_of_none_takes_what_its_annotation_says(write):
+    cfg = config.load(write("METHODS: [apm, norm, one_sample]\nAPM: {HIDDEN: 512, POOLING: mean}\n"
+                            "NORM: {ALPHA: 1}"), ["ONE_SAMPLE.IMAGE_SIZE", "64"])
+    assert (cfg.APM.HIDDEN, cfg.APM.POOLING) == ([512], "mean")
+    assert type(cfg.NORM.ALPHA) is float and cfg.ONE_SAMPLE.IMAGE_SIZE == 64
+    write("NORM: {ALPHA: 0.5}\nMETHODS: [norm, 'norm ALPHA 1']", "base.yaml")
+    none, one = config.rows(config.load(write("BASE: base.yaml\nNORM: {ALPHA: null}")))
+    assert none.hyper_parameters["alpha"] is None and one.hyper_parameters["alpha"] == 1.0
+
+
+@pytest.mark.parametrize("annotation, value, taken", [
+    ("int | None", "3", 3), ("None | list[float]", "1", [1.0]),
+    ("tuple[str, ...] | None", "a", ["a"]),
+    ("int | str | None", "a", "a"), ("Path | None", "a", "a")])  # the last two cannot be told
+def test_annotations_of_a_default_of_none(annotation, value, taken):
+    example = config._or_none(annotation)
+    assert config._coerce(config._literal(value), example, "KEY") == taken
+    assert config._coerce(None, example, "KEY") is None
+
+
 def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):
     here = config.find_file(Path("cfgs/digits_c/all.yaml")).read_text()
     monkeypatch.chdir(tmp_path)
@@ -103,6 +112,15 @@ def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):
     ("NUM_IMAGES: 0", [], "NUM_IMAGES 0"),
     ("BATCH_SIZE: 0", [], "at least one image"),
     ("DEVICE: gpu", [], "use auto, cpu, cuda"),
+    ("DEVICE: mps", [], "use auto, cpu, cuda"),
+    ("METHODS: norm\nNORM: {ALPHA: x}", [], "NORM.ALPHA takes a number, not 'x'"),
+    ("METHODS: one_sample", ["ONE_SAMPLE.IMAGE_SIZE", "x"], "takes a whole number, not 'x'"),
+    ("METHODS: apm\nAPM: {HIDDEN: wide}", [], "APM.HIDDEN takes a whole number, not 'wide'"),
+    ("METHODS: apm\nAPM: {POOLING: 3}", [], "APM.POOLING takes text, not 3"),
+    ("METHODS: ['apm HIDDEN [8,x]']", [], "HIDDEN takes a whole number, not 'x'"),
+    ("METHODS: apm_surviving", ["APM_SURVIVING.HIDDEN", "x"], "takes a whole number, not 'x'"),
+    ("", ["APM", "x", "APM.STEPS", "3"], "'APM.STEPS' sets a key of 'APM', which is set to 'x'"),
+    ("METHODS: ['tent A x A.B 3']", [], "'A.B' sets a key of 'A', which is set to 'x'"),
     ("BASE: nowhere.yaml", [], "there is no BASE file"),
     ("PLUGINS: [no_such_module]", [], "'no_such_module' cannot be imported"),
     ("a: [", [], "not valid YAML"),
@@ -116,10 +134,21 @@ def test_bad_input_is_told_in_a_sentence(write, text, overrides, message):
     assert "\n" not in str(caught.value)
 
 
-def test_only_one_level_of_inheritance(write):
-    write("BASE: other.yaml", "base.yaml")
-    with pytest.raises(UserError, match="one level"):
+def test_bases_chain_and_the_nearer_one_rules(write, tmp_path):
+    (tmp_path / "other").mkdir()
+    write("SEEDS: [1, 2]\nBATCH_SIZE: 7\nTENT: {LR: 0.5, STEPS: 3}", "other/base.yaml")
+    write("BASE: other/base.yaml\nBATCH_SIZE: 8\nTENT: {LR: 0.25}", "base.yaml")
+    cfg = config.load(write("BASE: base.yaml\nMETHODS: [tent]\nTENT: {EPISODIC: true}"))
+    assert (cfg.SEEDS, cfg.BATCH_SIZE) == ([1, 2], 8)
+    assert (cfg.TENT.LR, cfg.TENT.STEPS, cfg.TENT.EPISODIC) == (0.25, 3, True)
+
+
+@pytest.mark.parametrize("first", ["some.yaml", "base.yaml"])
+def test_bases_in_a_circle_are_told_in_a_sentence(write, first):
+    write(f"BASE: {first}", "base.yaml")
+    with pytest.raises(UserError, match="base.yaml: its BASE .* is itself built on this file") as e:
         config.load(write("BASE: base.yaml"))
+    assert "\n" not in str(e.value)
 
 
 def test_a_missing_file_is_told_with_the_nearest():
@@ -127,19 +156,44 @@ def test_a_missing_file_is_told_with_the_nearest():
         config.load("cfgs/digits_c/al.yaml")
 
 
+PLUGIN = """\
+from tta_apm.method import Method, register
+@register({name!r})
+class Mine(Method):
+    needs = 'clip'
+    def __init__(self, backbone, *, gain=2.0):
+        super().__init__()
+    def forward(self, images):
+        return images
+    def reset(self):
+        pass
+"""
+
+
 def test_a_plugin_file_adds_its_methods(write, tmp_path):
     plugin = tmp_path / "my_method.py"
-    plugin.write_text(
-        "from tta_apm.method import Method, register\n"
-        "@register('mine')\n"
-        "class Mine(Method):\n"
-        "    needs = 'clip'\n"
-        "    def __init__(self, backbone, *, gain=2.0):\n"
-        "        super().__init__()\n"
-        "    def forward(self, images):\n"
-        "        return images\n"
-        "    def reset(self):\n"
-        "        pass\n")
+    plugin.write_text(PLUGIN.format(name="mine"))
     cfg = config.load(write(f"PLUGINS: {plugin}\nMETHODS: mine"), ["MINE.GAIN", "3"])
     row, = config.rows(cfg)
     assert (row.hyper_parameters, row.needs, row.scope) == ({"gain": 3.0}, "clip", "image")
+
+
+def test_plugin_files_of_the_same_name_are_two(write, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write(PLUGIN.format(name=f"of_the_{name}"), f"{name}/twin.py")
+    plugins = f"[{tmp_path}/first/twin.py, {tmp_path}/second/twin.py]"
+    cfg = config.load(write(f"PLUGINS: {plugins}\nMETHODS: [of_the_first, of_the_second]"))
+    assert len(config.rows(cfg)) == 2
+
+
+def test_a_plugin_that_failed_is_tried_again(write, tmp_path):
+    plugin = write("import no_such_module", "mended.py")
+    with pytest.raises(UserError, match="mended.py.* cannot be imported: .*no_such_module"):
+        config.load(write(f"PLUGINS: {plugin}"))
+    write(PLUGIN.format(name="mended"), "mended.py")
+    assert config.rows(config.load(write(f"PLUGINS: {plugin}\nMETHODS: mended")))
+
+
+def test_plugins_left_blank_are_none(write):
+    assert config.load(write("PLUGINS:")).PLUGINS == []

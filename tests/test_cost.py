@@ -16,10 +16,13 @@ from tta_apm import cli, config
 from tta_apm.apm.method import PRESETS, Apm
 from tta_apm.apm.student import Student
 from tta_apm.backbones.untrained import untrained
+from tta_apm.bench import cost
 from tta_apm.bench.cost import count_flops
 from tta_apm.bench.method_cost import Costs
 from tta_apm.commands import cost_references
 from tta_apm.errors import UserError
+from tta_apm.method import Method
+from tta_apm.registry import METHODS
 from tta_apm.report import cost_table
 from tta_apm.report.cost_picture import draw_figure_2
 
@@ -167,6 +170,62 @@ def test_methods_that_adapt_once_are_counted_whole(costs):
     assert rmt.backward > 0
 
 
+class Prepares(Method):
+    """Does something once, before all images; says whether gradients were on at each call."""
+
+    once = {"rounds": 0}
+
+    def __init__(self, backbone, *, rounds=10**9):
+        super().__init__()
+        self.backbone = backbone
+        self.grad_modes = []
+        assert not rounds
+
+    def forward(self, images):
+        self.grad_modes.append(torch.is_grad_enabled())
+        return self.backbone(images)
+
+    def reset(self):
+        pass
+
+
+@pytest.fixture
+def prepares(costs, monkeypatch):
+    """The costs to measure with, and a row of a method that does something once."""
+    monkeypatch.setitem(METHODS._registered, "prepares", Prepares)
+    return costs[1], config.Row("prepares", "prepares", {"rounds": 10**9},
+                                METHODS.signature("prepares"))
+
+
+def test_a_method_says_itself_what_it_does_once(prepares):
+    made, row = prepares
+    assert made.measure(row, 2).forward > 0
+
+
+def test_on_a_gpu_the_warm_up_is_as_the_timed_call_and_comes_before_counting(prepares,
+                                                                             monkeypatch):
+    made, row = prepares
+    backbone, images = made.backbone(row.needs), made.images(made.backbone(row.needs), 2)
+    methods, counted = [], []
+
+    def count(run):
+        counted.append(len(methods[-1].grad_modes))
+        run()
+
+    monkeypatch.setattr(made, "device", torch.device("cuda"))
+    monkeypatch.setattr(made, "backbone", lambda kind: backbone)
+    monkeypatch.setattr(made, "images", lambda backbone, count: images)
+    monkeypatch.setattr(made, "method", lambda row: methods.append(
+        Prepares(backbone, rounds=0)) or methods[-1])
+    for name, stub in (("count_flops", count), ("reset_peak_memory", lambda device: None),
+                       ("synchronize", lambda device: None),
+                       ("peak_memory_mb", lambda device: 1.0)):
+        monkeypatch.setattr(cost, name, stub)
+    made.measure(row, 2)
+    assert counted == [1]  # calls before
+    assert [method.grad_modes for method in methods] == [[False, False], [False, False]]
+
+
 def test_untrained_refuses_what_is_unknown():
     for kind, model in (("clip", "ViT-B-17"), ("classifier", "resnet50"),
                         ("classifier", "timm/resnet5000"), ("classifier", "torchvision/resnet1"),
@@ -213,6 +272,8 @@ def test_tables_print_what_they_are_given(table_4):
              steps=None, step_forward=math.nan, step_backward=math.nan, forward=1e9, backward=0,
              peak_memory_mb=1, seconds=1, num_images=2)])
     text = cost_table.method_table(costs)
+    head = text.splitlines()[0].split("|")[1:-1]
+    assert len({cell.strip() for cell in head}) == len(head)  # no two columns of one name
     row = next(line for line in text.splitlines() if line.startswith("| apm"))
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "apm", "ViT-B-16", "149.6", "22", "20", "2", "4", "40", "80", "120", "1234", "250", "2"]
@@ -249,3 +310,16 @@ def test_figure_2_is_drawn(tmp_path):
                           "vit_gflops": 20.5, "vit_seconds": 0.2})
     path = draw_figure_2(costs, tmp_path / "figure2.png", "CPU")
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_line_of_figure_2_is_named(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tta_apm.report.style.save", lambda made, path: drawn.append(made))
+    draw_figure_2(pd.DataFrame({name: [1.0, 2.0, 3.0, 4.0] for name in (
+        "patches", "apm_gflops_per_pass", "apm_gflops_per_image", "apm_seconds", "vit_gflops",
+        "vit_seconds")}), tmp_path, "CPU")
+    for axes, count in zip(drawn[0].axes, (3, 2)):
+        names = {text.get_color(): text.get_text().split()[0] for text in axes.texts}
+        assert len(axes.texts) == len(axes.lines) == count
+        assert {line.get_color() for line in axes.lines} == set(names)
+        assert "forward only" in axes.get_ylabel()

@@ -60,3 +60,25 @@ def test_chunks_cover_every_image_once():
     covered = [i for part in episodes.chunks(7, 3) for i in range(7)[part]]
     assert covered == list(range(7))
     assert episodes.chunk_size(10**12, torch.device("cpu")) == 1
+
+
+def test_what_torch_holds_unused_of_a_gpu_counts_as_free(monkeypatch):
+    """What a method before has left to the allocator; else the second of a sweep is the slower."""
+    reserved, allocated = 0, 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 - reserved, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    cuda = torch.device("cuda")
+    assert episodes.chunk_size(10, cuda) == 75
+    reserved = 800
+    assert episodes.chunk_size(10, cuda) == 75
+    allocated = 600
+    assert episodes.chunk_size(10, cuda) == 30
+
+
+def test_kept_bytes_are_those_that_a_gradient_needs():
+    weight, inputs = torch.ones(5, 3, requires_grad=True), torch.ones(2, 5)
+    with torch.no_grad():
+        assert episodes.kept_bytes(lambda: inputs @ weight) == inputs.nbytes
+    assert episodes.kept_bytes(lambda: (inputs @ weight).exp()) == (10 + 6) * 4
+    assert episodes.kept_bytes(lambda: inputs.exp()) == 0

@@ -12,33 +12,19 @@ import pandas as pd
 import pytest
 
 from tta_apm import cli
-from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
 from tta_apm.registry import DATASETS, METHODS
 from tta_apm.report import leaderboards
 from tta_apm.report.robustbench_entry import ALEXNET, DOMAINS
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(write_cell):
     """Write a cell, `right` of its images classified rightly."""
-    def write_cell(corruption="fog", severity=5, right=7, num_images=10, row="tent", seed=0,
-                   **fields):
-        index = np.arange(num_images)
-        content = Predictions(index, index % 10, (index % 10) + (index >= right),
-                              np.full(num_images, 0.5, np.float32)).to_bytes()
-        record = dict(
-            row=row, method=row.split()[0], hyper_parameters={"lr": 0.1, "steps": 3},
-            scope="stream", survives="weights", backbone="net", weights="net.pt", templates="",
-            resolution=32, dataset="cifar10_c", corruption=corruption, severity=severity,
-            images_from="official CIFAR-10-C", num_images=num_images, images_hash=corruption,
-            setting="reset_each_domain", order="shuffled", batch_size=200, seed=seed,
-            num_correct=right, seconds=1.0, peak_memory_mb=100.0, gflops_per_image=3.0,
-            device="cpu", fingerprint="f", code="c0de", commit="abc",
-            predictions_hash=hash_bytes(content)) | fields
-        name = f"{record['setting']}-{record['order']}/{row}-{record['backbone']}-{seed}"
-        save_cell(tmp_path / "cells" / name / f"{record['dataset']}-{corruption}-{severity}",
-                  Record(**record), content)
-    return write_cell
+    def write(corruption="fog", severity=5, right=7, num_images=10, row="tent", seed=0, **fields):
+        write_cell(row, corruption, right, severity=severity, num_images=num_images, seed=seed,
+                   **{"dataset": "cifar10_c", "images_from": "official CIFAR-10-C",
+                      "hyper_parameters": {"lr": 0.1, "steps": 3}} | fields)
+    return write
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from torch import nn
 from tta_apm.apm.checkpoint import PUBLISHED, build_student, load_student, save_student
 from tta_apm.apm.embedding import embed
 from tta_apm.apm.fields import Field, decode, field_of, interpolate, running_mean
-from tta_apm.apm.images import View, find_image, read_image
+from tta_apm.apm.images import find_image, read_image
 from tta_apm.apm.overfit import overfit
 from tta_apm.apm.recipe import Recipe
+from tta_apm.apm.student import MEAN, STD
 from tta_apm.apm.teachers import load_teacher
 from tta_apm.cli import main
 from tta_apm.errors import UserError
@@ -145,7 +146,7 @@ def test_loss_of_one_image_falls_by_five_orders_of_magnitude():
                     rgb_weight=0.0, lr=1e-3)
     teacher = load_teacher(recipe, torch.device("cpu"))
     image = read_image(find_image(CHINA), recipe.image_size)
-    before, after = overfit(recipe, teacher, image, (0, 250), dtype=torch.float64)
+    before, after = overfit(recipe, teacher, image, (0, 250))
     assert after.loss < 1e-5 * before.loss
     assert before.error.shape == (64,)
     assert torch.isfinite(after.error).all()
@@ -154,7 +155,10 @@ def test_loss_of_one_image_falls_by_five_orders_of_magnitude():
 def test_a_saved_student_comes_back_with_its_recipe(student, images, file):
     trained = load_student(file)
     assert trained.recipe == SMALL
-    assert trained.view == View(SMALL.image_size)
+    shown = trained.preprocess(images)
+    assert trained.preprocess.image_size == SMALL.image_size
+    assert torch.allclose(shown, (images - torch.tensor(MEAN).view(3, 1, 1))
+                          / torch.tensor(STD).view(3, 1, 1))
     assert not any(parameter.requires_grad for parameter in trained.student.parameters())
     mine = Field(trained.student, trained.student.trigger(images[0].float()))
     assert torch.allclose(mine.features().double(), field_of(student, images[0]).features(),
@@ -195,7 +199,7 @@ def test_the_published_checkpoint_gives_the_numbers_of_its_code(images, tmp_path
     torch.save(net.state_dict(), tmp_path / "model_15.pth")
     trained = load_student(tmp_path / "model_15.pth")
     image = images[0].float()
-    field = field_of(trained.student, trained.view(image[None])[0])
+    field = field_of(trained.student, trained.preprocess(image[None])[0])
     stretched = (image - image.min()) / (image.max() - image.min())
     features, colours = net(stretched.flip(0), trained.student.code.flatten(0, 1))
     assert torch.allclose(field.features(), features, atol=1e-5)
@@ -271,6 +275,13 @@ def test_bad_input_is_one_sentence(file, tmp_path, capsys, words, message):
     assert main([*words, "--student", str(file)]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_wrong_config_is_told_before_torch_is_imported():
+    """In a fraction of a second; torch takes several."""
+    subprocess.run([sys.executable, "-c", "import sys; from tta_apm.cli import main; "
+                    "assert main(['islands', 'x.jpg', '--cfg', 'cfgs/pretrain/quick.yaml', 'LR', "
+                    "'0']) == 2; assert not {'torch', 'sklearn'} & set(sys.modules)"], check=True)
 
 
 def write_nothing(path: Path) -> None:

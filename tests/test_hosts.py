@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.tent import Tent
 from tta_apm import cli
 from tta_apm.apm.method import Apm
 from tta_apm.backbones.classifiers import Classifier
@@ -22,6 +21,7 @@ from tta_apm.errors import UserError
 from tta_apm.hosts import backbones, benchmark_tta, launch, online_tta, ttab
 from tta_apm.hosts.hosted import Hosted
 from tta_apm.method import Method
+from tta_apm_baselines.tent import Tent
 
 STANDINS = Path(__file__).parent / "standins"
 DOMAINS = [f"{name}{severity}" for name in ("fog", "snow") for severity in (5, 3)]
@@ -205,7 +205,7 @@ def test_benchmark_tta_hands_apm_images_that_are_not_normalised(in_host, digits_
 
 
 def test_benchmark_ttas_normalisation_moves_into_the_backbone(in_host):
-    words = ["TTA_APM_SOURCE", "CORRUPTION.DATASET", "imagenet_c"][1:]
+    words = ["CORRUPTION.DATASET", "imagenet_c"]
     theirs = in_benchmark_tta(in_host, "MODEL.ADAPTATION", "source", *words)
     ours = in_benchmark_tta(in_host, "MODEL.ADAPTATION", "tta_apm_source", *words)
     assert ours["predictions"] == theirs["predictions"]
@@ -274,12 +274,12 @@ def test_of_a_list_of_views_the_first_is_the_image():
 
 @pytest.fixture
 def theirs(monkeypatch, digits_resnet):
-    from tta_apm.hosts import theirs
-    monkeypatch.setattr(theirs, "PACKAGES", {})
+    from tta_apm.hosts import online_tta_methods
+    monkeypatch.setattr(online_tta_methods, "PACKAGES", {})
 
     def make(**keywords):
-        return theirs.OnlineTta(digits_resnet, repo=str(STANDINS / "online_tta"), name="tent",
-                                **keywords)
+        return online_tta_methods.OnlineTta(digits_resnet, repo=str(STANDINS / "online_tta"),
+                                            name="tent", **keywords)
     return make
 
 
@@ -327,10 +327,11 @@ def test_what_the_host_refuses_is_told(theirs, keywords, said):
 
 
 def test_their_method_in_a_sweep_by_config_alone(monkeypatch, tmp_path, capsys):
-    from tta_apm.hosts import theirs
-    monkeypatch.setattr(theirs, "PACKAGES", {})
+    from tta_apm.hosts import online_tta_methods
+    monkeypatch.setattr(online_tta_methods, "PACKAGES", {})
     row = f"online_tta REPO {STANDINS / 'online_tta'} NAME tent"
-    assert cli.main(["--cfg", "cfgs/digits_c/source.yaml", "PLUGINS", "tta_apm.hosts.theirs",
+    assert cli.main(["--cfg", "cfgs/digits_c/source.yaml",
+                     "PLUGINS", "tta_apm.hosts.online_tta_methods",
                      "METHODS", f"[source, '{row}']", "CORRUPTIONS", "[fog]", "NUM_IMAGES", "20",
                      "BATCH_SIZE", "10", "OUTPUT_DIR", str(tmp_path)]) == 0
     assert "online_tta" in capsys.readouterr().out

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from tta_apm import cli
-from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
 from tta_apm.errors import UserError
 from tta_apm.report import imported, logs
 from tta_apm.report.robustbench_entry import DOMAINS
@@ -48,6 +47,13 @@ def online_tta(seed: int = 1, fog: str = "12.34", extra: str = "") -> str:
         HEAD.format("test_time.py:  123")
         + "cifar10_c error % [gaussian_noise5][#samples=10000]: 40.00%",
         HEAD.format("test_time.py:  126") + "mean error: 26.17%, mean error at 5: 26.17%"])
+
+
+@pytest.fixture
+def ours(write_cell):
+    """Write a cell of ours: 10 images, `right` of them classified rightly."""
+    return lambda corruption, right, row="tent": write_cell(row, corruption, right,
+                                                            dataset="cifar10_c")
 
 
 @pytest.fixture
@@ -164,9 +170,9 @@ def test_what_cannot_be_read_is_told(log, text, name, said):
         log(text, name)
 
 
-def test_rows_stand_in_the_table_marked_and_without_intervals(log, tmp_path):
-    ours(tmp_path, "fog", 7)
-    ours(tmp_path, "gaussian_noise", 9)
+def test_rows_stand_in_the_table_marked_and_without_intervals(log, ours, tmp_path):
+    ours("fog", 7)
+    ours("gaussian_noise", 9)
     for found in log(online_tta(seed=1)) + log(online_tta(seed=2, fog="14.34"), "second.txt"):
         imported.save(found, tmp_path)
     text = write_tables(tmp_path)
@@ -180,9 +186,9 @@ def test_rows_stand_in_the_table_marked_and_without_intervals(log, tmp_path):
     assert "Row 2 is imported: from online-tta, run.txt, second.txt." in " ".join(text.split())
 
 
-def test_an_imported_row_is_never_best(log, tmp_path):
-    ours(tmp_path, "fog", 1)
-    ours(tmp_path, "fog", 2, row="norm")
+def test_an_imported_row_is_never_best(log, ours, tmp_path):
+    ours("fog", 1)
+    ours("fog", 2, row="norm")
     (found,) = log(online_tta(fog="0.00"))
     imported.save(found, tmp_path)
     write_tables(tmp_path)
@@ -190,9 +196,9 @@ def test_an_imported_row_is_never_best(log, tmp_path):
     assert "**80.0**" in table and "**0.0**" not in table and " 0.0 |" in table
 
 
-def test_a_mean_is_not_taken_over_a_missing_cell(log, tmp_path):
-    ours(tmp_path, "fog", 7)
-    ours(tmp_path, "snow", 7)
+def test_a_mean_is_not_taken_over_a_missing_cell(log, ours, tmp_path):
+    ours("fog", 7)
+    ours("snow", 7)
     (found,) = log(online_tta())
     imported.save(found, tmp_path)
     write_tables(tmp_path)
@@ -221,18 +227,3 @@ def test_the_command(log, tmp_path, capsys):
     kept.write_text("{}")
     assert cli.main(["table", str(tmp_path / "results")]) == 2
     assert "is no imported log" in capsys.readouterr().err
-
-
-def ours(folder, corruption: str, right: int, row: str = "tent") -> None:
-    """A cell of ours: 10 images, `right` of them classified rightly."""
-    label = np.arange(10)
-    content = Predictions(label, label, np.where(label < right, label, label + 1),
-                          np.full(10, 0.5, np.float32)).to_bytes()
-    save_cell(folder / "cells" / f"{row}-{corruption}", Record(
-        row=row, method=row, hyper_parameters={}, scope="image", survives="nothing",
-        backbone="net", weights="net.pt", templates="", resolution=32, dataset="cifar10_c",
-        corruption=corruption, severity=5, images_from="files", num_images=10,
-        images_hash=corruption, setting="reset_each_domain", order="shuffled", batch_size=10,
-        seed=0, num_correct=right, seconds=1.0, peak_memory_mb=100.0, gflops_per_image=3.0,
-        device="cpu", fingerprint=corruption, code="c0de", commit="abc",
-        predictions_hash=hash_bytes(content)), content)

@@ -164,7 +164,7 @@ def test_augmentation_shows_the_student_a_new_crop_at_each_step(teacher, images)
 def test_what_is_off_costs_nothing(teacher, images, monkeypatch):
     """No weights more than the plain student's, no grid asked for, no feature per column."""
     monkeypatch.setattr(type(teacher), "encode_grid", None)
-    monkeypatch.setattr("tta_apm.apm.losses.colour_targets", None)
+    monkeypatch.setattr("tta_apm.apm.method.colour_targets", None)
     method = Apm(teacher, **SMALL)
     projected = []
     plain = FastStudent.outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -103,6 +104,7 @@ def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(block):
     shuffled, in_order = drawings.steps(block)
     scores, deltas, agreement, cosine = shuffled.axes
     rows = [line_of(block, method, "shuffled") for method in ("apm STEPS 1", "apm")]
+    teachers = [line for line in scores.lines if line.get_linestyle() == "--"]
     for place, name in enumerate(block.shown):
         assert list(scores.containers[place].lines[0].get_xdata()) == [1, 3]
         assert list(scores.containers[place].lines[0].get_ydata()) == [
@@ -112,7 +114,29 @@ def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(block):
         assert list(agreement.lines[place].get_ydata()) == [
             100 * row[f"agreement_{name}"] for row in rows]
         assert list(cosine.lines[place].get_ydata()) == [row[f"cosine_{name}"] for row in rows]
-    assert labels(shuffled) == ["teacher", "fog", "contrast", "mean"]
+        assert list(teachers[place].get_ydata()) == [100 * row[f"teacher_{name}"] for row in rows]
+        assert teachers[place].get_color() == scores.containers[place].lines[0].get_color()
+    assert labels(shuffled) == ["its teacher, same colour", "fog", "contrast", "mean"]
+    assert scores.get_title("left") == "top-1 accuracy in %, std over seeds"
+
+
+def test_one_seed_has_no_spread_to_speak_of(sweep):
+    first = [result for result in load_results(sweep) if result.record.seed == 0]
+    (block,) = make_blocks(group_rows(first), metric="accuracy")
+    made, _ = drawings.steps(block)
+    assert made.axes[0].get_title("left") == "top-1 accuracy in %"
+    assert not any("over seeds" in text.get_text() for made in drawings.audit(block)
+                   for text in [axes.yaxis.label for axes in made.axes])
+
+
+def test_rows_are_numbered_only_where_their_names_are_not_enough(block):
+    (made,) = drawings.teacher(block)
+    assert set(labels(made)) == {f"{method}, {order}" for order in ("shuffled", "sorted")
+                                 for method in ("apm STEPS 1", "apm", "apm_surviving")}
+    same = replace(block, frame=block.frame.assign(method="apm", order="shuffled"))
+    (made,) = drawings.teacher(same)
+    numbers = [int(text.split()[0]) for text in labels(made)]
+    assert all(text.endswith(" apm") for text in labels(made)) and len(set(numbers)) == 6
 
 
 def test_the_audit_sets_apart_what_survives_and_the_order(block):

@@ -75,12 +75,23 @@ def test_a_callers_autocast_changes_nothing(digits_clip, images):
     assert F.cosine_similarity(logits.float(), expected).min() > 1 - 1e-4
 
 
-def test_auto_is_short_on_a_gpu_only():
+def test_auto_is_short_on_a_gpu_only(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert resolve("auto", "bfloat16", CPU, "apm") == "float32"
     assert resolve("auto", "bfloat16", GPU, "apm") == "bfloat16"
     assert resolve("float32", "bfloat16", GPU, "apm") == "float32"
     with pytest.raises(UserError, match="apm: unknown precision 'bfloat61'.*bfloat16"):
         resolve("bfloat61", "bfloat16", CPU, "apm")
+
+
+def test_auto_is_no_type_that_a_gpu_emulates(monkeypatch):
+    """V100 is 7.0, T4 is 7.5; float16 they have."""
+    for capability, auto in (((7, 0), "float32"), ((7, 5), "float32"), ((8, 0), "bfloat16"),
+                             ((12, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert resolve("auto", "bfloat16", GPU, "apm") == auto
+        assert resolve("auto", "float16", GPU, "tpt") == "float16"
+        assert resolve("bfloat16", "bfloat16", GPU, "apm") == "bfloat16"  # who asks for it gets it
 
 
 def test_products_rule_for_their_context_only():

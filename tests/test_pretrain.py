@@ -12,14 +12,16 @@ from PIL import Image
 
 from tta_apm import config
 from tta_apm.apm.checkpoint import build_student
-from tta_apm.apm.column_losses import Answers, ColumnLosses
+from tta_apm.apm.column_losses import ColumnLosses
 from tta_apm.apm.feature_cache import FeatureCache
-from tta_apm.apm.images import View, Views, find_images
+from tta_apm.apm.images import Photos, Preprocessing, find_images
+from tta_apm.apm.losses import Targets
 from tta_apm.apm.pretrain import STUDENT_FILE, pretrain
 from tta_apm.apm.recipe import Recipe, from_config, keys
 from tta_apm.apm.teachers import load_teacher
 from tta_apm.cli import main
 from tta_apm.errors import UserError
+from tta_apm.precision import products
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
@@ -104,26 +106,40 @@ def test_a_folder_is_searched_below_and_other_files_are_left_out(photos, tmp_pat
 
 
 def test_every_epoch_shows_each_image_once_in_an_order_of_its_own(photos):
-    views = Views(find_images(photos), 16, 0.5, seed=1)
-    order = [views.index(position) for position in range(15)]
+    shown = Photos(find_images(photos), 16, 0.5, seed=1)
+    order = [shown.index(position) for position in range(15)]
     epochs = [order[start:start + 5] for start in (0, 5, 10)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    first, again = views[3], views[3]
+    first, again = shown[3], shown[3]
     assert first[0] == again[0] and torch.equal(first[1], again[1])
-    whole = Views(find_images(photos), 16, 0.0, seed=1)
+    whole = Photos(find_images(photos), 16, 0.0, seed=1)
     assert not torch.equal(first[1], whole[3][1])
+
+
+def test_an_order_is_drawn_once_per_epoch_and_is_that_of_its_seed(photos, monkeypatch):
+    """A draw per image took as long as there are files: 118,000 in COCO."""
+    drawn, draw = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda key: drawn.append(key) or draw(key))
+    files = find_images(photos)
+    for seed in (8, 9):
+        shown = Photos(files, 16, 0.0, seed)
+        for position in (4, 5, 3, 6, 11):  # the first two epochs together, as in a batch
+            epoch, place = divmod(position, 5)
+            assert shown.index(position) == draw((seed, epoch)).permutation(5)[place]
+    assert drawn == [(seed, epoch) for seed in (8, 9) for epoch in (0, 1, 2)]
 
 
 def test_the_losses_are_the_plain_ones():
     recipe = replace(TAUGHT, cls_weight=0.5, grid_weight=2.0, rgb_weight=3.0)
     student = build_student(recipe, 7)
     images = torch.rand(2, 3, 64, 64)
-    answers = Answers(torch.randn(2, 7), torch.randn(2, 64, 7))
+    targets = Targets(torch.randn(2, 7), torch.randn(2, 64, 7))
     machine = ColumnLosses(student, recipe)
-    losses = machine(images, answers)
+    losses = machine(images, targets)
     expected = torch.zeros(3)
-    for image, shown, wanted, grid in zip(images, View(64)(images), *answers):
+    for image, shown, wanted, grid in zip(images, Preprocessing(64)(images), targets.feature,
+                                          targets.grid):
         inputs = student.unfold(shown)
         features = student.columns(inputs)
         patches = image.unfold(1, 8, 8).unfold(2, 8, 8).mean((3, 4)).flatten(1).T
@@ -132,6 +148,26 @@ def test_the_losses_are_the_plain_ones():
                                  (student.colours(inputs, features) - patches).square().mean()]) / 2
     assert torch.allclose(losses, expected, rtol=1e-5)
     assert torch.allclose(machine.total(losses), expected @ torch.tensor([0.5, 2.0, 3.0]))
+
+
+def test_what_every_step_needs_moves_with_the_module():
+    """Once, not as a copy from the host at each step."""
+    machine = ColumnLosses(build_student(TAUGHT, 7), TAUGHT).to("meta")
+    assert machine.weights.device.type == machine.preprocess.std.device.type == "meta"
+    assert not [name for name in machine.state_dict() if not name.startswith("student.")]
+
+
+def test_precision_is_that_of_the_device(photos, tmp_path, monkeypatch):
+    asked = []
+
+    def remember(precision, device):
+        asked.append(precision)
+        return products(precision, device)
+    monkeypatch.setattr("tta_apm.apm.pretrain.products", remember)
+    for precision in ("auto", "bfloat16"):
+        pretrain(replace(SMALL, images=photos, steps=1, precision=precision,
+                         output_dir=str(tmp_path / precision)))
+    assert asked == ["float32", "bfloat16"]
 
 
 def test_prefix_tokens_of_a_timm_teacher_are_dropped_at_the_front():
@@ -144,7 +180,7 @@ def test_prefix_tokens_of_a_timm_teacher_are_dropped_at_the_front():
     import timm
     torch.manual_seed(recipe.seed)
     net = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56).eval()
-    tokens = net.forward_features(View(56)(images))
+    tokens = net.forward_features(Preprocessing(56)(images))
     assert tokens.shape[1] == 1 + 4 + 16
     assert torch.equal(grid.flatten(1, 2), tokens[:, 5:])
     assert torch.equal(features, tokens[:, 0])

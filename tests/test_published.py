@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from tta_apm import cli, config
-from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.registry import DATASETS
 from tta_apm.report import published
@@ -17,23 +15,10 @@ from tta_apm.report.tables import write_tables
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(write_cell):
     """Write a cell of 10 images, `right` of them classified rightly."""
-    def write_cell(row, dataset, corruption, severity, right):
-        label = np.arange(10)
-        predictions = Predictions(label, label, np.where(label < right, label, label + 1),
-                                  np.full(10, 0.5, np.float32))
-        content = predictions.to_bytes()
-        path = tmp_path / "cells" / f"{row}-{dataset}-{corruption}-{severity}"
-        save_cell(path, Record(
-            row=row, method=row, hyper_parameters={}, scope="image", survives="nothing",
-            backbone="net", weights="net.pt", templates="", resolution=32, dataset=dataset,
-            corruption=corruption, severity=severity, images_from="files", num_images=10,
-            images_hash=corruption, setting="reset_each_domain", order="shuffled", batch_size=10,
-            seed=0, num_correct=right, seconds=1.0, peak_memory_mb=100.0, gflops_per_image=3.0,
-            device="cpu", fingerprint=f"{corruption}{severity}", code="c0de", commit="abc",
-            predictions_hash=hash_bytes(content)), content)
-    return write_cell
+    return lambda row, dataset, corruption, severity, right: write_cell(
+        row, corruption, right, dataset=dataset, severity=severity)
 
 
 def frame_of(folder, **options):

@@ -13,6 +13,7 @@ import pytest
 
 from tta_apm import cli
 from tta_apm.bench.records import load_predictions, load_record
+from tta_apm.registry import METHODS
 
 SMALL = ["NUM_IMAGES", "30", "BATCH_SIZE", "16"]
 
@@ -27,6 +28,18 @@ def sweep(tmp_path, capsys):
                          str(tmp_path / folder), *SMALL, *overrides])
         return code, tmp_path / folder, capsys.readouterr()
     return sweep
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Write a text to a plugin's file, whose methods are forgotten after the test."""
+    monkeypatch.setattr(METHODS, "_registered", dict(METHODS._registered))
+
+    def plugin(text: str) -> str:
+        file = tmp_path / "plugin_methods.py"
+        file.write_text(textwrap.dedent(text))
+        return str(file)
+    return plugin
 
 
 def cells(folder: Path) -> dict[str, bytes]:
@@ -161,6 +174,16 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:40])
 
 
+def test_rows_that_differ_in_a_sign_have_files_of_their_own(sweep):
+    """-1 and 1, 1e-3 and 1e+3: they would overwrite each other's cells."""
+    rows = ["apm TRIGGER vit TRIGGER_LAYER -1", "apm TRIGGER vit TRIGGER_LAYER 1",
+            "tent LR 1e-3", "tent LR 1e+3"]
+    code, _, printed = sweep(str(rows), flags=("--dry-run",))
+    assert code == cli.OK
+    names = [line.split()[-1] for line in printed.out.splitlines() if "would run " in line]
+    assert len(names) == len(set(names)) == 8
+
+
 BROKEN = """
     import torch
     from tta_apm.method import Method, register
@@ -190,19 +213,125 @@ BROKEN = """
 """
 
 
-def test_a_broken_method_fails_by_name_and_the_sweep_goes_on(sweep, tmp_path):
-    plugin = tmp_path / "broken_methods.py"
-    plugin.write_text(textwrap.dedent(BROKEN))
+def test_a_broken_method_fails_by_name_and_the_sweep_goes_on(sweep, plugin):
     code, folder, printed = sweep("[wrong_shape, raises, gives_nan, source]",
-                                  "PLUGINS", str(plugin))
+                                  "PLUGINS", plugin(BROKEN))
     assert code == cli.FAILED_CELLS
     assert "[2, 3] instead of logits [2, 10]" in printed.out or "[16, 3]" in printed.out
-    assert "KeyError: 'of a stranger' (broken_methods.py:" in printed.out
+    assert "KeyError: 'of a stranger' (plugin_methods.py:" in printed.out
     assert "not finite for" in printed.out
     assert "reset_each_domain-shuffled/wrong_shape/fog-5-seed42" in printed.err
     assert len(list(folder.rglob("source/*.json"))) == 2
     table = (folder / "table.md").read_text()
     assert "source" in table and "wrong_shape" not in table
+
+
+@pytest.mark.parametrize("setting", ["reset_each_domain", "gradual"])
+def test_where_all_cells_fail_it_says_so(sweep, plugin, setting):
+    code, folder, printed = sweep("raises", "PLUGINS", plugin(BROKEN), "SETTING", setting,
+                                  "SEVERITY", "[1,5]")
+    assert code == cli.FAILED_CELLS
+    assert "4 of 4 cells FAILED" in printed.err
+    assert not (folder / "table.md").exists()
+
+
+MOODY = """
+    from tta_apm.method import Method, register
+
+    @register("moody")
+    class Moody(Method):
+        built = 0
+
+        def __init__(self, backbone, *, at_once=True, seed=0, source=None):
+            super().__init__()
+            type(self).built += 1
+            if at_once or self.built > 1:
+                raise TypeError("not today")
+            self.backbone = backbone
+
+        def forward(self, images):
+            return self.backbone(images)
+
+        def reset(self):
+            pass
+"""
+
+
+def test_whatever_a_constructor_raises_is_one_sentence(sweep, plugin):
+    code, folder, printed = sweep("[source, moody]", "PLUGINS", plugin(MOODY))
+    assert code == cli.BAD_INPUT and not cells(folder)
+    assert ("method 'moody' cannot be built: TypeError: not today (plugin_methods.py:"
+            in printed.err)
+
+
+def test_a_method_that_can_be_built_once_only_fails_by_name(sweep, plugin):
+    """As where memory runs short after an hour: the other rows go on."""
+    code, folder, printed = sweep("['moody AT_ONCE false', source]", "PLUGINS", plugin(MOODY),
+                                  "SEEDS", "[1,2]")
+    assert code == cli.FAILED_CELLS
+    assert "FAILED: method 'moody AT_ONCE false' cannot be built: TypeError: not" in printed.out
+    assert "2 of 8 cells FAILED" in printed.err
+    assert len(cells(folder)) == 6
+
+
+def test_the_first_method_is_built_once_and_the_source_is_read_once(sweep, monkeypatch):
+    """RMT's constructor reads the training set and warms up on it: minutes."""
+    from tta_apm.data.dataset import Clean
+    from tta_apm_baselines.rmt import Rmt
+    built, read = [], []
+    init, source = Rmt.__init__, Clean.source
+    monkeypatch.setattr(Rmt, "__init__", lambda self, *args, **keywords: (
+        built.append(keywords["seed"]), init(self, *args, **keywords))[0])
+    monkeypatch.setattr(Clean, "source", lambda self: (read.append(self), source(self))[1])
+    small = "rmt NUM_WARM_UP 32 WARM_UP_BATCH_SIZE 32"
+    code, folder, _ = sweep(f"['{small}']", "SEEDS", "[3,4]")
+    assert code == cli.OK and built == [3, 4] and len(read) == 1
+    built.clear()
+    code, again, _ = sweep(f"[source, '{small}']", "SEEDS", "[3,4]", folder="again")
+    assert built == [3, 3, 4] and len(read) == 2
+    assert cells(folder).items() <= cells(again).items()
+
+
+def test_a_gpu_holds_one_kind_of_backbone_at_a_time(tmp_path, monkeypatch):
+    """Else the peak of a row would depend on the rows beside it."""
+    import torch
+    from tta_apm import config
+    from tta_apm.bench import sweep as module
+    from tta_apm.bench.cells import plan
+    at = {}
+
+    class Net(torch.nn.Module):
+        def __init__(self, kind, device):
+            super().__init__()
+            self.kind = kind
+            self.to(device)
+
+        def to(self, device):
+            at[self.kind] = torch.device(device).type
+            assert list(at.values()).count("cuda") <= 1
+            return self
+
+    monkeypatch.setattr(module, "build", lambda kind, *args, device, **rest: Net(kind, device))
+    cfg = config.load("cfgs/digits_c/all.yaml")
+    loaded = cli._dataset(cfg, plan(cfg))
+    sweep = module.Sweep(cfg, plan(cfg), [], tmp_path, loaded)
+    sweep.device = torch.device("cuda")
+    for kind in ("clip", "classifier", "mae", "clip", "clip", "classifier"):
+        assert sweep._backbone(kind) is sweep.backbones[kind]
+        assert {name for name, device in at.items() if device == "cuda"} == {kind}
+    at.clear()
+    sweep.device = torch.device("cpu")
+    sweep._backbone("mae")
+    assert not at
+
+
+def test_a_folder_without_frost_pictures_is_told_before_anything_runs(sweep, tmp_path):
+    code, folder, printed = sweep("source", "CORRUPTIONS", "[fog,frost]", "FROST_DIR",
+                                  str(tmp_path))
+    assert code == cli.BAD_INPUT and "lacks frost1.png" in printed.err
+    assert not folder.exists()
+    code, _, _ = sweep("source", "CORRUPTIONS", "[fog]", "FROST_DIR", str(tmp_path))
+    assert code == cli.OK
 
 
 def test_a_method_that_cannot_be_built_is_told_before_anything_runs(sweep):
@@ -237,6 +366,21 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(sweep, monkeypatc
     monkeypatch.undo()
     code, _, printed = sweep("source")
     assert code == cli.OK and "1 of 2 cells to run" in printed.out
+
+
+def test_an_interrupt_of_a_redo_counts_what_was_redone(sweep, monkeypatch):
+    from tta_apm.bench import sweep as module
+    whole = module.save_cell
+    sweep("tent")
+
+    def save_then_interrupt(*arguments):
+        whole(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_cell", save_then_interrupt)
+    code, _, printed = sweep("tent", "TENT.LR", "0.5", flags=("--redo",))
+    assert code == cli.INTERRUPTED
+    assert "1 of 2 cells are done" in printed.err
 
 
 KILLS = """

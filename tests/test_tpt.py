@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.contexts import phrase_context
 from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm.episodes import image_generators
@@ -21,18 +20,14 @@ LR = 5e-3
 
 
 @pytest.fixture(scope="module")
-def clip(digits_clip):
+def clip(make_clip):
     """The digits CLIP with the one template that TPT starts from."""
-    return ClipBackbone(digits_clip.model, digits_clip.tokenizer,
-                        class_names=digits_clip.class_names, templates=["a photo of a {}."],
-                        image_size=32, mean=digits_clip.mean.flatten().tolist(),
-                        std=digits_clip.std.flatten().tolist(), name="digits_clip", weights="")
+    return make_clip("a photo of a {}.")
 
 
 @pytest.fixture
-def images(digits_test):
-    torch.manual_seed(0)
-    return (digits_test[0][:6] + 0.3 * torch.randn_like(digits_test[0][:6])).clamp(0, 1)
+def images(images):
+    return images[:6]
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,6 @@ from tta_apm.bench.records import load_record
 from tta_apm.data import imagenet_classes
 from tta_apm.data.dataset import CLEAN, Domain, Outputs
 from tta_apm.data.digits import digits
-from tta_apm.data.hub import url_of
 from tta_apm.errors import UserError
 from tta_apm.registry import DATASETS
 
@@ -143,17 +139,6 @@ def test_classifiers_of_imagenet_keep_the_outputs_of_200_classes(tmp_path):
     assert load(tmp_path, "wds/imagenet-r").outputs is None
 
 
-@pytest.mark.parametrize("base, url", [
-    ("https://huggingface.co/datasets/clip-benchmark/",
-     "https://huggingface.co/datasets/clip-benchmark/wds_vtab-cifar10/resolve/main"),
-    ("https://huggingface.co/datasets/someone/wds_{dataset_cleaned}/tree/v2/",
-     "https://huggingface.co/datasets/someone/wds_vtab-cifar10/resolve/v2"),
-    ("http://localhost:80/tree/x/sets", "http://localhost:80/tree/x/sets/wds_vtab-cifar10"),
-])
-def test_urls(base, url):
-    assert url_of(NAME, base) == url
-
-
 # What is wrong is told
 
 def test_an_absent_set_is_told_with_what_to_get(tmp_path, capsys):
@@ -202,14 +187,6 @@ def test_an_archive_that_is_not_whole_is_named(spoil, message, tmp_path):
     assert str(folder / "test/1.tar") in str(caught.value)
 
 
-def rewrite(archive: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(archive, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
 @pytest.mark.parametrize("members, message", [
     ({"a.webp": picture(0)}, "2.tar: the sample a has no .cls"),
     ({"a.cls": b"0"}, "2.tar: the sample a has no image"),
@@ -219,20 +196,20 @@ def rewrite(archive: Path, members: dict[str, bytes]) -> None:
     ({"a.webp": picture(0), "a.cls": b"-1"}, "a label is a number from 0 to 2, not '-1'"),
     ({"a.webp": picture(0), "a.cls": b"cat"}, "a label is a number from 0 to 2, not 'cat'"),
 ])
-def test_a_sample_that_is_not_whole_is_named(members, message, tmp_path):
+def test_a_sample_that_is_not_whole_is_named(members, message, tar_of, tmp_path):
     folder = write_small(tmp_path / NAME)
-    rewrite(folder / "test/2.tar", members)
+    (folder / "test/2.tar").write_bytes(tar_of(members))
     with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", picture(1, (200, 200), "jpeg")[:400]])
-def test_an_unreadable_image_is_named(content, tmp_path):
+def test_an_unreadable_image_is_named(content, tar_of, tmp_path):
     folder = write_set(tmp_path / NAME, [(picture(0, (200, 200), "jpeg"), 0)] * 40, "jpg")
     sound = {f"s{index:07d}": picture(0, (200, 200), "jpeg") for index in range(36, 40)}
-    rewrite(folder / "test/9.tar", {
+    (folder / "test/9.tar").write_bytes(tar_of({
         f"{key}.{suffix}": content if (key, suffix) == ("s0000037", "jpg") else value
-        for key, image in sound.items() for suffix, value in (("jpg", image), ("cls", b"0"))})
+        for key, image in sound.items() for suffix, value in (("jpg", image), ("cls", b"0"))}))
     with pytest.raises(UserError, match="cannot read the image s0000037.jpg in "
                                         + re.escape(str(folder / "test/9.tar"))):
         all_images(load(tmp_path))
@@ -260,72 +237,6 @@ def test_wrong_lists_are_told(file, content, message, tmp_path):
         (folder / file).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load(tmp_path)
-
-
-# From a URL
-
-class Handler(SimpleHTTPRequestHandler):
-    """Serves repositories as the hub does, at REPOSITORY/resolve/main/FILE too."""
-
-    def translate_path(self, path: str) -> str:
-        return super().translate_path(path.replace("/resolve/main", ""))
-
-    def log_message(self, *args: object) -> None:
-        self.server.asked.append(self.path)
-
-    def copyfile(self, source, outputfile) -> None:
-        outputfile.write(source.read(self.server.most_bytes))
-
-
-@pytest.fixture
-def server(tmp_path):
-    write_small(tmp_path / "served/wds_vtab-cifar10")
-    handler = partial(Handler, directory=str(tmp_path / "served"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.asked, server.most_bytes = [], -1
-        server.base = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("base, path", [
-    ("{}", "/wds_vtab-cifar10"), ("{}/", "/wds_vtab-cifar10"),
-    ("{}/wds_{{dataset_cleaned}}/tree/main", "/wds_vtab-cifar10/resolve/main")])
-def test_a_set_is_downloaded_once(base, path, server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    here = load(base.format(server.base))
-    assert server.asked == [f"{path}/{file}" for file in (
-        "classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt",
-        "test/0.tar", "test/1.tar", "test/2.tar")]
-    again, local = load(base.format(server.base)), load("data")
-    assert len(server.asked) == 6
-    for data in (again, local):
-        assert (data.labels == here.labels).all() and (all_images(data) == all_images(here)).all()
-
-
-def test_a_download_that_breaks_off_leaves_nothing_that_looks_whole(server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    server.most_bytes = 500
-    with pytest.raises(UserError, match="cannot download .*test/0.tar to .*: 500 of 20480 bytes"):
-        load(server.base)
-    assert not list(tmp_path.rglob("data/**/*.tar"))
-    with pytest.raises(UserError, match="there is no .*0.tar"):
-        load("data")
-    server.most_bytes = -1
-    assert len(load(server.base).labels) == 10
-    assert not list(tmp_path.rglob("*.part"))
-
-
-def test_what_cannot_be_downloaded_is_told(server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{server.base}/wds_nowhere/classnames.txt to .*404"):
-        load(server.base, "wds/nowhere")
-    with pytest.raises(UserError, match="only https:// and http:// can be downloaded from"):
-        load("file:///etc")
-    assert not (tmp_path / "data").exists()
 
 
 # Runs

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tta_apm import __version__
+from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
             prog="tta-apm table", description="Rebuild the tables of a results folder.")
         parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
-        parser.add_argument("--metric", choices=("error", "accuracy"),
+        parser.add_argument("--metric", choices=METRICS,
                             help="default: that of the run")
         parser.add_argument("--published", action="store_true",
                             help="show the paper's rows below ours, where it has such a table")
@@ -125,13 +126,14 @@ def _run(options: argparse.Namespace) -> int:
         try:
             failed = _sweep(cfg, cells, todo, folder, dataset)
         except KeyboardInterrupt:
-            left = len(missing(cells, folder))
+            left = len(missing(cells, folder, redo=options.redo))
             print(f"\nStopped: {len(cells) - left} of {len(cells)} cells are done and kept in "
                   f"{folder}; the same command goes on from there.", file=sys.stderr)
             return INTERRUPTED
-    _write_tables(folder, cfg.METRIC, cfg.METHODS, cfg.PUBLISHED,
-                  [(cell.domain.corruption, cell.domain.severity) for cell in cells])
-    _write_ablation(folder, cfg.PAPER, cfg.METHODS)
+    if len(failed) < len(cells):  # else there may be nothing to make a table of
+        _write_tables(folder, cfg.METRIC, cfg.METHODS, cfg.PUBLISHED,
+                      [(cell.domain.corruption, cell.domain.severity) for cell in cells])
+        _write_ablation(folder, cfg.PAPER, cfg.METHODS)
     if failed:
         print(f"{len(failed)} of {len(cells)} cells FAILED and are missing in the table: "
               f"{', '.join(failed)}. The same command tries them again.", file=sys.stderr)
@@ -167,11 +169,11 @@ def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Pa
 
 
 def _save_config(text: str, folder: Path) -> None:
-    from tta_apm.bench.records import write_aside
+    from tta_apm.writing import aside
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_aside(folder / "config.yaml", text.encode())
+        with aside(folder / "config.yaml") as temporary:
+            temporary.write_bytes(text.encode())
     except OSError as error:
         raise UserError(f"cannot write to OUTPUT_DIR {folder}: {error.strerror}; set OUTPUT_DIR to "
                         "a folder of yours") from error

@@ -6,8 +6,10 @@ A method's section is derived from its signature: `Tent(backbone, *, lr=1e-3, st
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +19,13 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from tta_apm.backbones.kinds import KINDS
 from tta_apm.backbones.prompts import template_sets
 from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
+from tta_apm.data.metrics import METRICS
 from tta_apm.data.streams import ORDERS, SETTINGS
 from tta_apm.errors import UserError, nearest
 from tta_apm.registry import DATASETS, METHODS, Signature
-
-METRICS = ("error", "accuracy")
-# Of backbones; each has its section below.
-KINDS = ("classifier", "clip", "mae", "rotation")
 
 CORE: dict[str, Any] = {
     # Rows of the table, in order: a method's name, with KEY VALUE pairs of its own section for a
@@ -93,11 +93,11 @@ class Row:
 
     @property
     def needs(self) -> str:
-        return self.signature.attributes.get("needs", "classifier")
+        return self.signature.needs
 
     @property
     def scope(self) -> str:
-        return self.signature.attributes.get("scope", "image")
+        return self.signature.scope
 
     @property
     def survives(self) -> str:
@@ -108,7 +108,8 @@ class Row:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a config file, its BASE and KEY VALUE overrides into a checked, frozen node.
+    """Read a config file, the chain of its BASE files and KEY VALUE overrides, each over the ones
+    before, into a checked, frozen node.
 
     Raises:
         UserError: for a missing or malformed file, an unknown key or name, a wrong type.
@@ -117,8 +118,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     layers = _read_layers(file)
     layers.append(("the command line", _parse_overrides(overrides)))
     _import_plugins(layers)
-    known = _with_sections(layers)
-    merged = known
+    methods = _methods(layers)
+    merged = {**CORE, **{name.upper(): _section(name) for name in methods}}
+    known = {**CORE, **{name.upper(): _examples(name) for name in methods}}
     for where, layer in layers:
         merged = _merge(merged, layer, known, where)
     if not merged["OUTPUT_DIR"]:
@@ -170,18 +172,22 @@ def _config_folders() -> list[Path]:
 
 
 def _read_layers(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The contents of BASE, if the file has one, and of the file."""
-    content = _read_yaml(file)
-    base = content.pop("BASE", None)
-    if base is None:
-        return [(str(file), content)]
-    base_file = file.parent / str(base)
-    if not base_file.is_file():
-        raise UserError(f"{file}: there is no BASE file {base_file}")
-    base_content = _read_yaml(base_file)
-    if "BASE" in base_content:
-        raise UserError(f"{base_file} has a BASE of its own; only one level is allowed")
-    return [(str(base_file), base_content), (str(file), content)]
+    """The contents of the file and of the BASE that it names, and that one names: deepest first."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    seen = []
+    while True:
+        content = _read_yaml(file)
+        base = content.pop("BASE", None)
+        layers.insert(0, (str(file), content))
+        seen.append(file.resolve())
+        if base is None:
+            return layers
+        base_file = file.parent / str(base)
+        if not base_file.is_file():
+            raise UserError(f"{file}: there is no BASE file {base_file}")
+        if base_file.resolve() in seen:
+            raise UserError(f"{file}: its BASE {base_file} is itself built on this file")
+        file = base_file
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -205,6 +211,9 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{key!r} sets a key of {section!r}, which is set to {node!r} as a "
+                                "whole: give one of the two")
         node[leaf] = _literal(text)
     return tree
 
@@ -218,48 +227,82 @@ def _literal(text: str) -> Any:
 
 
 def _import_plugins(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    plugins: Any = []
+    plugins: Any = None
     for _, layer in layers:
         plugins = layer.get("PLUGINS", plugins)
-    for plugin in [plugins] if isinstance(plugins, str) else plugins:
+    for plugin in plugins if isinstance(plugins, list) else [plugins] if plugins else []:
         try:
             if str(plugin).endswith(".py"):
                 _import_file(Path(plugin))
             else:
-                importlib.import_module(plugin)
+                importlib.import_module(str(plugin))
         except (ImportError, OSError) as error:
             raise UserError(f"PLUGINS: {plugin!r} cannot be imported: {error}") from error
 
 
 def _import_file(path: Path) -> None:
-    name = f"tta_apm_plugin_{path.stem}"
+    path = path.resolve()
+    # Two files of the same name are two modules.
+    name = f"tta_apm_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
-def _with_sections(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The core keys, with a section for each method that is asked for or configured."""
+def _methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """The methods that are asked for or configured; each gets a section."""
     wanted = {key for _, layer in layers for key in layer}
     for layer in [CORE, *(layer for _, layer in layers)]:
         entries = layer.get("METHODS", [])
         for entry in [entries] if isinstance(entries, str) else entries or []:
             wanted |= {word.upper() for word in str(entry).split()[:1]}
-    tree = dict(CORE)
-    for name in METHODS.names():
-        if name.upper() in wanted:
-            settings = METHODS.signature(name).settings
-            tree[name.upper()] = {key.upper(): _yacs_value(value)
-                                  for key, value in settings.items()}
-    return tree
+    return [name for name in METHODS.names() if name.upper() in wanted]
 
 
-def _yacs_value(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _section(name: str) -> dict[str, Any]:
+    """The keys of a method's section and their defaults."""
+    return {key.upper(): list(value) if isinstance(value, tuple) else value
+            for key, value in METHODS.signature(name).settings.items()}
+
+
+@dataclass(frozen=True)
+class _OrNone:
+    """Stands for a default of None, whose key takes values like `example` too."""
+
+    example: Any
+
+
+# Of "Sequence[int]" and the like, the part in brackets.
+_LIST = re.compile(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
+_SCALARS: dict[str, Any] = {"bool": False, "int": 0, "float": 0.0, "str": ""}
+
+
+def _examples(name: str) -> dict[str, Any]:
+    """As `_section`, with what the annotation tells of a key in the place of a default of None."""
+    annotations = METHODS.signature(name).annotations
+    return {key: _or_none(annotations.get(key.lower(), "")) if value is None else value
+            for key, value in _section(name).items()}
+
+
+def _or_none(annotation: str) -> _OrNone | None:
+    """What "int | None" or "Sequence[int] | None" allows; None if that cannot be told."""
+    words = [word.strip() for word in annotation.strip("'").split("|")]
+    types = [word for word in words if word != "None"]
+    if len(types) != 1:
+        return None
+    items = _LIST.fullmatch(types[0])
+    word = items[1] if items else types[0]
+    if word not in _SCALARS:
+        return None
+    return _OrNone([_SCALARS[word]] if items else _SCALARS[word])
 
 
 def _merge(tree: Mapping[str, Any], layer: Mapping[str, Any], known: Mapping[str, Any],
@@ -287,9 +330,13 @@ def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
 
 def _coerce(value: Any, default: Any, where: str) -> Any:
     """`value` in the type of `default`: 1 and "1e-3" serve as floats, a scalar as a list of one."""
-    if default is None:
+    if default is None:  # its type is not known
         return value
+    if isinstance(default, _OrNone):
+        return None if value is None else _coerce(value, default.example, where)
     if isinstance(default, list):
+        if value is None and not default:
+            return []
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         return [_coerce(item, default[0], where) for item in values] if default else values
     if isinstance(default, float) and not isinstance(value, bool):
@@ -311,7 +358,7 @@ def _row(entry: str, cfg: CfgNode) -> Row:
     signature = METHODS.signature(name)
     section = dict(cfg[name.upper()])
     where = f"METHODS: {entry!r}"
-    section = _merge(section, _parse_overrides(overrides), section, where)
+    section = _merge(section, _parse_overrides(overrides), _examples(name), where)
     hyper_parameters = {key: section[key.upper()] for key in signature.settings}
     return Row(" ".join(entry.split()), name, hyper_parameters, signature)
 
@@ -348,5 +395,5 @@ def _check(cfg: CfgNode) -> None:
         raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
     if cfg.BATCH_SIZE < 1:
         raise UserError(f"BATCH_SIZE {cfg.BATCH_SIZE}: a batch holds at least one image")
-    if cfg.DEVICE.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+    if cfg.DEVICE.split(":")[0] not in ("auto", "cpu", "cuda"):
         raise UserError(f"DEVICE {cfg.DEVICE!r}: use auto, cpu, cuda, cuda:1 or the like")

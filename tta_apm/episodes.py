@@ -79,10 +79,25 @@ def chunk_size(bytes_per_episode: int, device: torch.device) -> int:
     parameters and moments of a chunk stay in the cache from one step to the next.
     """
     if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] * 3 // 4
+        # What torch keeps of a method before, to hand out again, is taken for the driver only.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = (torch.cuda.mem_get_info(device)[0] + unused) * 3 // 4
     else:
         budget = CPU_CHUNK_BYTES
     return max(1, int(budget // bytes_per_episode))
+
+
+def kept_bytes(run: Callable[[], object]) -> int:
+    """What `run` keeps for its gradient: activations, and the weights they went through."""
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        run()
+    return total
 
 
 CPU_CHUNK_BYTES = 24 * 2**20

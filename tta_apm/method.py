@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -37,16 +37,20 @@ class Method(nn.Module, ABC):
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
         survives: for scope "stream", what of the images before does: "weights", say. It stands
             in the table.
+        once: hyper-parameters with the values that leave out what is done once before all images,
+            so that a measurement of the cost per image need not wait for it.
     """
 
     needs: ClassVar[str] = "classifier"
     scope: ClassVar[str] = "image"
     survives: ClassVar[str] = ""
+    once: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
-        #: Per-image side results of the last forward, [B] each ("teacher_prediction", "cosine").
-        #: They are stored with the predictions.
+        #: Per-image side results of the last forward, [B] each, which are stored with the
+        #: predictions: "teacher_prediction" (classes), "cosine" (of the student's and the
+        #: teacher's feature), or none; no others.
         self.details: dict[str, Tensor] = {}
         #: Hyper-parameters that were left to it ("auto"), as it chose them; for the record.
         self.resolved: dict[str, Any] = {}

@@ -14,7 +14,7 @@ FULL = "float32"
 
 
 def resolve(precision: str, low: str, device: torch.device, method: str) -> str:
-    """The precision that "auto" stands for: `low` on CUDA GPUs, float32 elsewhere.
+    """The precision that "auto" stands for: `low` on CUDA GPUs that compute in it, else float32.
 
     Args:
         precision: "auto", "float32" or `low`, as configured.
@@ -29,7 +29,13 @@ def resolve(precision: str, low: str, device: torch.device, method: str) -> str:
         raise UserError(f"{method}: unknown precision {precision!r}: {nearest(precision, known)}")
     if precision != AUTO:
         return precision
-    return low if device.type == "cuda" else FULL
+    return low if device.type == "cuda" and _computes_in(low, device) else FULL
+
+
+def _computes_in(low: str, device: torch.device) -> bool:
+    """Whether a CUDA GPU has it in hardware: before Ampere, as on V100 and T4, bfloat16 is
+    emulated, and slower than float32."""
+    return low != "bfloat16" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def products(precision: str, device: torch.device) -> AbstractContextManager[object]:

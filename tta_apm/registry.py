@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # Keywords of a constructor that a run sets itself, so that they are no keys of a config.
 RUN_KEYWORDS = frozenset({"seed", "source"})
+# Types of the class attributes that a signature tells.
+PLAIN = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,24 @@ class Signature:
     """What can be known of a registered class without building it."""
 
     defaults: dict[str, Any]  # keyword-only parameters of the constructor and their defaults
-    attributes: dict[str, Any]  # literal class attributes
+    annotations: dict[str, str]  # of those that have one, as text
+    attributes: dict[str, Any]  # class attributes of PLAIN types
     source: Path  # the file that defines it
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword-only parameters that are keys of a config."""
         return {k: v for k, v in self.defaults.items() if k not in RUN_KEYWORDS}
+
+    @property
+    def needs(self) -> str:
+        """The kind of backbone that a method takes: see Method.needs."""
+        return self.attributes.get("needs", "classifier")
+
+    @property
+    def scope(self) -> str:
+        """What a method's result for an image depends on: see Method.scope."""
+        return self.attributes.get("scope", "image")
 
 
 class Registry:
@@ -136,22 +149,39 @@ def _read_signature(point: EntryPoint) -> Signature | None:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
         if isinstance(target, ast.Name) and isinstance(item, (ast.Assign, ast.AnnAssign)):
             try:
-                attributes[target.id] = ast.literal_eval(item.value)  # type: ignore[arg-type]
+                value = ast.literal_eval(item.value)  # type: ignore[arg-type]
             except ValueError:
                 continue
-    return Signature(defaults, attributes, source)
+            if isinstance(value, PLAIN):
+                attributes[target.id] = value
+    if _may_inherit(node, attributes):
+        return None
+    annotations = {argument.arg: ast.unparse(argument.annotation)
+                   for argument in constructor.args.kwonlyargs if argument.annotation}
+    return Signature(defaults, annotations, attributes, source)
+
+
+def _may_inherit(node: ast.ClassDef, attributes: dict[str, Any]) -> bool:
+    """Whether a base class, other than Method itself, may set what the class's own text leaves."""
+    wanted = {"needs", "scope"}
+    if attributes.get("scope") == "stream":
+        wanted.add("survives")
+    bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+    return not wanted <= attributes.keys() and bases != {"Method"}
 
 
 def _inspect_signature(cls: Any) -> Signature:
-    defaults = {}
+    defaults, annotations = {}, {}
     for parameter in inspect.signature(cls).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             if parameter.default is parameter.empty:
                 raise UserError(f"{cls.__qualname__}: keyword {parameter.name!r} needs a default")
             defaults[parameter.name] = parameter.default
+            if parameter.annotation is not parameter.empty:
+                annotations[parameter.name] = inspect.formatannotation(parameter.annotation)
     attributes = {name: getattr(cls, name) for name in dir(cls)
-                  if isinstance(inspect.getattr_static(cls, name), (str, int, float, bool))}
-    return Signature(defaults, attributes, Path(inspect.getsourcefile(cls) or ""))
+                  if isinstance(inspect.getattr_static(cls, name), PLAIN)}
+    return Signature(defaults, annotations, attributes, Path(inspect.getsourcefile(cls) or ""))
 
 
 METHODS = Registry("tta_apm.methods", "method")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tta_apm.apm.images import View
+from tta_apm.apm.images import Preprocessing
 from tta_apm.apm.recipe import Recipe, from_plain
 from tta_apm.apm.student import Student
 from tta_apm.backbones import files
 from tta_apm.errors import UserError
+from tta_apm.writing import aside
 
 STUDENT, TRAINING = "student", "training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,7 +32,7 @@ class Trained(NamedTuple):
     """A trained student and how to show it an image."""
 
     student: Student
-    view: View
+    preprocess: Preprocessing
     recipe: Recipe | None  # None for the authors' checkpoint
 
 
@@ -69,10 +69,11 @@ def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
         tensors, recipe, feature_dim = _read(path, STUDENT)
         student = build_student(recipe, feature_dim)
         _load(student, tensors, path)
-        trained = Trained(student, View(recipe.image_size), recipe)
+        trained = Trained(student, Preprocessing(recipe.image_size), recipe)
     else:
         trained = _published(files.read(path), path)
     trained.student.to(device).eval().requires_grad_(False)
+    trained.preprocess.to(device)
     return trained
 
 
@@ -112,10 +113,9 @@ def _write(path: Path, kind: str, tensors: dict[str, Tensor], recipe: Recipe, st
            ) -> None:
     about = {"tta_apm": kind, "recipe": json.dumps(vars(recipe)),
              "feature_dim": str(student.projection.out_features)}
-    temporary = path.with_name(f"{path.name}.tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-              temporary, metadata=about)
-    os.replace(temporary, path)
+    with aside(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+                  temporary, metadata=about)
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Recipe, int]:
@@ -163,4 +163,6 @@ def _published(tensors: dict[str, Tensor], path: Path) -> Trained:
                       hidden=[len(renamed[f"mlp.{layer}.bias"]) for layer in range(5)],
                       feature_dim=len(renamed["projection.bias"]), pooling="mean", rgb=True)
     _load(student, renamed, path)
-    return Trained(student, View(grid * patch, (0.0,) * 3, (1.0,) * 3, stretch=True), None)
+    # Stretched only.
+    preprocess = Preprocessing(grid * patch, mean=(0.0,) * 3, std=(1.0,) * 3, stretch=True)
+    return Trained(student, preprocess, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
+from tta_apm.apm.student import HEADS
 from tta_apm.errors import UserError, nearest
 
 
@@ -25,9 +26,9 @@ def check_numbers(hidden: Sequence[int], pooling: str, image_size: int, patch: i
     if not 0 <= columns <= (image_size // patch) ** 2:
         raise UserError(f"apm: columns {columns}: there are {(image_size // patch) ** 2} columns, "
                         "and 0 means all")
-    if pooling == "attention" and feature_dim % 8:
-        raise UserError(f"apm: attention pooling has 8 heads, which do not divide the teacher's "
-                        f"{feature_dim} features; use pooling mean")
+    if pooling == "attention" and feature_dim % HEADS:
+        raise UserError(f"apm: attention pooling has {HEADS} heads, which do not divide the "
+                        f"teacher's {feature_dim} features; use pooling mean")
 
 
 def check_losses(weights: Sequence[float], pooling: str, trigger: str, augmentation: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tta_apm.apm.student import MEAN, STD
@@ -20,28 +21,34 @@ from tta_apm.errors import UserError, nearest
 SHIPPED = "sklearn"
 
 
-class View(NamedTuple):
+class Preprocessing(nn.Module):
     """What a student is shown of an image: its size and normalisation. The default is ImageNet's.
 
-    Attributes:
+    Args:
         image_size: side in pixels.
         mean, std: per channel.
         stretch: whether an image's values are first stretched to [0,1], smallest to largest.
     """
 
-    image_size: int
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
-    stretch: bool = False
+    mean: Tensor
+    std: Tensor
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __init__(self, image_size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD,
+                 stretch: bool = False) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.stretch = stretch
+        # Buffers: lists would be copied to the device at each step.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B,3,H,W] of images [B,3,H,W] in [0,1]."""
         if self.stretch:
             low, high = (bound(images, dim=(1, 2, 3), keepdim=True)
                          for bound in (torch.amin, torch.amax))
             images = (images - low) / (high - low).clamp(min=1e-6)
-        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(
-            self.std).view(3, 1, 1)
+        return (images - self.mean) / self.std
 
 
 def find_images(folder: str) -> list[Path]:
@@ -91,7 +98,7 @@ def read_image(path: Path, size: int, corner: tuple[float, float, float] | None 
     return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
 
 
-class Views(Dataset):
+class Photos(Dataset):
     """The images of a pretraining, one for each position of an endless stream.
 
     Every epoch is shuffled anew and, with `crop`, shows other squares; both follow from the seed
@@ -119,7 +126,7 @@ class Views(Dataset):
     def index(self, position: int) -> int:
         """Which file is at `position`."""
         epoch, place = divmod(position, len(self.files))
-        return int(np.random.default_rng((self.seed, epoch)).permutation(len(self.files))[place])
+        return int(_order(len(self.files), self.seed, epoch)[place])
 
     def _corner(self, path: Path, position: int) -> tuple[float, float, float] | None:
         if not self.crop:
@@ -132,6 +139,11 @@ class Views(Dataset):
         fraction, left, top = np.random.default_rng((self.seed, 0, position)).random(3)
         side = min(width, height) * (self.crop + (1 - self.crop) * fraction)
         return float(left * (width - side)), float(top * (height - side)), float(side)
+
+
+@lru_cache(2)  # a batch may lie in two epochs; to draw an order for each image costs O(count) each
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def _shipped() -> Path:

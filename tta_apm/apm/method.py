@@ -84,8 +84,9 @@ class Apm(Method):
         target: fit the teacher's feature as it is ("raw") or scaled to length one ("unit"); the
             paper is silent, its code takes it raw.
         precision: of the student's matrix products: "float32", or "bfloat16" with weights, moments
-            and losses in float32; "auto" is bfloat16 on CUDA GPUs, float32 elsewhere. The teacher
-            stays in float32: its features in bfloat16 changed 8 predictions of 1,000.
+            and losses in float32; "auto" is bfloat16 on CUDA GPUs from compute capability 8.0 on,
+            float32 elsewhere. The teacher stays in float32: its features in bfloat16 changed 8
+            predictions of 1,000.
         seed: of the draw of the student's weights, and of augmentation.
 
     After a forward, `details` holds the teacher's prediction and the cosine of the student's and

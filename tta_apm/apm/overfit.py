@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tta_apm.apm.checkpoint import build_student
-from tta_apm.apm.column_losses import Answers, ColumnLosses
+from tta_apm.apm.column_losses import ColumnLosses
 from tta_apm.apm.fields import Field, error_map, field_of
+from tta_apm.apm.losses import Targets
 from tta_apm.apm.recipe import Recipe
 from tta_apm.apm.student import draw
 from tta_apm.apm.teachers import Teacher, feature_dim
@@ -25,26 +26,27 @@ class Snapshot(NamedTuple):
     error: Tensor | None  # of each column against the teacher's grid, [L]
 
 
-def overfit(recipe: Recipe, teacher: Teacher | None, image: Tensor, at_steps: Collection[int],
-            dtype: torch.dtype = torch.float32) -> Iterator[Snapshot]:
+def overfit(recipe: Recipe, teacher: Teacher | None, image: Tensor, at_steps: Collection[int]
+            ) -> Iterator[Snapshot]:
     """Fit a fresh student, drawn from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
 
     Yields a Snapshot after each number of updates in `at_steps`, in rising order; its field holds
     the live weights, to be looked at before the next one is asked for.
     """
     images = image[None]
-    answers = Answers(None, None)
+    targets = None
     if teacher is not None:
-        answers = Answers(*(one.to(dtype) for one in teacher.targets(images, recipe.grid)))
-    images = images.to(dtype)
+        targets = Targets(*teacher.targets(images, recipe.grid))
     student = draw(build_student(recipe, feature_dim(recipe, teacher)), recipe.seed).to(images)
-    machine = ColumnLosses(student, recipe)
+    machine = ColumnLosses(student, recipe).to(images)
     optimizer = torch.optim.Adam(student.parameters(), recipe.lr)
     for step in range(max(at_steps) + 1):
-        loss = machine.total(machine(images, answers))
+        loss = machine.total(machine(images, targets))
         if step in at_steps:
-            field = field_of(student, machine.view(images)[0])
-            error = None if answers.grid is None else error_map(field.features(), answers.grid[0])
+            field = field_of(student, machine.preprocess(images)[0])
+            error = None
+            if targets is not None and targets.grid is not None:
+                error = error_map(field.features(), targets.grid[0])
             yield Snapshot(step, loss.item(), field, error)
         optimizer.zero_grad()
         loss.backward()

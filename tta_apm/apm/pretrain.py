@@ -19,14 +19,16 @@ from tqdm import tqdm
 
 from tta_apm.apm.checkpoint import (
     Progress, build_student, load_training, save_student, save_training)
-from tta_apm.apm.column_losses import LOSSES, Answers, ColumnLosses
+from tta_apm.apm.column_losses import LOSSES, ColumnLosses
 from tta_apm.apm.feature_cache import FeatureCache
-from tta_apm.apm.images import Views, find_images, read_image
+from tta_apm.apm.images import Photos, find_images, read_image
+from tta_apm.apm.losses import Targets
 from tta_apm.apm.recipe import Recipe
 from tta_apm.apm.team import Team, gather
 from tta_apm.apm.teachers import Teacher, feature_dim, load_teacher
 from tta_apm.backbones import files
 from tta_apm.errors import UserError
+from tta_apm.precision import products, resolve
 
 STUDENT_FILE, TRAINING_FILE, LOSSES_FILE = (
     "student.safetensors", "training.safetensors", "losses.csv")
@@ -73,18 +75,17 @@ class _Pretraining:
         done = Progress(0, torch.zeros(0, len(LOSSES)))
         if saved.is_file():
             done = load_training(saved, self.student, self.optimizer, recipe)
-        machine = ColumnLosses(self.student, recipe)
+        machine = ColumnLosses(self.student, recipe).to(team.device)
         shared = team.share(machine)
         history = list(done.losses)
-        half = recipe.precision == "bfloat16" or (
-            recipe.precision == "auto" and team.device.type == "cuda")
+        precision = resolve(recipe.precision, "bfloat16", team.device, "pretrain")
         bar = tqdm(self._batches(done.step), unit="step", initial=done.step, total=recipe.steps,
                    disable=not team.leads)
         for step, (indices, images) in enumerate(bar, start=done.step + 1):
             images = images.to(team.device, non_blocking=True)
-            answers = self._answers(indices, images)
-            with torch.autocast(team.device.type, torch.bfloat16, enabled=half):
-                losses = shared(images, answers)
+            targets = self._targets(indices, images)
+            with products(precision, team.device):
+                losses = shared(images, targets)
             self.optimizer.zero_grad()
             machine.total(losses).backward()
             self.optimizer.step()
@@ -104,20 +105,20 @@ class _Pretraining:
         places = [list(range(first, first + share)) for first in range(
             start * recipe.batch_size + team.rank * share,
             recipe.steps * recipe.batch_size, recipe.batch_size)]
-        views = Views(self.files, recipe.image_size, recipe.crop, recipe.seed)
+        photos = Photos(self.files, recipe.image_size, recipe.crop, recipe.seed)
         try:
-            yield from DataLoader(views, batch_sampler=places, num_workers=recipe.num_workers,
+            yield from DataLoader(photos, batch_sampler=places, num_workers=recipe.num_workers,
                                   pin_memory=team.device.type == "cuda")
         except UserError as error:  # from a worker it comes with that one's traceback before it
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
 
-    def _answers(self, indices: Tensor, images: Tensor) -> Answers:
+    def _targets(self, indices: Tensor, images: Tensor) -> Targets | None:
         if self.cache:
             features, grids = self.cache.get(indices.numpy())
-            return Answers(features.to(images), grids.to(images))
+            return Targets(features.to(images), grids.to(images))
         if self.teacher:
-            return Answers(*self.teacher.targets(images, self.recipe.grid))
-        return Answers(None, None)
+            return Targets(*self.teacher.targets(images, self.recipe.grid))
+        return None
 
     def _fill_cache(self, teacher: Teacher) -> FeatureCache:
         """The cache with the features of all images; each process asks for its share."""

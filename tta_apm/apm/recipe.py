@@ -48,7 +48,7 @@ class Recipe:
     steps: int = 20000
     batch_size: int = 64
     seed: int = 42
-    # Of products; auto is bfloat16 on CUDA and float32 elsewhere.
+    # Of products; auto is bfloat16 on CUDA GPUs that have it and float32 elsewhere.
     precision: str = "auto"
     device: str = "auto"
     # Processes that read images, beside each that trains.

@@ -19,6 +19,7 @@ POOLINGS = ("mean", "attention")
 # Of ImageNet, which the input is normalised by (Table 7).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+HEADS = 8  # of attention pooling
 # Of the RGB head's two hidden layers (authors' code).
 RGB_WIDTH = 256
 
@@ -133,9 +134,9 @@ class AttentionPooling(nn.Module):
 
     code: Tensor
 
-    def __init__(self, grid: int, feature_dim: int, num_heads: int = 8) -> None:
+    def __init__(self, grid: int, feature_dim: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(feature_dim, num_heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(feature_dim, HEADS, batch_first=True)
         self.query = nn.Parameter(torch.empty(feature_dim))
         self.register_buffer("code", positional_code(grid, feature_dim).flatten(0, 1),
                              persistent=False)

@@ -31,7 +31,9 @@ class Team(NamedTuple):
         if self.size == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices)
+        # Buffers are constants: they need not be sent at each step.
+        return nn.parallel.DistributedDataParallel(module, device_ids=devices,
+                                                   broadcast_buffers=False)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of detached `values` over the team."""

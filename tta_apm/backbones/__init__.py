@@ -1,1 +1,1 @@
-"""Frozen networks: classifiers and CLIP."""
+"""Frozen networks: classifiers, CLIP, the masked autoencoder and the rotation net."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tta_apm.errors import UserError, nearest
 
 
 class Backbone(nn.Module):
@@ -18,20 +20,25 @@ class Backbone(nn.Module):
         mean, std: per channel, of the network's training.
         name: architecture, for the record.
         weights: what the weights are and their hash, for the record.
+        keep: the outputs of the network that are classes of the data set, None for all.
     """
 
     kind: str
     mean: Tensor
     std: Tensor
+    keep: Tensor | None
 
     def __init__(self, *, image_size: int | None, mean: Sequence[float], std: Sequence[float],
-                 name: str, weights: str) -> None:
+                 name: str, weights: str, keep: Sequence[int] | None = None) -> None:
         super().__init__()
         self.image_size = image_size
         self.name = name
         self.weights = weights
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # A buffer: a list would be copied to the device at each forward.
+        self.register_buffer("keep", None if keep is None else torch.tensor(keep),
+                             persistent=False)
 
     def freeze(self) -> None:
         """Eval mode, no parameter takes a gradient."""
@@ -45,3 +52,13 @@ class Backbone(nn.Module):
             images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
             images = images.clamp(0, 1)
         return (images - self.mean).div_(self.std)
+
+    def kept(self, logits: Tensor) -> Tensor:
+        """Those of the network's logits [B,...] that are classes of the data set, [B,K]."""
+        return logits if self.keep is None else logits[:, self.keep]
+
+
+def check_model(section: str, model: str, known: Collection[str]) -> None:
+    """UserError, of the config's key, unless `model` is one of the known."""
+    if model not in known:
+        raise UserError(f"{section}.MODEL: unknown {model!r}: {nearest(model, known)}")

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.kinds import KINDS
 from tta_apm.data.dataset import Outputs
 from tta_apm.errors import UserError, nearest
-
-KINDS = ("classifier", "clip", "mae", "rotation")
 
 
 def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
@@ -28,6 +27,8 @@ def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
     Raises:
         UserError: for an unknown kind, model or weights.
     """
+    num_classes = outputs.total if outputs else len(class_names)
+    keep = outputs and outputs.kept
     # Imported here: open_clip and timm take seconds each.
     if kind == "clip":
         from tta_apm.backbones.clip import load_clip
@@ -35,14 +36,11 @@ def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
                          device=device)
     if kind == "classifier":
         from tta_apm.backbones.classifiers import load_classifier
-        return load_classifier(model, weights, device=device, keep=outputs and outputs.kept,
-                               num_classes=outputs.total if outputs else len(class_names))
+        return load_classifier(model, weights, num_classes=num_classes, device=device, keep=keep)
     if kind == "mae":
         from tta_apm.backbones.mae import load_mae
-        return load_mae(model, weights, device=device, keep=outputs and outputs.kept,
-                        num_classes=outputs.total if outputs else len(class_names))
+        return load_mae(model, weights, num_classes=num_classes, device=device, keep=keep)
     if kind == "rotation":
         from tta_apm.backbones.rotation import load_rotation
-        return load_rotation(model, weights, device=device, keep=outputs and outputs.kept,
-                             num_classes=outputs.total if outputs else len(class_names))
+        return load_rotation(model, weights, num_classes=num_classes, device=device, keep=keep)
     raise UserError(f"unknown kind of backbone {kind!r}: {nearest(kind, KINDS)}")

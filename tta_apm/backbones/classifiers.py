@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,7 @@ class Classifier(Backbone):
 
     Args:
         net: normalised images [B,3,H,W] -> logits [B,K].
-        image_size, mean, std, name, weights: see Backbone.
-        keep: the outputs of `net` that are classes of the data set, None for all.
+        image_size, mean, std, name, weights, keep: see Backbone.
     """
 
     kind = "classifier"
@@ -33,15 +32,14 @@ class Classifier(Backbone):
     def __init__(self, net: nn.Module, *, image_size: int | None, mean: Sequence[float],
                  std: Sequence[float], name: str, weights: str,
                  keep: Sequence[int] | None = None) -> None:
-        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
+        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights,
+                         keep=keep)
         self.net = net
-        self.keep = None if keep is None else list(keep)
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        logits = self.net(self.prepare(images))
-        return logits if self.keep is None else logits[:, self.keep]
+        return self.kept(self.net(self.prepare(images)))
 
 
 class Loaded(NamedTuple):
@@ -64,19 +62,25 @@ def load_classifier(model: str, weights: str, *, num_classes: int,
         weights: "" for the library's pretrained ones, a file, or the name of a packaged file;
             for torchvision also one of the names of its weights, such as IMAGENET1K_V1.
         num_classes: of the network.
-        keep: see Classifier.
+        keep: see Backbone.
 
     Raises:
         UserError: for an unknown model, for weights that are not here and cannot be downloaded,
             do not fit or have other classes.
     """
+    family, name = split(model)
+    loaded = FAMILIES[family](name, weights, num_classes)
+    return placed(Classifier(loaded.net, image_size=loaded.image_size, mean=loaded.mean,
+                             std=loaded.std, name=model, weights=loaded.weights, keep=keep), device)
+
+
+def split(model: str) -> tuple[str, str]:
+    """The family and the name within it that a model's name stands for; UserError for another."""
     family, _, name = model.partition("/")
     if family not in FAMILIES or not name:
         raise UserError(f"CLASSIFIER.MODEL {model!r} must be one of "
                         f"{', '.join(f'{known}/NAME' for known in FAMILIES)}")
-    loaded = FAMILIES[family](name, weights, num_classes)
-    return placed(Classifier(loaded.net, image_size=loaded.image_size, mean=loaded.mean,
-                             std=loaded.std, name=model, weights=loaded.weights, keep=keep), device)
+    return family, name
 
 
 def placed(classifier: Classifier, device: torch.device | str) -> Classifier:
@@ -90,7 +94,7 @@ def _timm(name: str, weights: str, num_classes: int) -> Loaded:
     import timm
     from timm.data import resolve_model_data_config
     from tta_apm.backbones import small_resnets  # noqa: F401  (makes it known to timm)
-    _check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")
+    check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")
     if weights:
         file = _find(weights)
         net = timm.create_model(name, num_classes=num_classes)
@@ -112,7 +116,7 @@ def _timm(name: str, weights: str, num_classes: int) -> Loaded:
 
 def _torchvision(name: str, weights: str, num_classes: int) -> Loaded:
     from torchvision import models
-    _check_known(name, models.list_models(module=models), "torchvision")
+    check_known(name, models.list_models(module=models), "torchvision")
     choices = models.get_model_weights(name)
     preset = choices["DEFAULT"]
     if files.find(weights) or files.looks_like_file(weights):
@@ -134,21 +138,15 @@ def _torchvision(name: str, weights: str, num_classes: int) -> Loaded:
 
 
 def _robustbench(name: str, weights: str, num_classes: int) -> Loaded:
-    import_robustbench()
-    from robustbench.model_zoo import model_dicts
-    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
-    from robustbench.utils import DATASET_CLASSES, load_model
-    datasets = {count: dataset for dataset, count in DATASET_CLASSES.items()}
-    if num_classes not in datasets:
-        raise UserError(f"robustbench has models for {sorted(datasets)} classes, not {num_classes}")
-    dataset, threat = datasets[num_classes], ThreatModel.corruptions
-    models = model_dicts[dataset][threat]
-    _check_known(name, models, f"robustbench's {dataset.value}")
+    entry, dataset, image_size = robustbench_entry(name, num_classes)
+    from robustbench.model_zoo.enums import ThreatModel
+    from robustbench.utils import load_model
+    threat = ThreatModel.corruptions
 
     def load(folder: str | Path) -> nn.Module:
         return load_model(name, folder, dataset, threat)
 
-    drive = models[name]["gdrive_id"]
+    drive = entry["gdrive_id"]
     is_one_file = isinstance(drive, str) and bool(drive)  # others are several, or elsewhere
     inside = Path(dataset.value, threat.value, f"{name}.pt")
     file = _find(weights) if weights else ROBUSTBENCH_FOLDER / inside
@@ -164,8 +162,23 @@ def _robustbench(name: str, weights: str, num_classes: int) -> Loaded:
                         f"https://drive.google.com/uc?id={drive}", file)
     label = files.describe(file.name, file) if is_one_file else name
     # The models normalise inside, where they do.
-    size = 224 if dataset is BenchmarkDataset.imagenet else None
-    return Loaded(net, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), label)
+    return Loaded(net, image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), label)
+
+
+def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any, int | None]:
+    """What robustbench knows of a model of its corruption leaderboards, the data set that the
+    number of classes tells, and the side of its images."""
+    import_robustbench()
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+    from robustbench.utils import DATASET_CLASSES
+    datasets = {count: dataset for dataset, count in DATASET_CLASSES.items()}
+    if num_classes not in datasets:
+        raise UserError(f"robustbench has models for {sorted(datasets)} classes, not {num_classes}")
+    dataset = datasets[num_classes]
+    models = model_dicts[dataset][ThreatModel.corruptions]
+    check_known(name, models, f"robustbench's {dataset.value}")
+    return models[name], dataset, 224 if dataset is BenchmarkDataset.imagenet else None
 
 
 def _robustbench_from(file: Path, inside: Path, load: Callable[[str], nn.Module]) -> nn.Module:
@@ -200,7 +213,8 @@ def _find(weights: str) -> Path:
     return file
 
 
-def _check_known(name: str, known: Iterable[str], library: str) -> None:
+def check_known(name: str, known: Iterable[str], library: str) -> None:
+    """UserError unless a library has a model of this name."""
     known = set(known)
     if name not in known:
         raise UserError(f"CLASSIFIER.MODEL: {library} has no {name!r}: {nearest(name, known)}")

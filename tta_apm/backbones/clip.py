@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to timm)
 from tta_apm.backbones import files, grids, text_cache
-from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.errors import UserError, nearest
 
 # Models of ours that open_clip then knows like its own.
@@ -113,8 +113,7 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
         UserError: for an unknown model or tag, for a model whose activation is not that of the
             tag, for weights that are not here and cannot be downloaded or do not fit.
     """
-    if model not in open_clip.list_models():
-        raise UserError(f"CLIP.MODEL: unknown {model!r}: {nearest(model, open_clip.list_models())}")
+    check_model("CLIP", model, open_clip.list_models())
     file = files.find(weights)
     if file is None:
         tag = _check_tag(model, weights)
@@ -130,11 +129,15 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
         raise UserError(f"open_clip cannot make {model!r} with {file}: "
                         f"{files.first_line(error)}") from error
     config = open_clip.get_model_preprocess_cfg(net)
-    size = config["size"]
     return ClipBackbone(net, tokenizer, class_names=class_names, templates=templates,
-                        image_size=size if isinstance(size, int) else size[0],
-                        mean=config["mean"], std=config["std"], name=model,
-                        weights=files.describe(label, file), cache=True).to(device)
+                        image_size=image_size(net), mean=config["mean"], std=config["std"],
+                        name=model, weights=files.describe(label, file), cache=True).to(device)
+
+
+def image_size(net: open_clip.CLIP) -> int:
+    """Side in pixels of the images that `net` takes."""
+    size = open_clip.get_model_preprocess_cfg(net)["size"]
+    return size if isinstance(size, int) else size[0]
 
 
 def _check_tag(model: str, tag: str) -> dict[str, Any]:

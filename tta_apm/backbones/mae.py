@@ -19,8 +19,8 @@ from timm.models.vision_transformer import Block, PatchEmbed
 from torch import Tensor, nn
 
 from tta_apm.backbones import files
-from tta_apm.backbones.backbone import Backbone
-from tta_apm.errors import UserError, nearest
+from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.errors import UserError
 
 HEAD = "classifier"  # what the names of the probing head start with
 OFFICIAL = ("https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large_full.pth",
@@ -144,8 +144,7 @@ class MaskedAutoencoder(Backbone):
 
     Args:
         net, architecture: the network, and what it wants of images.
-        keep: the outputs of the head that are classes of the data set, None for all.
-        name, weights: see Backbone.
+        name, weights, keep: see Backbone.
     """
 
     kind = "mae"
@@ -153,15 +152,13 @@ class MaskedAutoencoder(Backbone):
     def __init__(self, net: MaeVit, architecture: Architecture, *, name: str, weights: str,
                  keep: Sequence[int] | None = None) -> None:
         super().__init__(image_size=architecture.image_size, mean=architecture.mean,
-                         std=architecture.std, name=name, weights=weights)
+                         std=architecture.std, name=name, weights=weights, keep=keep)
         self.net = net
-        self.keep = None if keep is None else list(keep)
         self.freeze()
 
     def classify(self, latents: Tensor) -> Tensor:
         """Logits [B,K] of the latents [B,1+L,D] of whole images."""
-        logits = self.net.classify(latents)
-        return logits if self.keep is None else logits[:, self.keep]
+        return self.kept(self.net.classify(latents))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
@@ -190,13 +187,12 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
             of which the first holds encoder and decoder and the second the head: "a.pth,b.pth".
             Files that also hold the arguments of their training need torch 2.5.
         num_classes: of the head.
-        keep: see MaskedAutoencoder.
+        keep: see Backbone.
 
     Raises:
         UserError: for an unknown model, for weights that are not here or do not fit.
     """
-    if model not in ARCHITECTURES:
-        raise UserError(f"MAE.MODEL: unknown {model!r}: {nearest(model, ARCHITECTURES)}")
+    check_model("MAE", model, ARCHITECTURES)
     paths = [_find(name.strip()) for name in weights.split(",")]
     if len(paths) > 2:
         raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(paths)} files; give one, or that of "

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from tta_apm.backbones import files
-from tta_apm.backbones.backbone import Backbone
-from tta_apm.errors import UserError, nearest
+from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.errors import UserError
 
 NUM_ROTATIONS = 4
 
@@ -43,36 +43,40 @@ class Joint(nn.Module):
         return self.get_submodule(branch)(self.trunk(images))
 
 
+class Model(NamedTuple):
+    """A network and what it wants of its images."""
+
+    make: Callable[[int], Joint]  # of K
+    image_size: int = 32
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    # Whether it was trained on random crops of any area, as for ImageNet, or on shifted images, as
+    # for CIFAR.
+    resized_crops: bool = False
+
+
 class Rotation(Backbone):
     """A frozen classifier that was trained jointly with a rotation branch.
 
     Args:
-        net: the Y-shaped network.
-        resized_crops: whether it was trained on random crops of any area, as for ImageNet, or on
-            shifted images, as for CIFAR.
-        keep: the outputs of `net` that are classes of the data set, None for all.
-        image_size, mean, std, name, weights: see Backbone.
+        net, model: the Y-shaped network, and what it wants of images.
+        name, weights, keep: see Backbone.
     """
 
     kind = "rotation"
     image_size: int
 
-    def __init__(self, net: Joint, *, resized_crops: bool, image_size: int, mean: Sequence[float],
-                 std: Sequence[float], name: str, weights: str,
+    def __init__(self, net: Joint, model: Model, *, name: str, weights: str,
                  keep: Sequence[int] | None = None) -> None:
-        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
+        super().__init__(image_size=model.image_size, mean=model.mean, std=model.std, name=name,
+                         weights=weights, keep=keep)
         self.net = net
-        self.resized_crops = resized_crops
-        self.keep = None if keep is None else list(keep)
+        self.resized_crops = model.resized_crops
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
         return self.kept(self.net(self.prepare(images)))
-
-    def kept(self, logits: Tensor) -> Tensor:
-        """Those of the logits [B,...] of `net` that are classes of the data set, [B,K]."""
-        return logits if self.keep is None else logits[:, self.keep]
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
@@ -162,16 +166,6 @@ def imagenet_resnet18(num_classes: int) -> Joint:
     return Joint(trunk, classifier)
 
 
-class Model(NamedTuple):
-    """A network and what it wants of its images."""
-
-    make: Callable[[int], Joint]
-    image_size: int = 32
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    resized_crops: bool = False
-
-
 MODELS = {
     "resnet26_gn": Model(cifar_resnet),
     "resnet18_gn": Model(imagenet_resnet18, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
@@ -192,21 +186,19 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
             of the authors' code: `torch.save({"net": ckpt["net"], "head": ckpt["head"]}, file)`
             makes a file of their checkpoint that is safe to load.
         num_classes: of the network.
-        keep: see Rotation.
+        keep: see Backbone.
 
     Raises:
         UserError: for an unknown model, for weights that are not here or do not fit.
     """
-    if model not in MODELS:
-        raise UserError(f"ROTATION.MODEL: unknown {model!r}: {nearest(model, MODELS)}")
+    check_model("ROTATION", model, MODELS)
     file = files.find(weights)
     if file is None:
         raise UserError(f"ROTATION.WEIGHTS: there is no file {weights!r}")
-    make, image_size, mean, std, resized_crops = MODELS[model]
-    net = make(num_classes)
+    net = MODELS[model].make(num_classes)
     files.load_into(net, file, num_classes=num_classes, rename=partial(_our_names, net))
-    return Rotation(net, resized_crops=resized_crops, image_size=image_size, mean=mean, std=std,
-                    name=model, weights=files.describe(file.name, file), keep=keep).to(device)
+    return Rotation(net, MODELS[model], name=model, weights=files.describe(file.name, file),
+                    keep=keep).to(device)
 
 
 def _our_names(net: Joint, content: Mapping[str, Any]) -> dict[str, Tensor]:

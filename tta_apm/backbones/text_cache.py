@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tta_apm.writing import TEMPORARY, aside
+
 NAME = "text_features"
 # To be raised when the way from prompts to features changes.
 FORMAT = 1
@@ -57,12 +59,6 @@ def _read(file: Path) -> Tensor | None:
 
 
 def _write(file: Path, features: Tensor) -> None:
-    # Of this process: several may come to write the same.
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    # Aside under a name of this process: several may come to write the same.
+    with suppress(OSError, SafetensorError), aside(file, f".{os.getpid()}{TEMPORARY}") as temporary:
         save_file({NAME: features.contiguous().cpu()}, temporary)
-        os.replace(temporary, file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            temporary.unlink()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.backbones.build import KINDS
 from tta_apm.errors import UserError, nearest
 
@@ -44,7 +44,7 @@ def untrained(kind: str, model: str, *, class_names: Sequence[str],
 
 def _clip(model: str, class_names: Sequence[str]) -> Backbone:
     import open_clip
-    from tta_apm.backbones.clip import ClipBackbone
+    from tta_apm.backbones.clip import ClipBackbone, image_size
 
     class Undescribed(ClipBackbone):
         """To describe the classes costs no image anything: their features are drawn, too."""
@@ -53,23 +53,17 @@ def _clip(model: str, class_names: Sequence[str]) -> Backbone:
             width = open_clip.get_model_config(model)["embed_dim"]
             return F.normalize(torch.randn(len(self.class_names), width), dim=-1)
 
-    if model not in open_clip.list_models():
-        raise UserError(f"CLIP.MODEL: unknown {model!r}: {nearest(model, open_clip.list_models())}")
+    check_model("CLIP", model, open_clip.list_models())
     net = open_clip.create_model(model, pretrained=None)
-    size = open_clip.get_model_preprocess_cfg(net)["size"]
     return Undescribed(net, open_clip.get_tokenizer(model), class_names=class_names, templates=(),
-                       image_size=size if isinstance(size, int) else size[0], mean=MEAN, std=STD,
-                       name=model, weights=WEIGHTS)
+                       image_size=image_size(net), mean=MEAN, std=STD, name=model, weights=WEIGHTS)
 
 
 def _classifier(model: str, num_classes: int, device: torch.device | str) -> Backbone:
-    from tta_apm.backbones.classifiers import Classifier, placed
+    from tta_apm.backbones.classifiers import Classifier, placed, split
 
-    family, _, name = model.partition("/")
+    family, name = split(model)
     makers = {"timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}
-    if family not in makers or not name:
-        raise UserError(f"CLASSIFIER.MODEL {model!r} must be one of "
-                        f"{', '.join(f'{known}/NAME' for known in makers)}")
     net, image_size = makers[family](name, num_classes)
     return placed(Classifier(net, image_size=image_size, mean=MEAN, std=STD, name=model,
                              weights=WEIGHTS), device)
@@ -79,45 +73,33 @@ def _timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
     import timm
     from timm.data import resolve_model_data_config
     from tta_apm.backbones import small_resnets  # noqa: F401  (makes ours known to timm)
+    from tta_apm.backbones.classifiers import check_known
 
-    if not timm.is_model(name):
-        raise UserError(f"CLASSIFIER.MODEL: timm has no {name!r}: "
-                        f"{nearest(name, timm.list_models())}")
+    check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")
     net = timm.create_model(name, num_classes=num_classes)
     return net, resolve_model_data_config(net)["input_size"][-1]
 
 
 def _torchvision(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
     from torchvision import models
+    from tta_apm.backbones.classifiers import check_known
 
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UserError(f"CLASSIFIER.MODEL: torchvision has no {name!r}: {nearest(name, known)}")
+    check_known(name, models.list_models(module=models), "torchvision")
     preset = models.get_model_weights(name)["DEFAULT"].transforms()
     return models.get_model(name, num_classes=num_classes), preset.crop_size[0]
 
 
 def _robustbench(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
-    from tta_apm.compat import import_robustbench
-    import_robustbench()
-    from robustbench.model_zoo import model_dicts
-    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
-    from robustbench.utils import DATASET_CLASSES
+    from tta_apm.backbones.classifiers import robustbench_entry
 
-    of_classes = {count: dataset for dataset, count in DATASET_CLASSES.items()}
-    dataset = of_classes.get(num_classes)
-    known = model_dicts[dataset][ThreatModel.corruptions] if dataset else {}
-    if name not in known:
-        raise UserError(f"CLASSIFIER.MODEL: robustbench has no {name!r} for {num_classes} classes"
-                        f": {nearest(name, known)}")
-    return known[name]["model"](), 224 if dataset is BenchmarkDataset.imagenet else None
+    entry, _, image_size = robustbench_entry(name, num_classes)
+    return entry["model"](), image_size
 
 
 def _mae(model: str, num_classes: int) -> Backbone:
     from tta_apm.backbones.mae import ARCHITECTURES, MaeVit, MaskedAutoencoder, initialize
 
-    if model not in ARCHITECTURES:
-        raise UserError(f"MAE.MODEL: unknown {model!r}: {nearest(model, ARCHITECTURES)}")
+    check_model("MAE", model, ARCHITECTURES)
     net = MaeVit(ARCHITECTURES[model], num_classes)
     initialize(net)
     return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=WEIGHTS)
@@ -126,9 +108,5 @@ def _mae(model: str, num_classes: int) -> Backbone:
 def _rotation(model: str, num_classes: int) -> Backbone:
     from tta_apm.backbones.rotation import MODELS, Rotation
 
-    if model not in MODELS:
-        raise UserError(f"ROTATION.MODEL: unknown {model!r}: {nearest(model, MODELS)}")
-    wanted = MODELS[model]
-    return Rotation(wanted.make(num_classes), resized_crops=wanted.resized_crops,
-                    image_size=wanted.image_size, mean=wanted.mean, std=wanted.std, name=model,
-                    weights=WEIGHTS)
+    check_model("ROTATION", model, MODELS)
+    return Rotation(MODELS[model].make(num_classes), MODELS[model], name=model, weights=WEIGHTS)

@@ -35,7 +35,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Path below the folder of cells, without ending."""
-        row, order = (re.sub(r"[^A-Za-z0-9.]+", "_", text)
+        # With signs: -1 and 1, 1e-3 and 1e+3 are different rows.
+        row, order = (re.sub(r"[^A-Za-z0-9.+-]+", "_", text)
                       for text in (self.row.text, self.protocol["order"]))
         return f"{self.protocol['setting']}-{order}/{row}/{self.domain}-seed{self.seed}"
 
@@ -133,8 +134,8 @@ def order_of(cfg: CfgNode) -> str:
 
 
 # What makes the numbers; tables, the command line and the bookkeeping do not.
-_SOURCES = ("apm", "audit.py", "backbones", "data", "bench/evaluate.py", "entropy.py",
-            "episodes.py", "method.py", "precision.py", "views.py")
+_SOURCES = ("apm", "audit.py", "backbones", "batch_norm.py", "data", "bench/evaluate.py",
+            "entropy.py", "episodes.py", "method.py", "precision.py", "views.py")
 
 
 def _code(row: Row) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -63,6 +64,21 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def keep_only(wanted: str, networks: Mapping[str, nn.Module], device: torch.device) -> None:
+    """Keep one of `networks` on `device`, if it is there yet, and put the others aside.
+
+    Else the peak of a method would hold the networks of others that happen to be measured along.
+    On a CPU all stay as they are.
+    """
+    if device.type == "cpu":
+        return
+    for name, network in networks.items():
+        if name != wanted:
+            network.to("cpu")
+    if wanted in networks:
+        networks[wanted].to(device)
 
 
 class Flops(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,8 +17,12 @@ from tta_apm.data.streams import Batch, Stream, prefetched
 from tta_apm.method import Method
 
 
+# What a method may tell of each image besides its logits: the columns that may be missing.
+DETAILS = tuple(field.name for field in fields(Predictions) if field.default is None)
+
+
 class MethodError(RuntimeError):
-    """A method broke its contract: wrong shape, or logits that are not finite."""
+    """A method broke its contract: wrong shape, logits that are not finite, unknown details."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
         progress: called after each batch with its number of images and of right predictions.
 
     Raises:
-        MethodError: if logits are not [B,K] or not finite.
+        MethodError: if logits are not [B,K] or not finite, or for details that no record holds.
     """
     num_classes = len(stream.dataset.class_names)
     batches: list[Predictions] = []
@@ -74,8 +78,8 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
         with torch.no_grad(), stopwatch:
             logits = method(images)
         check_logits(logits, len(batch.labels), num_classes)
-        confidence, prediction = logits.float().softmax(-1).max(-1)
-        details = {name: value.cpu().numpy() for name, value in method.details.items()}
+        confidence, prediction = logits.detach().float().softmax(-1).max(-1)
+        details = checked_details(method.details, len(batch.labels))
         batches.append(Predictions(batch.indices, batch.labels, prediction.cpu().numpy(),
                                    confidence.cpu().numpy(), **details))
         image_hashes += digests
@@ -110,9 +114,9 @@ def warm_up(method: Method, stream: Stream, device: torch.device) -> float | Non
     # over B images' weights B times too often. Others may need the statistics of a batch.
     few = images[:1 if method.scope == "image" else 8]
     with torch.no_grad():
-        gflops = cost.count_gflops(lambda: method(few))
-        if device.type == "cuda":
+        if device.type == "cuda":  # before counting: a first call may run to size its chunks
             method(images)
+        gflops = cost.count_gflops(lambda: method(few))
     method.reset()
     return None if gflops is None else gflops / len(few)
 
@@ -140,6 +144,22 @@ class SourceImages:
         images = self.dataset.images(Domain(self.dataset.name, CLEAN, 0), places)
         labels = torch.from_numpy(self.dataset.labels[places]).to(self.device)
         return to_device(images, self.device), labels
+
+
+def checked_details(details: Mapping[str, Tensor], num_images: int) -> dict[str, np.ndarray]:
+    """Details of `num_images` images as arrays [num_images]. MethodError for any others."""
+    arrays = {}
+    for name, value in details.items():
+        if name not in DETAILS:
+            raise MethodError(f"has details {name!r}, which no record holds; known: "
+                              f"{', '.join(DETAILS)}")
+        if not isinstance(value, Tensor) or value.shape != (num_images,):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise MethodError(f"has details {name!r} of {shape} instead of [{num_images}]")
+        value = value.detach().cpu()
+        # numpy has no bfloat16.
+        arrays[name] = (value.float() if value.is_floating_point() else value).numpy()
+    return arrays
 
 
 def check_logits(logits: Tensor, num_images: int, num_classes: int) -> None:

@@ -20,8 +20,6 @@ from tta_apm.config import Row
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
-# Done once before all images, so that no image pays for it.
-ONCE = {"num_warm_up": 0}
 SIDE = 32  # in pixels, of images for a backbone that takes any
 
 
@@ -79,7 +77,8 @@ class Costs:
         adapted, per_step, flops = self._count(row, images)
         method = self.method(row)
         if self.device.type == "cuda":
-            method(images)
+            with torch.no_grad():
+                method(images)
             method.reset()
         gc.collect()
         cost.reset_peak_memory(self.device)
@@ -92,7 +91,8 @@ class Costs:
             cost.peak_memory_mb(self.device), stopwatch.seconds / len(images), len(images))
 
     def backbone(self, kind: str) -> Backbone:
-        """The architecture that the config has for a kind, built once."""
+        """The architecture that the config has for a kind, built once; alone on the device."""
+        cost.keep_only(kind, self._backbones, self.device)
         if kind not in self._backbones:
             self._backbones[kind] = untrained(
                 kind, self.cfg[kind.upper()].MODEL, class_names=self.class_names,
@@ -101,12 +101,12 @@ class Costs:
 
     def method(self, row: Row, **changes: Any) -> Method:
         """The method of a row, with some hyper-parameters changed."""
-        keywords = {**row.hyper_parameters, **changes}
-        keywords |= {key: value for key, value in ONCE.items() if key in keywords}
+        cls = METHODS.load(row.method)
+        keywords = {**row.hyper_parameters, **changes, **cls.once}
         backbone = self.backbone(row.needs)
         if "source" in row.signature.defaults:
             keywords["source"] = RandomSource(self.images(backbone, 64), len(self.class_names))
-        method: Method = METHODS.load(row.method)(backbone, **keywords)
+        method: Method = cls(backbone, **keywords)
         return method.to(self.device)
 
     def images(self, backbone: Backbone, count: int) -> Tensor:
@@ -133,6 +133,9 @@ class Costs:
     def _run(self, method: Method, images: Tensor) -> tuple[int, Flops]:
         """Parameters that an optimiser updates, and FLOPs per image."""
         adapted = [0]
+        if self.device.type == "cuda":  # where a first call may run to size its chunks
+            with torch.no_grad():
+                method(images)
 
         def look(optimizer: Optimizer, *_: object) -> None:
             adapted.append(sum(parameter.numel() for group in optimizer.param_groups

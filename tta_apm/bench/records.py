@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from tta_apm.errors import UserError
-
-TEMPORARY = ".tmp"
+from tta_apm.writing import TEMPORARY, write_aside
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,8 @@ class Predictions:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds all of it or is as it was."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def save_cell(path: Path, record: Record, content: bytes) -> None:
     """Write a cell: `content` (Predictions.to_bytes) to path.npz, then its record to path.json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path.with_name(path.name + ".npz"), content)
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
     write_aside(path.with_name(path.name + ".json"), text.encode())

@@ -8,19 +8,20 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
+from tta_apm.bench import cost
 from tta_apm.bench.cells import Cell, carries_on, order_of
 from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
 from tta_apm.bench.records import Record, hash_bytes, save_cell
@@ -28,6 +29,7 @@ from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
 from tta_apm.device import choose_device, describe
+from tta_apm.errors import UserError
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
@@ -52,6 +54,7 @@ class Sweep:
         self.device = choose_device(cfg.DEVICE)
         self.dataset = dataset
         self.backbones: dict[str, Backbone] = {}
+        self.checked: list[Method] = []  # of the first run, built already
         self.resolved: dict[str, dict[str, Any]] = {}  # of each row: see Method.resolved
         self.failed: list[str] = []
         self.commit = _commit()
@@ -65,19 +68,38 @@ class Sweep:
         """
         runs = [list(run) for _, run in groupby(self.cells, lambda cell: (cell.row, cell.seed))]
         runs = [run for run in runs if any(cell.name in self.todo for cell in run)]
-        for row in {run[0].row.text: run[0].row for run in runs}.values():
-            self._build(row, self.cells[0].seed)  # a bad setting is told now, not after an hour
+        self._check(runs)
         total = sum(len(stream) for run in runs for stream in self._streams(run))
         with Progress(total) as progress:
             for run in runs:
                 self._run(run, progress)
         return self.failed
 
+    def _check(self, runs: Sequence[Sequence[Cell]]) -> None:
+        """Build the method of each row: a bad setting is told now, not after an hour.
+
+        The first is built last and kept for its run, as building may take minutes; the others are
+        let go, as they would take memory from those that run.
+        """
+        firsts: dict[str, Sequence[Cell]] = {}
+        for run in runs:
+            firsts.setdefault(run[0].row.text, run)
+        for run in reversed(firsts.values()):
+            self.checked.clear()
+            gc.collect()  # hooks and the method they are of hold one another
+            self.checked.append(self._build(run[0].row, run[0].seed))
+
     def _run(self, run: Sequence[Cell], progress: Progress) -> None:
         """One row with one seed over its streams."""
-        method = self._build(run[0].row, run[0].seed)
         cells = {cell.domain: cell for cell in run}
         streams = self._streams(run)
+        try:
+            method = (self.checked.pop() if self.checked
+                      else self._build(run[0].row, run[0].seed))
+        except UserError as error:  # it could be built before: memory ran short, say
+            progress.start(cells[streams[0].domains[0]], len(streams[0].domains))
+            self._lose(streams, cells, error, progress)
+            return
         waiting = Counter(domain for stream in streams for domain in stream.domains)
         done: dict[Domain, Evaluation] = {}
         gflops: float | None = None
@@ -90,11 +112,9 @@ class Sweep:
                     method.reset()
                 evaluations = evaluate(method, stream, self.device, progress.update)
             except Exception as error:  # a stranger's method may raise anything: its cells fail
-                lost = streams[place:] if self._carries_on(run) else [stream]
-                progress.skip(sum(map(len, lost)))
-                for domain in dict.fromkeys(domain for one in lost for domain in one.domains):
-                    self._fail(cells[domain], error, progress)
-                if self._carries_on(run):
+                carries_on = self._carries_on(run)
+                self._lose(streams[place:] if carries_on else [stream], cells, error, progress)
+                if carries_on:
                     break
                 continue
             for domain, evaluation in evaluations.items():
@@ -127,23 +147,44 @@ class Sweep:
             self._save(cell, evaluation, gflops)
         progress.finish(cell, evaluation)
 
-    def _fail(self, cell: Cell, error: Exception, progress: Progress) -> None:
-        self.failed.append(cell.name)
-        progress.fail(cell, _explain(error))
+    def _lose(self, streams: Sequence[Stream], cells: Mapping[Domain, Cell], error: Exception,
+              progress: Progress) -> None:
+        """Of `streams`, the first of which is under way, nothing will come."""
+        progress.skip(sum(map(len, streams)))
+        for domain in dict.fromkeys(domain for stream in streams for domain in stream.domains):
+            cell = cells[domain]
+            progress.fail(cell, _explain(error))
+            # One that is there already was run through for its state only; and a domain that is
+            # visited twice may fail twice.
+            if cell.name in self.todo and cell.name not in self.failed:
+                self.failed.append(cell.name)
 
     def _build(self, row: Row, seed: int) -> Method:
-        backbone = self._backbone(row.needs)
-        keywords = dict(row.hyper_parameters)
-        if "seed" in row.signature.defaults:
-            keywords["seed"] = seed
-        if "source" in row.signature.defaults:
-            source = self.dataset.source()
-            keywords["source"] = source and SourceImages(source, self.device)
-        method: Method = METHODS.load(row.method)(backbone, **keywords)
-        self.resolved[row.text] = method.resolved
-        return method.to(self.device)
+        """The method of a row, on the device. UserError if it cannot be built, whatever it raises.
+        """
+        try:
+            backbone = self._backbone(row.needs)
+            keywords = dict(row.hyper_parameters)
+            if "seed" in row.signature.defaults:
+                keywords["seed"] = seed
+            if "source" in row.signature.defaults:
+                keywords["source"] = self.source
+            method: Method = METHODS.load(row.method)(backbone, **keywords)
+            self.resolved[row.text] = method.resolved
+            return method.to(self.device)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"method {row.text!r} cannot be built: {_explain(error)}") from error
+
+    @cached_property
+    def source(self) -> SourceImages | None:
+        """The images that the backbones learnt from, read once for all methods that ask."""
+        source = self.dataset.source()
+        return None if source is None else SourceImages(source, self.device)
 
     def _backbone(self, kind: str) -> Backbone:
+        cost.keep_only(kind, self.backbones, self.device)
         if kind not in self.backbones:
             section = self.cfg[kind.upper()]
             self.backbones[kind] = build(
@@ -233,9 +274,11 @@ def _label(cell: Cell) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """The error in one line, with the place that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """The error in one line, with the place that raised it unless it is meant for users."""
     text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
 
 

@@ -20,6 +20,7 @@ examples:
   tta-apm data check imagenet_c --severity 5
   tta-apm data get cifar10_c                          from Zenodo, after asking
   tta-apm data make imagenet_c --severity 5 --corruptions fog,frost
+  tta-apm data make cifar10_jpeg                      of the official CIFAR-10 in DATA_DIR
 """
 
 
@@ -50,9 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--yes", action="store_true", help="do not ask before downloading")
     get.set_defaults(run=_get)
     make = commands.add_parser(
-        "make", help="corrupt a clean set, once, into files in the official layout")
+        "make", help="corrupt a clean set, once, into files in the official layout; or pack "
+        "CIFAR-10 as JPEG files")
     make.add_argument("name", metavar="NAME",
-                      help="cifar10_c, cifar100_c, imagenet_c or imagenet_c_50k")
+                      help="cifar10_c, cifar100_c, imagenet_c, imagenet_c_50k or cifar10_jpeg")
     _add_domains(make)
     make.add_argument("--frost-dir", default="", help="folder of the official frost pictures")
     make.set_defaults(run=_make)
@@ -147,6 +149,5 @@ def _make(options: argparse.Namespace) -> int:
     with tqdm(total=len(making), unit="img", disable=None, dynamic_ncols=True) as bar:
         for count in making.run():
             bar.update(count)
-    print(f"{making.folder} is whole for what was asked; {options.name} is now read from there, "
-          "and records say that it was made here.")
+    print(making.done)
     return OK

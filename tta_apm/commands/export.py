@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.bench.records import write_aside
 from tta_apm.report.leaderboards import FORMATS, robustbench
 from tta_apm.report.results import group_rows, load_results, saved_config
+from tta_apm.writing import write_aside
 
 
 def main(words: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tta_apm.apm.embedding import DIMENSIONS, EMBEDDINGS, embed
 from tta_apm.commands import shared
 from tta_apm.errors import UserError
 
@@ -46,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
                         "alone, under its losses")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 50, 250], metavar="N",
                         help="with --cfg: when to look (default: 0 10 50 250)")
-    parser.add_argument("--embedding", choices=("tsne", "pca"), default="tsne")
-    parser.add_argument("--dimensions", type=int, choices=(1, 3), default=3,
+    parser.add_argument("--embedding", choices=EMBEDDINGS, default="tsne")
+    parser.add_argument("--dimensions", type=int, choices=DIMENSIONS, default=3,
                         help="1 is drawn from dark to light, 3 in colours")
     parser.add_argument("--over", action="store_true", help="draw the islands over the image")
     parser.add_argument("--error-map", action="store_true",
@@ -86,14 +87,16 @@ def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
 def _from_recipe(options: argparse.Namespace) -> Iterator[list[Panel]]:
     """Two rows for each image: islands at each of the steps, and error maps below them."""
     from tta_apm import config
-    from tta_apm.apm.images import find_image, read_image
     from tta_apm.apm.recipe import from_config, keys
-    from tta_apm.apm.teachers import load_teacher
-    from tta_apm.device import choose_device
 
     if min(options.steps) < 0:
         raise UserError(f"--steps {min(options.steps)}: steps are counted from 0")
     recipe = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
+    # Imported here: torch takes seconds, and a wrong config is told at once.
+    from tta_apm.apm.images import find_image, read_image
+    from tta_apm.apm.teachers import load_teacher
+    from tta_apm.device import choose_device
+
     device = choose_device(recipe.device)
     teacher = load_teacher(recipe, device) if recipe.needs_teacher else None
     for name in options.images:
@@ -122,7 +125,6 @@ def _strip(name: str, image: Tensor, recipe: Recipe, teacher: Teacher | None,
 
 def _islands(features: Tensor, pixels: np.ndarray, options: argparse.Namespace, title: str
              ) -> Panel:
-    from tta_apm.apm.embedding import embed
     from tta_apm.report.field_pictures import Panel, paint
 
     side = isqrt(len(features))

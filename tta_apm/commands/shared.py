@@ -56,5 +56,6 @@ def look(trained: Trained, images: Sequence[str]) -> Iterator[Seen]:
     device = trained.student.code.device
     for name in images:
         path = find_image(name)
-        image = read_image(path, trained.view.image_size).to(device)
-        yield Seen(path.name, image, field_of(trained.student, trained.view(image[None])[0]))
+        image = read_image(path, trained.preprocess.image_size).to(device)
+        field = field_of(trained.student, trained.preprocess(image[None])[0])
+        yield Seen(path.name, image, field)

@@ -24,6 +24,7 @@ TEMPLATE_SET = "cifar"
 SIDE = 32
 IMAGE = (SIDE, SIDE, 3)
 NUM_TEST = 10_000
+NUM_TRAIN = 50_000
 NUM_SEVERITIES = 5
 NUM_CIFAR10_1 = 2_000  # of its version 6
 
@@ -188,6 +189,11 @@ def _train(cifar: Cifar, data_dir: Path) -> Clean | None:
     """The 50,000 training images, None if they are not here."""
     if not (data_dir / cifar.folder / cifar.train[0]).is_file():
         return None
+    return train_part(cifar, data_dir)
+
+
+def train_part(cifar: Cifar, data_dir: Path) -> Clean:
+    """The 50,000 training images."""
     pixels, labels = _read_binary(cifar, data_dir, cifar.train)
     return Clean(f"{cifar.name}_train", pixels, labels, cifar.class_names, TEMPLATE_SET)
 
@@ -197,7 +203,7 @@ def _read_binary(cifar: Cifar, data_dir: Path, names: Sequence[str]
     """Pixels uint8 [N,32,32,3] and labels int64 [N] of files of the binary version."""
     advice = (f"Get {cifar.archive}, the binary version, from "
               f"https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in {data_dir}")
-    num_images = 50_000 // len(names) if names == cifar.train else NUM_TEST
+    num_images = NUM_TRAIN // len(names) if names == cifar.train else NUM_TEST
     rows = []
     for name in names:
         file = data_dir / cifar.folder / name

@@ -1,28 +1,30 @@
 """CIFAR-10 as JPEG files of quality 75 in two archives, and the same under the 15 corruptions.
 
 A small copy of CIFAR-10 (20 MB): DATA_DIR holds cifar10_train.tar.gz and cifar10_test.tar.gz, whose
-members are train/CLASS/0000.jpg and test/CLASS/0000.jpg. It is not the benchmark that others
-report: its pixels went through JPEG, so it has a name of its own.
+members are train/CLASS/0000.jpg and test/CLASS/0000.jpg, numbered in the official order.
+`tta-apm data make cifar10_jpeg` makes both of the official CIFAR-10. It is not the benchmark that
+others report: its pixels went through JPEG, so it has a name of its own.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from tta_apm.data.cifar import CIFAR10_CLASSES, IMAGE, NUM_TEST, TEMPLATE_SET
+from tta_apm.data.cifar import CIFAR10_CLASSES, IMAGE, NUM_TEST, NUM_TRAIN, TEMPLATE_SET
 from tta_apm.data.corrupted import Corrupted
 from tta_apm.data.dataset import Clean, DataSet
 from tta_apm.data.image_files import BAD_IMAGE
 from tta_apm.errors import UserError
 
-NUM_TRAIN = 50_000
+QUALITY = 75
 ADVICE = "members are test/airplane/0000.jpg and the like, of 32×32"
 
 
@@ -43,19 +45,44 @@ def train_part(data_dir: str) -> Clean:
     return _read(Path(data_dir), "train", NUM_TRAIN, "cifar10_jpeg_train")
 
 
+def archive(folder: Path, part: str) -> Path:
+    """The archive of "train" or "test"."""
+    return folder / f"cifar10_{part}.tar.gz"
+
+
+def write(file: Path, part: str, clean: Clean) -> Iterator[int]:
+    """Write an archive of images class by class; yields how many each class has.
+
+    Equal images give equal bytes, with the same Pillow: no header holds a time or an owner.
+    """
+    with open(file, "wb") as stream, gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed, \
+            tarfile.open(fileobj=packed, mode="w") as tar:
+        for label, name in enumerate(CIFAR10_CLASSES):
+            chosen = (clean.labels == label).nonzero()[0]
+            for number, index in enumerate(chosen):
+                content = io.BytesIO()
+                Image.fromarray(clean.pixels[index]).save(content, "JPEG", quality=QUALITY)
+                member = tarfile.TarInfo(f"{part}/{name}/{number:04}.jpg")
+                member.size = content.tell()
+                content.seek(0)
+                tar.addfile(member, content)
+            yield len(chosen)
+
+
 def _read(folder: Path, part: str, num_images: int, name: str,
           source: Callable[[], DataSet] | None = None) -> Clean:
-    file = folder / f"cifar10_{part}.tar.gz"
+    file = archive(folder, part)
     if not file.is_file():
-        raise UserError(f"DATASET {name}: there is no file {file}; DATA_DIR names its folder")
+        raise UserError(f"DATASET {name}: there is no file {file}; DATA_DIR names its folder, and "
+                        "`tta-apm data make cifar10_jpeg` makes it of the official CIFAR-10 there")
     images, labels = [], []
     try:
-        with tarfile.open(file) as archive:
-            for member in archive:
+        with tarfile.open(file) as tar:
+            for member in tar:
                 path = PurePosixPath(member.name)
                 if path.suffix != ".jpg" or path.parent.name not in CIFAR10_CLASSES:
                     continue
-                content = archive.extractfile(member)
+                content = tar.extractfile(member)
                 assert content is not None  # only directories and links have none
                 images.append(_decode(content.read(), f"{file}: {member.name}"))
                 labels.append(CIFAR10_CLASSES.index(path.parent.name))

@@ -52,6 +52,8 @@ class Corrupted(DataSet):
 
     def check(self, domain: Domain) -> None:
         self.clean.check(self._clean_domain())
+        if domain.corruption == "frost":  # raises for a folder without the pictures
+            corruptions.frost_source(self.frost_dir)
 
     def source(self) -> DataSet | None:
         return self.clean.source()

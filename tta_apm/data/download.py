@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from tta_apm.compat import import_robustbench
 from tta_apm.data import cifar, imagenet
-from tta_apm.data.made import MARK, TEMPORARY
+from tta_apm.data.made import MARK
 from tta_apm.errors import UserError, nearest
+from tta_apm.writing import TEMPORARY
 
 ZENODO = "https://zenodo.org"
 CONNECT_SECONDS = 10.0

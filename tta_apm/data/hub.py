@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import urllib.request
 from pathlib import Path
 
 from tta_apm.errors import UserError
+from tta_apm.writing import aside
 
 HUB = "https://huggingface.co/datasets/clip-benchmark"
 TIMEOUT = 30.0  # seconds without an answer
@@ -49,16 +49,13 @@ def bring(url: str, path: Path) -> None:
     """
     if path.is_file():
         return
-    aside = path.with_name(path.name + ".part")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, aside(path) as temporary:
+            with open(temporary, "wb") as file:
                 shutil.copyfileobj(answer, file, 1 << 20)
-        size, expected = aside.stat().st_size, answer.headers.get("Content-Length")
-        if expected is not None and size != int(expected):
-            raise OSError(f"{size} of {expected} bytes came")
-        os.replace(aside, path)
+            size, expected = temporary.stat().st_size, answer.headers.get("Content-Length")
+            if expected is not None and size != int(expected):
+                raise OSError(f"{size} of {expected} bytes came")
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"cannot download {url} to {path}: {error}; the same command tries again, "
                         "without the files that are there") from error

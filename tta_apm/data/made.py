@@ -7,18 +7,15 @@ small file that says what is in it, and records say it, too.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tta_apm import __version__
 from tta_apm.data.dataset import Domain
 from tta_apm.errors import UserError
+from tta_apm.writing import aside
 
 MARK = "made_by_tta_apm.json"
-TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,5 @@ def claim(folder: Path, made: Made) -> None:
                    in zip(asdict(before).items(), asdict(made).values()) if old != new]
         raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}): go on as before, or "
                         "delete it to make it anew")
-    folder.mkdir(parents=True, exist_ok=True)
     with aside(folder / MARK) as temporary:
         temporary.write_text(json.dumps(asdict(made), indent=1))
-
-
-@contextmanager
-def aside(file: Path) -> Iterator[Path]:
-    """Where to write what becomes `file` when it is whole."""
-    temporary = file.with_name(file.name + TEMPORARY)
-    try:
-        yield temporary
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

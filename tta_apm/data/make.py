@@ -1,4 +1,5 @@
-"""make: the corruptions of a clean set once to disk, in the layout of the official files.
+"""make: the corruptions of a clean set once to disk, in the layout of the official files; and
+CIFAR-10 as archives of JPEG files.
 
 Files are written aside and renamed, so they are whole or absent: a run that was killed goes on
 where it was. Only a few images at a time are in memory.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -17,13 +19,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tta_apm.data import cifar, imagenet, imagenet_classes
+from tta_apm.data import cifar, cifar_jpeg, imagenet, imagenet_classes
 from tta_apm.data.corrupted import Corrupted
-from tta_apm.data.corruption_constants import SEVERITIES
+from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
 from tta_apm.data.corruptions import frost_source
 from tta_apm.data.dataset import CLEAN, Clean, Domain
-from tta_apm.data.made import TEMPORARY, Made, aside, claim
+from tta_apm.data.made import Made, claim
 from tta_apm.errors import UserError, nearest
+from tta_apm.writing import TEMPORARY, aside
 
 CHUNK = 64  # images
 JPEG_QUALITY = 85  # as in the official script
@@ -47,6 +50,12 @@ class Making:
         """Number of images."""
         return len(self.dataset.labels) * len(self.domains)
 
+    @property
+    def done(self) -> str:
+        """What to say when it is."""
+        return (f"{self.folder} is whole for what was asked; {self.dataset.name} is now read from "
+                "there, and records say that it was made here.")
+
     def run(self) -> Iterator[int]:
         """Write what is missing; yields numbers of images that are there, `len(self)` in sum.
 
@@ -56,12 +65,9 @@ class Making:
         made = Made(images=self.dataset.describe(Domain(self.dataset.name, CLEAN, 0)),
                     constants=self.dataset.constants, frost=frost_source(self.dataset.frost_dir),
                     stored=f"saved as JPEG of quality {JPEG_QUALITY}" if self.files else "")
-        try:
+        with _writing(self.folder):
             claim(self.folder, made)
             yield from self._write_files() if self.files else self._write_arrays()
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror or error}; the same "
-                            "command goes on from there") from error
 
     def _write_arrays(self) -> Iterator[int]:
         """{corruption}.npy, with the images at severity 1, then at severity 2, and so on."""
@@ -103,15 +109,58 @@ class Making:
                 part.rename(whole)
 
 
+@dataclass(frozen=True)
+class Archives:
+    """The parts of CIFAR-10 that are to lie in `folder` as archives of JPEG files.
+
+    Args:
+        parts: what reads them, by name.
+    """
+
+    folder: Path
+    parts: dict[str, Clean]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return sum(len(clean.labels) for clean in self.parts.values())
+
+    @property
+    def done(self) -> str:
+        """What to say when it is."""
+        names = " and ".join(cifar_jpeg.archive(self.folder, part).name for part in self.parts)
+        return f"{self.folder} holds {names}, of which cifar10_jpeg and cifar10_jpeg_c are read."
+
+    def run(self) -> Iterator[int]:
+        """As that of Making; an archive that is there is left as it is."""
+        with _writing(self.folder):
+            for part, clean in self.parts.items():
+                whole = cifar_jpeg.archive(self.folder, part)
+                if whole.is_file():
+                    yield len(clean.labels)
+                    continue
+                with aside(whole) as temporary:
+                    yield from cifar_jpeg.write(temporary, part, clean)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; the same command "
+                        "goes on from there") from error
+
+
 def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Sequence[str],
-            severities: Sequence[int]) -> Making:
-    """What is to be made of the corrupted set `name`.
+            severities: Sequence[int]) -> Making | Archives:
+    """What is to be made of the set `name`.
 
     Args:
         severities: 1 to 5; a file of CIFAR holds all.
 
     Raises:
-        UserError: if `name` is none of MAKERS, or the clean images are not here.
+        UserError: if `name` is none of MAKERS, cannot be made as asked, or the clean images are
+            not here.
     """
     if name not in MAKERS:
         raise UserError(f"{name!r} has no official layout to make: {nearest(name, MAKERS)}")
@@ -137,7 +186,16 @@ def _imagenet_c(choose: Callable[[], Sequence[str] | None], data_dir: Path, fros
     return Making(dataset, data_dir / imagenet.C_FOLDERS[0], domains, clean.files)
 
 
-MAKERS: dict[str, Callable[[Path, str | None, tuple[Domain, ...]], Making]] = {
+def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, ...]) -> Archives:
+    if frost_dir or len(domains) < len(CORRUPTIONS) * len(SEVERITIES):
+        raise UserError("cifar10_jpeg is made without corruptions: leave --corruptions, --severity "
+                        "and --frost-dir away")
+    test = cifar.cifar10(data_dir=str(data_dir), frost_dir=None)
+    return Archives(data_dir, {"train": cifar.train_part(cifar.CIFAR10, data_dir), "test": test})
+
+
+MAKERS: dict[str, Callable[[Path, str | None, tuple[Domain, ...]], Making | Archives]] = {
+    "cifar10_jpeg": _cifar10_jpeg,
     "cifar10_c": partial(_cifar_c, cifar.CIFAR10, cifar.cifar10),
     "cifar100_c": partial(_cifar_c, cifar.CIFAR100, cifar.cifar100),
     "imagenet_c": partial(_imagenet_c, lambda: imagenet_classes.robustbench_images()),

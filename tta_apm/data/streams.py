@@ -32,13 +32,11 @@ class Batch(NamedTuple):
         images: uint8 [B,H,W,3].
         labels: int64 [B].
         indices: positions in the data set, int64 [B].
-        domains: positions in Stream.domains, int64 [B].
     """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
-    domains: np.ndarray
 
 
 class Stream:
@@ -80,8 +78,7 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         for part in self._parts():
             indices, places = self.indices[part], self.places[part]
-            yield Batch(self._images(indices, places), self.dataset.labels[indices], indices,
-                        places)
+            yield Batch(self._images(indices, places), self.dataset.labels[indices], indices)
 
     def _images(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Images of a batch, fetched domain by domain."""

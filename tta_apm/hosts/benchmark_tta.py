@@ -129,7 +129,7 @@ class Plug:
         return self._load_dataset(dataset, *args, **keywords)
 
     def _backbone(self, ours: str, model: nn.Module) -> Backbone:
-        kind = METHODS.signature(ours).attributes.get("needs", "classifier")
+        kind = METHODS.signature(ours).needs
         if kind != "classifier":
             dataset = self.cfg.CORRUPTION.DATASET.removesuffix("_c")
             return own_backbone(kind, self.cfg[kind.upper()], dataset,

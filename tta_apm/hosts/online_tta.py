@@ -67,8 +67,7 @@ def _constructor(name: str, ours: str) -> Callable[..., Hosted]:
     """What the registry holds: it is called with keywords, and known by its __name__."""
     def construct(cfg: Any, model: nn.Module, num_classes: int) -> Hosted:
         keywords = settings.hyper_parameters(cfg[name.upper()])
-        backbone = _backbone(METHODS.signature(ours).attributes.get("needs", "classifier"), cfg,
-                             model)
+        backbone = _backbone(METHODS.signature(ours).needs, cfg, model)
         method = make_method(ours, keywords, backbone, cfg.RNG_SEED or 0)
         # OPTIM.STEPS is not ours: the method's own steps are in its section.
         return Hosted(method, window=cfg.TEST.WINDOW_LENGTH, episodic=cfg.MODEL.EPISODIC,

@@ -106,7 +106,8 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: Mapping[str, CfgN
         conf.model_adaptation_method = name
         # The host saves both in its arguments.json.
         conf.tta_apm = json.loads(json.dumps(cfg))
-        conf.tta_apm_backbone = cfg.get(_kind(names[name]).upper(), {}).get("MODEL", "")
+        kind = METHODS.signature(names[name]).needs
+        conf.tta_apm_backbone = cfg.get(kind.upper(), {}).get("MODEL", "")
     return conf
 
 
@@ -128,7 +129,7 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
             section = meta_conf.tta_apm[name.upper()]
             statistics = meta_conf.statistics
             model.to(meta_conf.device).eval()
-            backbone = _backbone(_kind(ours), meta_conf, model)
+            backbone = _backbone(METHODS.signature(ours).needs, meta_conf, model)
             method = make_method(ours, settings.hyper_parameters(section), backbone,
                                  meta_conf.seed)
             self._model = Denormalised(Hosted(method), statistics["mean"], statistics["std"])
@@ -170,11 +171,6 @@ class Denormalised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.hosted((images * self.std + self.mean).clamp(0, 1))
-
-
-def _kind(ours: str) -> str:
-    """The kind of backbone that a method of ours needs."""
-    return str(METHODS.signature(ours).attributes.get("needs", "classifier"))
 
 
 def _backbone(kind: str, meta_conf: Any, model: nn.Module) -> Backbone:

@@ -10,12 +10,12 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tta_apm.bench.records import write_aside
 from tta_apm.errors import UserError, nearest
 from tta_apm.report import render, wording
 from tta_apm.report.blocks import Block, make_blocks
 from tta_apm.report.published import FOLDER, PAPER
 from tta_apm.report.results import group_rows, load_results
+from tta_apm.writing import write_aside
 
 # A file per table: accuracy in %, as printed; std_* over the seeds 0, 7 and 42.
 PUBLISHED = FOLDER / "ablations"

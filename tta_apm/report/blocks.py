@@ -14,15 +14,15 @@ import pandas as pd
 from tta_apm.bench.records import hash_bytes
 from tta_apm.bench.statistics import paired_bootstrap, per_image
 from tta_apm.data.corruption_constants import CORRUPTIONS
+from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError, nearest
-from tta_apm.report.results import Domain, TableRow
+from tta_apm.report.results import DomainKey, TableRow
 
-METRICS = ("error", "accuracy")
-CLEAN = ("clean", 0)
+CLEAN_KEY: DomainKey = ("clean", 0)
 LIKENESS = ("agreement", "cosine")
 COST = ("seconds_per_image", "gflops_per_image", "peak_memory_mb")
 # Each column's domains: one, or the same corruption at several severities.
-Layout = dict[str, tuple[Domain, ...]]
+Layout = dict[str, tuple[DomainKey, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Block:
 
 
 def make_blocks(rows: Sequence[TableRow], *, metric: str = "error",
-                wanted: Sequence[Domain] | None = None) -> list[Block]:
+                wanted: Sequence[DomainKey] | None = None) -> list[Block]:
     """The tables of all data sets: each severity, then the mean over severities if several.
 
     Args:
@@ -76,7 +76,7 @@ def make_blocks(rows: Sequence[TableRow], *, metric: str = "error",
     for dataset in sorted({row.protocol.dataset for row in rows}):
         of_dataset = [row for row in rows if row.protocol.dataset == dataset]
         domains = set(wanted or (domain for row in of_dataset for domain, _ in row.results))
-        blocks += [_block(of_dataset, dataset, severity, layout, CLEAN in domains, metric)
+        blocks += [_block(of_dataset, dataset, severity, layout, CLEAN_KEY in domains, metric)
                    for severity, layout in layouts(domains)]
     return blocks
 
@@ -87,11 +87,11 @@ def in_usual_order(names: Iterable[str]) -> list[str]:
         CORRUPTIONS.index(name) if name in CORRUPTIONS else len(CORRUPTIONS), name))
 
 
-def layouts(domains: set[Domain]) -> list[tuple[str, Layout]]:
+def layouts(domains: set[DomainKey]) -> list[tuple[str, Layout]]:
     """The tables of a data set: the severity of each, and its columns."""
     severities = sorted({severity for _, severity in domains} - {0})
     if not severities:
-        return [("0", {"clean": (CLEAN,)})]
+        return [("0", {"clean": (CLEAN_KEY,)})]
     names = in_usual_order(name for name, severity in domains if severity)
     layouts: list[tuple[str, Layout]] = [(str(severity), {
         name: ((name, severity),) for name in names if (name, severity) in domains
@@ -107,7 +107,7 @@ def _block(rows: Sequence[TableRow], dataset: str, severity: str, layout: Layout
            metric: str) -> Block:
     clean = clean and severity != "0"
     # Every figure of the table as the columns that it is the mean of.
-    figures: dict[str, Layout] = {"clean": {"clean": (CLEAN,)}} if clean else {}
+    figures: dict[str, Layout] = {"clean": {"clean": (CLEAN_KEY,)}} if clean else {}
     figures |= {name: {name: domains} for name, domains in layout.items()} | {"mean": layout}
     lines = [_line(row, severity, figures, metric) for row in rows]
     for line, text in zip(lines, _protocols(rows)):
@@ -136,11 +136,11 @@ def _line(row: TableRow, severity: str, figures: Mapping[str, Layout],
     return line
 
 
-def _domains(layout: Layout) -> list[Domain]:
+def _domains(layout: Layout) -> list[DomainKey]:
     return [domain for domains in layout.values() for domain in domains]
 
 
-def _shown_domains(figures: Mapping[str, Layout]) -> list[Domain]:
+def _shown_domains(figures: Mapping[str, Layout]) -> list[DomainKey]:
     """The domains of all columns, each once: the mean has none of its own."""
     return [domain for name, layout in figures.items() if name != "mean"
             for domain in _domains(layout)]
@@ -188,7 +188,7 @@ def _teacher_likeness(row: TableRow, name: str, layout: Layout) -> dict[str, flo
             for kind in LIKENESS}
 
 
-def _cost(row: TableRow, domains: Sequence[Domain]) -> dict[str, Any]:
+def _cost(row: TableRow, domains: Sequence[DomainKey]) -> dict[str, Any]:
     """Cost over the cells that are there (peak memory: the highest), and where they come from."""
     records = [result.record for result in row.within(domains)]
     line: dict[str, Any] = dict.fromkeys(COST, math.nan)

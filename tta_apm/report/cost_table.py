@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
+
+from tta_apm.report.render import pipe_table
 
 CONVENTIONS = """\
 GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
@@ -21,11 +22,11 @@ the 1,024 columns. "same convention" is our count of the passes named, in that w
 two per multiply-add, forward and backward. Where a printed figure and our count of the same thing
 differ, the paper does not say what else it counts."""
 
-METHOD_HEAD = ("method", "backbone", "backbone M", "adapted M", "steps", "GFLOPs/step forward",
-               "backward", "GFLOPs/image forward", "backward", "total", "peak MB", "ms/image",
-               "images at a time")
+METHOD_HEAD = ("method", "backbone", "M parameters of backbone", "M parameters adapted", "steps",
+               "GFLOPs/step forward", "GFLOPs/step backward", "GFLOPs/image forward",
+               "GFLOPs/image backward", "GFLOPs/image", "peak MB", "ms/image", "images at a time")
 TABLE_4_HEAD = ("model", "passes", "printed GFLOPs", "same convention", "all of it",
-                "printed M", "counted M", "printed GB")
+                "printed M parameters", "counted M parameters", "printed GB")
 
 
 def method_table(costs: pd.DataFrame) -> str:
@@ -41,7 +42,7 @@ def method_table(costs: pd.DataFrame) -> str:
                    total),
             f"{line['peak_memory_mb']:.0f}", f"{1000 * line['seconds']:.3g}",
             str(line["num_images"])])
-    return _markdown(METHOD_HEAD, rows, text=2)
+    return pipe_table(METHOD_HEAD, rows, text=2)
 
 
 def table_4(lines: pd.DataFrame) -> str:
@@ -54,7 +55,7 @@ def table_4(lines: pd.DataFrame) -> str:
              *_giga(line["macs"], line["flops"]), _number(line["printed_parameters"]),
              *_millions(line["parameters"]), _number(line["printed_gb"])]
             for line in lines.to_dict("records")]
-    return _markdown(TABLE_4_HEAD, rows, text=2)
+    return pipe_table(TABLE_4_HEAD, rows, text=2)
 
 
 def _giga(*values: float) -> list[str]:
@@ -67,14 +68,3 @@ def _millions(*values: float) -> list[str]:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:g}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
-    """A table whose first `text` columns are set flush left."""
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    rule = ["-" * width if place < text else "-" * (width - 1) + ":"
-            for place, width in enumerate(widths)]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(
-        cell.ljust(width) if place < text else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(line, widths))) + " |" for line in lines)

@@ -116,7 +116,6 @@ def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> F
         colour = COLOURS["black"] if name == "mean" else colour
         look: dict[str, Any] = dict(color=colour, marker="o", markersize=4)
         scores = [100 * line[name] for line in series]
-        # Without a second seed there is no spread.
         spread = [100 * _or_zero(line[f"std_{name}"]) for line in series]
         axes[0].errorbar(counts, scores, spread, capsize=2.5, label=_plain(name), **look)
         axes[0].plot(counts, [100 * line[f"teacher_{name}"] for line in series], color=colour,
@@ -129,11 +128,11 @@ def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> F
         axes[2].plot(counts, [100 * line[f"agreement_{name}"] for line in series], **look)
         axes[3].plot(counts, [line[f"cosine_{name}"] for line in series], **look)
     axes[1].axhline(0, color=GREY, linewidth=1.2, zorder=1)
-    axes[0].plot([], [], color=GREY, linestyle="--", marker="", label="teacher")
+    axes[0].plot([], [], color=GREY, linestyle="--", marker="", label="its teacher, same colour")
     for one, title in zip(axes, (
-            f"top-1 {block.metric} in %, std over seeds", f"Δ teacher in points, 95 % interval "
-            f"({wording.good_sign(block)})", "agreement with the teacher in %",
-            "final cosine with the teacher's feature")):
+            f"top-1 {block.metric} in %" + ", std over seeds" * _has_spread(series),
+            f"Δ teacher in points, 95 % interval ({wording.good_sign(block)})",
+            "agreement with the teacher in %", "final cosine with the teacher's feature")):
         one.set_title(title, loc="left", fontsize=10)
         one.set_xlim(left=0)
     for one in axes[2:]:
@@ -173,8 +172,9 @@ def _draw_comparison(axes: Axes, block: Block, group: Sequence[Line]) -> None:
     axes.set_xticks(range(len(block.shown)), [_plain(name) for name in block.shown])
     axes.grid(False, axis="x")
     has_teacher = any(not math.isnan(line["delta_mean"]) for line in group)
-    axes.set_ylabel(f"{group[0]['method'].split()[0]}: {block.metric} in %\n"
-                    + ("(95 % interval of Δ teacher)" if has_teacher else "(std over seeds)"))
+    bars = "95 % interval of Δ teacher" if has_teacher else "std over seeds"
+    axes.set_ylabel(f"{group[0]['method'].split()[0]}: {block.metric} in %"
+                    + f"\n({bars})" * (has_teacher or _has_spread(group)))
 
 
 def _intervals(line: Line, names: Sequence[str],
@@ -205,11 +205,19 @@ def _legend(made: Figure, axes: Sequence[Axes], columns: int) -> None:
 
 
 def _labels(lines: Iterable[tuple[int, Line]]) -> list[str]:
-    """Each row's number in the table and its method, with its order where orders differ."""
+    """Each row's method, with its order where orders differ; with its number in the table where
+    that does not tell them apart."""
     lines = list(lines)
     several = len({line["order"] for _, line in lines}) > 1
-    return [f"{number} {line['method']}" + f", {line['order']}" * several
-            for number, line in lines]
+    labels = [line["method"] + f", {line['order']}" * several for _, line in lines]
+    if len(set(labels)) < len(labels):
+        labels = [f"{number} {label}" for (number, _), label in zip(lines, labels)]
+    return labels
+
+
+def _has_spread(lines: Iterable[Line]) -> bool:
+    """Whether bars can show a std: without a second seed there is none."""
+    return any(len(line["seeds"].split()) > 1 for line in lines)
 
 
 def _title(block: Block, what: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tta_apm.report.blocks import CLEAN, COST, Block, Layout, layouts
-from tta_apm.report.results import Domain
+from tta_apm.report.blocks import CLEAN_KEY, COST, Block, Layout, layouts
+from tta_apm.report.results import DomainKey
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GivenRow:
     method: str
     backbone: str
     dataset: str
-    errors: Mapping[tuple[Domain, int | None], float]
+    errors: Mapping[tuple[DomainKey, int | None], float]
     protocol: str
     source: str
     mark: str
@@ -47,7 +47,7 @@ class GivenRow:
         return sorted({seed for _, seed in self.errors}, key=lambda seed: (seed is None, seed))
 
     @property
-    def domains(self) -> set[Domain]:
+    def domains(self) -> set[DomainKey]:
         return {domain for domain, _ in self.errors}
 
 
@@ -61,7 +61,8 @@ def add_given(blocks: Sequence[Block], rows: Sequence[GivenRow], metric: str) ->
 
 def _empty_blocks(dataset: str, rows: Iterable[GivenRow], metric: str) -> list[Block]:
     domains = {domain for row in rows if row.dataset == dataset for domain in row.domains}
-    return [Block(dataset, severity, metric, tuple(layout), CLEAN in domains and severity != "0",
+    return [Block(dataset, severity, metric, tuple(layout),
+                  CLEAN_KEY in domains and severity != "0",
                   pd.DataFrame(), frozenset(), ()) for severity, layout in layouts(domains)]
 
 
@@ -87,7 +88,7 @@ def _figures(block: Block) -> dict[str, Layout]:
     columns = {name: tuple((name, severity) for severity in severities)
                for name in block.columns}
     figures = {name: {name: domains} for name, domains in columns.items()}
-    return figures | {"mean": columns} | ({"clean": {"clean": (CLEAN,)}} if block.clean else {})
+    return figures | {"mean": columns} | ({"clean": {"clean": (CLEAN_KEY,)}} if block.clean else {})
 
 
 def _line(row: GivenRow, block: Block, figures: Mapping[str, Layout]) -> dict[str, Any]:

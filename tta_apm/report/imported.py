@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from tta_apm.bench.records import write_aside
 from tta_apm.errors import UserError
 from tta_apm.report.given import GivenRow
 from tta_apm.report.logs import Log
+from tta_apm.writing import write_aside
 
 FOLDER = "imported"
 
@@ -23,7 +23,6 @@ def save(log: Log, folder: Path) -> Path:
     """Keep a log in a results folder; the same log again replaces itself."""
     name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{log.host}-{log.method}-{log.backbone}")
     path = folder / FOLDER / f"{name}-{log.file_hash}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"imported": True, **asdict(log)}
     write_aside(path, json.dumps(content, indent=1, sort_keys=True).encode())
     return path

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tta_apm.report.blocks import CLEAN, Block
+from tta_apm.report.blocks import CLEAN_KEY, Block
 from tta_apm.report.given import GivenRow, add_given
-from tta_apm.report.results import Domain
+from tta_apm.report.results import DomainKey
 
 FOLDER = Path(__file__).parent / "published"
 PAPER = "Modi and Rawat, NeurIPS 2024 (arXiv 2410.20535)"
@@ -68,7 +68,7 @@ def _rows(block: Block) -> list[GivenRow]:
 
 
 def _clean_rows(table: Table, dataset: str) -> list[GivenRow]:
-    return [_row(method, dataset, {CLEAN: _error(cells[dataset], table)}, [table], "")
+    return [_row(method, dataset, {CLEAN_KEY: _error(cells[dataset], table)}, [table], "")
             for method, cells in read_table(table).items() if dataset in cells]
 
 
@@ -87,7 +87,7 @@ def _corrupted_rows(dataset: str, tables: Mapping[int, Table]) -> list[GivenRow]
     return rows
 
 
-def _row(method: str, dataset: str, errors: Mapping[Domain, float], tables: Sequence[Table],
+def _row(method: str, dataset: str, errors: Mapping[DomainKey, float], tables: Sequence[Table],
          average: str) -> GivenRow:
     numbers = f"Table{'s' * (len(tables) > 1)} {', '.join(str(table.number) for table in tables)}"
     source = f"{numbers} of {PAPER}"
@@ -112,8 +112,8 @@ def _average(cells: Mapping[str, float]) -> str:
     return text
 
 
-def _domain(column: str, severity: int) -> Domain:
-    return CLEAN if column == ORIGINAL else (column, severity)
+def _domain(column: str, severity: int) -> DomainKey:
+    return CLEAN_KEY if column == ORIGINAL else (column, severity)
 
 
 def _error(cell: float, table: Table) -> float:

@@ -20,7 +20,8 @@ CELLS = "cells"
 PROTOCOL = ("row", "method", "hyper_parameters", "backbone", "weights", "templates", "resolution",
             "dataset", "num_images", "scope", "survives", "setting", "order", "batch_size")
 
-Domain = tuple[str, int]  # corruption and severity; ("clean", 0) for the clean images
+# A domain within its data set: corruption and severity.
+DomainKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Result:
 class TableRow:
     """The results of one method under one protocol, by domain and seed."""
 
-    results: dict[tuple[Domain, int], Result]
+    results: dict[tuple[DomainKey, int], Result]
 
     @property
     def protocol(self) -> Record:
@@ -59,23 +60,23 @@ class TableRow:
     def seeds(self) -> list[int]:
         return sorted({seed for _, seed in self.results})
 
-    def missing(self, domains: Sequence[Domain]) -> list[Domain]:
+    def missing(self, domains: Sequence[DomainKey]) -> list[DomainKey]:
         """The domains that lack a seed of the row, once per seed."""
         return [domain for domain in domains for seed in self.seeds
                 if (domain, seed) not in self.results]
 
-    def within(self, domains: Sequence[Domain]) -> list[Result]:
+    def within(self, domains: Sequence[DomainKey]) -> list[Result]:
         """The results of these domains that are there, seed by seed."""
         return [self.results[domain, seed] for seed in self.seeds for domain in domains
                 if (domain, seed) in self.results]
 
-    def images(self, domains: Sequence[Domain]) -> frozenset[tuple[Domain, str]]:
+    def images(self, domains: Sequence[DomainKey]) -> frozenset[tuple[DomainKey, str]]:
         """What identifies the images of these domains: rows are compared where it is equal."""
-        return frozenset((domain_of(result.record), result.record.images_hash)
+        return frozenset((domain_key(result.record), result.record.images_hash)
                          for result in self.within(domains))
 
 
-def domain_of(record: Record) -> Domain:
+def domain_key(record: Record) -> DomainKey:
     return record.corruption, record.severity
 
 
@@ -133,10 +134,10 @@ def group_rows(results: Sequence[Result], methods: Sequence[str] = ()) -> list[T
     Raises:
         UserError: if two files hold the same cell.
     """
-    groups: dict[str, dict[tuple[Domain, int], Result]] = {}
+    groups: dict[str, dict[tuple[DomainKey, int], Result]] = {}
     for result in results:
         group = groups.setdefault(_key(result.record), {})
-        place = (domain_of(result.record), result.record.seed)
+        place = (domain_key(result.record), result.record.seed)
         if place in group:
             raise UserError(f"{group[place].path} and {result.path} hold the same cell "
                             "(they differ in nothing that a row shows): move one of them away")

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tta_apm.bench.records import write_aside
 from tta_apm.data.corruption_constants import SEVERITIES
 from tta_apm.errors import UserError
-from tta_apm.report.blocks import CLEAN
+from tta_apm.report.blocks import CLEAN_KEY
 from tta_apm.report.results import TableRow
+from tta_apm.writing import write_aside
 
 # RobustBench's own order of the corruptions, each with AlexNet's error: the mean over severities on
 # its 5,000 images of ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv).
@@ -64,7 +64,6 @@ def write_entry(row: TableRow, name: str, paper: Mapping[str, str], folder: Path
     """
     board = check(row)
     inside = folder / board.name / "corruptions"
-    inside.mkdir(parents=True, exist_ok=True)
     files = inside / f"{name}.json", inside / "unaggregated_results.csv"
     table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
     text = json.dumps(model_info(row, board, paper, additional_data), indent=2)
@@ -81,7 +80,7 @@ def check(row: TableRow) -> Board:
                         f"{', '.join(BOARDS)}")
     board = BOARDS[record.dataset]
     missing = sorted({f"{name} {severity}" if severity else name
-                      for name, severity in row.missing([*DOMAINS, CLEAN])})
+                      for name, severity in row.missing([*DOMAINS, CLEAN_KEY])})
     if missing:
         raise UserError(f"row {record.row!r} lacks {len(missing)} of RobustBench's {len(DOMAINS)} "
                         f"domains and the clean images ({', '.join(missing[:5])}"
@@ -113,7 +112,7 @@ def model_info(row: TableRow, board: Board, paper: Mapping[str, str],
         # What it means for test-time training RobustBench does not say; we give the updates.
         "additional_data": additional_data, "number_forward_passes": max(1, steps),
         "dataset": board.name, "venue": paper["venue"], "architecture": record.backbone,
-        "eps": None, "clean_acc": _percent(accuracy(row, CLEAN)), "reported": "",
+        "eps": None, "clean_acc": _percent(accuracy(row, CLEAN_KEY)), "reported": "",
         "corruptions_acc": _percent(1 - float(np.mean(list(errors.values())))),
         "footnote": f"Adapts at test time: {record.method} ({settings}), {record.setting}, "
                     f"batches of {record.batch_size}. Measured with tta-apm.",

@@ -25,17 +25,17 @@ WIDTH = 8.0
 FORMATS = (".png", ".svg")
 
 
-def figure(rows: int = 1, columns: int = 1, *, height: float = 4.0, width: float = WIDTH,
+def figure(rows: int = 1, columns: int = 1, *, height: float = 4.0,
            **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of rows × columns axes, as a list row by row.
 
     Args:
-        height, width: of the figure, in inches.
+        height: of the figure, in inches.
         options: of matplotlib's Figure.subplots, such as sharex, sharey, gridspec_kw.
     """
     from matplotlib.figure import Figure as NewFigure
 
-    made = NewFigure(figsize=(width, height), layout="constrained")
+    made = NewFigure(figsize=(WIDTH, height), layout="constrained")
     axes = made.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
     for one in axes:
         one.set_prop_cycle(color=list(COLOURS.values()), marker=list(MARKERS))

@@ -6,16 +6,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.bench.records import write_aside
 from tta_apm.report import imported, render
 from tta_apm.report.blocks import make_blocks
 from tta_apm.report.given import add_given
 from tta_apm.report.published import add_published
-from tta_apm.report.results import CELLS, Domain, group_rows, load_results
+from tta_apm.report.results import CELLS, DomainKey, group_rows, load_results
+from tta_apm.writing import write_aside
 
 
 def write_tables(folder: Path, *, metric: str = "error",
-                 wanted: Sequence[Domain] | None = None, methods: Sequence[str] = (),
+                 wanted: Sequence[DomainKey] | None = None, methods: Sequence[str] = (),
                  published: bool = False) -> str:
     """Compute the tables of `folder` anew from its cells and write them there.
 
@@ -31,7 +31,8 @@ def write_tables(folder: Path, *, metric: str = "error",
         The tables for the terminal.
 
     Raises:
-        UserError: if there are no results, or a file of them is not whole.
+        UserError: if there are no results, a file of them is not whole, or the folder cannot be
+            written to.
     """
     given = imported.rows(imported.load(folder))
     results = load_results(folder) if not given or (folder / CELLS).is_dir() else []

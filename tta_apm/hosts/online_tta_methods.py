@@ -1,8 +1,8 @@
-"""Theirs: a method of online-tta (CoTTA, EATA, SAR, ROID, ...) as a Method in our sweeps.
+"""online-tta's methods (CoTTA, EATA, SAR, ROID, ...), each as a Method in our sweeps.
 
 In a config:
 
-    PLUGINS: [tta_apm.hosts.theirs]
+    PLUGINS: [tta_apm.hosts.online_tta_methods]
     ONLINE_TTA: {REPO: ../test-time-adaptation}
     METHODS: [source, online_tta NAME cotta, online_tta NAME roid CFG cfgs/cifar10_c/roid.yaml]
 """

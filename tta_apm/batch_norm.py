@@ -1,0 +1,30 @@
+"""Batch normalisation by other statistics than the source's: what several methods share.
+
+It stands here and not in one of their files, so that a cell's hash of the code covers it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def use_batch_statistics(model: nn.Module) -> bool:
+    """Make batch normalisation use the batch's statistics in eval mode; False if there is none."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = None
+    return bool(layers)
+
+
+def mixed_statistics(inputs: Tensor, mean: Tensor, variance: Tensor, share: float
+                     ) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C], `share` of which is that of the inputs [N,C,...].
+
+    The inputs' variance is the biased one. No gradient flows through the statistics.
+    """
+    axes = [axis for axis in range(inputs.dim()) if axis != 1]
+    own_variance, own_mean = torch.var_mean(inputs.detach(), axes, correction=0)
+    return mean.lerp(own_mean, share), variance.lerp(own_variance, share)
