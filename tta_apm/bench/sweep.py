@@ -71,7 +71,9 @@ class Sweep:
         self._check(runs)
         total = sum(len(stream) for run in runs for stream in self._streams(run))
         with Progress(total) as progress:
-            for run in runs:
+            for place, run in enumerate(runs):
+                if place:
+                    self._free()
                 self._run(run, progress)
         return self.failed
 
@@ -85,8 +87,8 @@ class Sweep:
         for run in runs:
             firsts.setdefault(run[0].row.text, run)
         for run in reversed(firsts.values()):
-            self.checked.clear()
-            gc.collect()  # hooks and the method they are of hold one another
+            if self.checked:
+                self._free()
             self.checked.append(self._build(run[0].row, run[0].seed))
 
     def _run(self, run: Sequence[Cell], progress: Progress) -> None:
@@ -123,8 +125,11 @@ class Sweep:
                 waiting[domain] -= 1
                 if not waiting[domain]:
                     self._finish(cells[domain], done.pop(domain), gflops, progress)
-        del method
-        gc.collect()
+
+    def _free(self) -> None:
+        """Let go of the method before; not of the last one, as it takes a quarter of a second."""
+        self.checked.clear()
+        gc.collect()  # hooks and the method they are of hold one another
 
     def _streams(self, run: Sequence[Cell]) -> list[Stream]:
         """The streams that a run must go through: all up to the last missing cell if state is
