@@ -128,7 +128,9 @@ def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> F
         axes[2].plot(counts, [100 * line[f"agreement_{name}"] for line in series], **look)
         axes[3].plot(counts, [line[f"cosine_{name}"] for line in series], **look)
     axes[1].axhline(0, color=GREY, linewidth=1.2, zorder=1)
-    axes[0].plot([], [], color=GREY, linestyle="--", marker="", label="its teacher, same colour")
+    alone = len(names) == 1
+    axes[0].plot([], [], color=COLOURS["black"] if alone else GREY, linestyle="--", marker="",
+                 label="teacher" if alone else "its teacher, same colour")
     for one, title in zip(axes, (
             f"top-1 {block.metric} in %" + ", std over seeds" * _has_spread(series),
             f"Δ teacher in points, 95 % interval ({wording.good_sign(block)})",
