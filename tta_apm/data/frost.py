@@ -11,6 +11,7 @@ import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -63,7 +64,11 @@ def frost_picture(folder: Path | None, number: int, shrink: int, height: int, wi
     odd values, as the official script does it. A picture that would then not be larger than the
     image is shrunk less, or enlarged, until it just is.
     """
-    picture = _draw(number) if folder is None else _load(folder / PICTURES[number])
+    if folder is None:
+        with _DRAWING:
+            picture = _draw(number)
+    else:
+        picture = _load(folder / PICTURES[number])
     small = picture[shrink // 2::shrink, shrink // 2::shrink]
     if small.shape[0] > height and small.shape[1] > width:
         return small
@@ -92,6 +97,10 @@ def _installed_folder() -> Path | None:
         return None
     folder = Path(spec.origin).parent / "frost"
     return folder if all((folder / name).is_file() for name in PICTURES) else None
+
+
+# Images are corrupted in threads: else several would draw the same picture, in much memory each.
+_DRAWING = Lock()
 
 
 @lru_cache(maxsize=len(PICTURES))
