@@ -60,13 +60,9 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; columns after the first are set flush right."""
-    columns = [list(column) for column in zip(head, *rows)]
-    widths = [max(map(len, column)) for column in columns]
-    lines = [[cell.ljust(width) if place == 0 else cell.rjust(width)
-              for place, (cell, width) in enumerate(zip(row, widths))] for row in [head, *rows]]
-    rule = ["-" * width if place == 0 else "-" * (width - 1) + ":"
-            for place, width in enumerate(widths)]
-    return [f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]]
+    from tta_apm.report.render import pipe_table  # here: pandas would be in the peak of memory
+
+    return pipe_table(head, rows, text=1).splitlines()
 
 
 def publish(title: str, lines: Sequence[str], device: torch.device, append: bool) -> None:

@@ -1,9 +1,8 @@
 """An MLP of ReLU layers, and the pooling of its columns, without idle arithmetic: for CPUs.
 
-Test-time training makes an image's columns alike. After ten steps of the `paper` student on a
-photograph 26 to 53 % of a layer's units are 0 in every column ("silent"), 45 to 55 % in none
-("linear"), and the rest ("mixed") are 29 % of the first layer, 6 % of the second and hardly any of
-those above. Nothing is approximated:
+Test-time training makes an image's columns alike. After a few steps many of a layer's units are 0
+in every column ("silent") and most others in none ("linear"); the rest ("mixed") are the fewer the
+higher the layer. Nothing is approximated:
 - Silent units need no product, in either direction.
 - The first layer is the sum of a row's and of a column's part. What the second makes of its linear
   units is so, too: one product for each row and each column, instead of one for each pair.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.backbone import Backbone, check_model
-from tta_apm.backbones.build import KINDS
+from tta_apm.backbones.kinds import KINDS
 from tta_apm.errors import UserError, nearest
 
 WEIGHTS = "random"
