@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tta_apm import config
+from tta_apm import config, values
 from tta_apm.errors import UserError
 from tta_apm.registry import METHODS
 
@@ -72,9 +72,10 @@ def test_a_default_of_none_takes_what_its_annotation_says(write):
     ("tuple[str, ...] | None", "a", ["a"]),
     ("int | str | None", "a", "a"), ("Path | None", "a", "a")])  # the last two cannot be told
 def test_annotations_of_a_default_of_none(annotation, value, taken):
-    example = config._or_none(annotation)
-    assert config._coerce(config._literal(value), example, "KEY") == taken
-    assert config._coerce(None, example, "KEY") is None
+    wanted = values.type_of("KEY", None, annotation)
+    for written in (values.word_of(value), values.Scalar(value)):
+        assert values.convert(written, wanted, "KEY") == taken
+    assert values.convert(values.Scalar("null"), wanted, "KEY") is None
 
 
 def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):
@@ -116,7 +117,7 @@ def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):
     ("METHODS: norm\nNORM: {ALPHA: x}", [], "NORM.ALPHA takes a number, not 'x'"),
     ("METHODS: one_sample", ["ONE_SAMPLE.IMAGE_SIZE", "x"], "takes a whole number, not 'x'"),
     ("METHODS: apm\nAPM: {HIDDEN: wide}", [], "APM.HIDDEN takes a whole number, not 'wide'"),
-    ("METHODS: apm\nAPM: {POOLING: 3}", [], "APM.POOLING takes text, not 3"),
+    ("METHODS: apm\nAPM: {POOLING: [mean]}", [], "APM.POOLING takes text, not ['mean']"),
     ("METHODS: ['apm HIDDEN [8,x]']", [], "HIDDEN takes a whole number, not 'x'"),
     ("METHODS: apm_surviving", ["APM_SURVIVING.HIDDEN", "x"], "takes a whole number, not 'x'"),
     ("", ["APM", "x", "APM.STEPS", "3"], "'APM.STEPS' sets a key of 'APM', which is set to 'x'"),

@@ -1,23 +1,21 @@
 """Config: every key of a run with its default, and how a file becomes a frozen yacs node.
 
 A method's section is derived from its signature: `Tent(backbone, *, lr=1e-3, steps=1)` gives
-`TENT: {LR: 0.001, STEPS: 1}`. Nothing heavy is imported to check a config.
+`TENT: {LR: 0.001, STEPS: 1}`. Nothing heavy is imported to check a config. How values are written
+stands in `values`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import importlib.util
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
+
+from tta_apm import yaml_files
 
 from tta_apm.backbones.kinds import KINDS
 from tta_apm.backbones.prompts import template_sets
@@ -25,7 +23,11 @@ from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
 from tta_apm.data.metrics import METRICS
 from tta_apm.data.streams import ORDERS, SETTINGS
 from tta_apm.errors import UserError, nearest
+from tta_apm.plugins import import_plugin
 from tta_apm.registry import DATASETS, METHODS, Signature
+from tta_apm.values import (
+    Scalar, Type, Word, check_device, check_finite, check_seed, convert, shortened, shown, split,
+    type_of, word_of)
 
 CORE: dict[str, Any] = {
     # Rows of the table, in order: a method's name, with KEY VALUE pairs of its own section for a
@@ -81,6 +83,9 @@ CORE: dict[str, Any] = {
     "PLUGINS": [],
 }
 
+BASE = Type(str, or_none=True, is_path=True)
+COMMAND_LINE = "the command line"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -114,15 +119,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: for a missing or malformed file, an unknown key or name, a wrong type.
     """
-    file = find_file(Path(path))
-    layers = _read_layers(file)
-    layers.append(("the command line", _parse_overrides(overrides)))
+    layers = _layers(path, overrides)
     _import_plugins(layers)
     methods = _methods(layers)
     merged = {**CORE, **{name.upper(): _section(name) for name in methods}}
-    known = {**CORE, **{name.upper(): _examples(name) for name in methods}}
+    types = {**CORE_TYPES, **{name.upper(): _types(name) for name in methods}}
     for where, layer in layers:
-        merged = _merge(merged, layer, known, where)
+        merged = _merge(merged, layer, types, where)
     if not merged["OUTPUT_DIR"]:
         merged["OUTPUT_DIR"] = f"results/{merged['DATASET']}"
     cfg = CfgNode(merged)
@@ -138,9 +141,8 @@ def load_keys(path: str | Path, overrides: Sequence[str], known: Mapping[str, An
         UserError: as `load`.
     """
     merged = dict(known)
-    for where, layer in [*_read_layers(find_file(Path(path))),
-                         ("the command line", _parse_overrides(overrides))]:
-        merged = _merge(merged, layer, known, where)
+    for where, layer in _layers(path, overrides):
+        merged = _merge(merged, layer, _types_of(known), where)
     cfg = CfgNode(merged)
     cfg.freeze()
     return cfg
@@ -153,6 +155,8 @@ def rows(cfg: CfgNode) -> list[Row]:
 
 def find_file(path: Path) -> Path:
     """Resolve a config's path; cfgs/ is an alias of configs/, of the installed ones too."""
+    if path == Path(""):
+        raise UserError("no config file is named: give one such as cfgs/digits_c/all.yaml")
     if path.is_file():
         return path
     if path.parts[:1] in (("cfgs",), ("configs",)):
@@ -171,18 +175,24 @@ def _config_folders() -> list[Path]:
     return [Path("configs"), *(Path(location) for location in locations or [])]
 
 
+def _layers(path: str | Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """What is written in the files and on the command line; later ones rule."""
+    return [*_read_layers(find_file(Path(path))),
+            (COMMAND_LINE, _parse_overrides(overrides, COMMAND_LINE))]
+
+
 def _read_layers(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """The contents of the file and of the BASE that it names, and that one names: deepest first."""
     layers: list[tuple[str, dict[str, Any]]] = []
     seen = []
     while True:
-        content = _read_yaml(file)
-        base = content.pop("BASE", None)
+        content = yaml_files.read(file)
+        base = convert(content.pop("BASE", Scalar("")), BASE, f"{file}: BASE")
         layers.insert(0, (str(file), content))
         seen.append(file.resolve())
         if base is None:
             return layers
-        base_file = file.parent / str(base)
+        base_file = file.parent / base
         if not base_file.is_file():
             raise UserError(f"{file}: there is no BASE file {base_file}")
         if base_file.resolve() in seen:
@@ -190,19 +200,7 @@ def _read_layers(file: Path) -> list[tuple[str, dict[str, Any]]]:
         file = base_file
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold KEY: value pairs, not {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}
-
-
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def _parse_overrides(overrides: Sequence[str], where: str) -> dict[str, Any]:
     if len(overrides) % 2:
         raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no value")
     tree: dict[str, Any] = {}
@@ -211,115 +209,91 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{key!r} sets a key of {section!r}, which is set to {node!r} as a "
-                                "whole: give one of the two")
-        node[leaf] = _literal(text)
+            if isinstance(node, Word):
+                raise UserError(f"{key!r} sets a key of {section!r}, which is set to {node.text!r} "
+                                "as a whole: give one of the two")
+        if isinstance(node.get(leaf), dict):
+            raise UserError(f"{key!r} is set to {text!r} as a whole, after a key of it was set: "
+                            "give one of the two")
+        if leaf in node:
+            raise UserError(f"{where}: {key} is given twice: leave one out")
+        node[leaf] = word_of(text)
     return tree
 
 
-def _literal(text: str) -> Any:
-    """A value as YAML reads it: [tent,apm], 3, true, text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
 def _import_plugins(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    plugins: Any = None
-    for _, layer in layers:
-        plugins = layer.get("PLUGINS", plugins)
-    for plugin in plugins if isinstance(plugins, list) else [plugins] if plugins else []:
-        try:
-            if str(plugin).endswith(".py"):
-                _import_file(Path(plugin))
-            else:
-                importlib.import_module(str(plugin))
-        except (ImportError, OSError) as error:
-            raise UserError(f"PLUGINS: {plugin!r} cannot be imported: {error}") from error
-
-
-def _import_file(path: Path) -> None:
-    path = path.resolve()
-    # Two files of the same name are two modules.
-    name = f"tta_apm_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    plugins: list[str] = []
+    for where, layer in layers:
+        if "PLUGINS" in layer:
+            plugins = convert(layer["PLUGINS"], CORE_TYPES["PLUGINS"], f"{where}: PLUGINS")
+    for plugin in plugins:
+        import_plugin(plugin)
 
 
 def _methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """The methods that are asked for or configured; each gets a section."""
     wanted = {key for _, layer in layers for key in layer}
-    for layer in [CORE, *(layer for _, layer in layers)]:
-        entries = layer.get("METHODS", [])
-        for entry in [entries] if isinstance(entries, str) else entries or []:
-            wanted |= {word.upper() for word in str(entry).split()[:1]}
+    entries = list(CORE["METHODS"])
+    for where, layer in layers:
+        if "METHODS" in layer:
+            entries += convert(layer["METHODS"], CORE_TYPES["METHODS"], f"{where}: METHODS")
+    wanted |= {word.upper() for entry in entries for word in entry.split()[:1]}
     return [name for name in METHODS.names() if name.upper() in wanted]
 
 
 def _section(name: str) -> dict[str, Any]:
     """The keys of a method's section and their defaults."""
+    signature = METHODS.signature(name)
+    for key, default in signature.settings.items():
+        where = f"method {name!r} ({signature.source}): the default of its keyword {key}"
+        if not _is_plain(default):
+            raise UserError(f"{where} is of type {type(default).__name__}: a config takes true or "
+                            "false, numbers, text, lists of them, or None")
+        check_finite(default, where)
     return {key.upper(): list(value) if isinstance(value, tuple) else value
-            for key, value in METHODS.signature(name).settings.items()}
+            for key, value in signature.settings.items()}
 
 
-@dataclass(frozen=True)
-class _OrNone:
-    """Stands for a default of None, whose key takes values like `example` too."""
-
-    example: Any
-
-
-# Of "Sequence[int]" and the like, the part in brackets.
-_LIST = re.compile(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
-_SCALARS: dict[str, Any] = {"bool": False, "int": 0, "float": 0.0, "str": ""}
+def _is_plain(value: Any) -> bool:
+    """Whether a config, and the record of a cell, can hold it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
-def _examples(name: str) -> dict[str, Any]:
-    """As `_section`, with what the annotation tells of a key in the place of a default of None."""
-    annotations = METHODS.signature(name).annotations
-    return {key: _or_none(annotations.get(key.lower(), "")) if value is None else value
-            for key, value in _section(name).items()}
+def _types(name: str) -> dict[str, Any]:
+    """What the keys of a method's section take."""
+    signature = METHODS.signature(name)
+    return {key.upper(): _types_of(value) if isinstance(value, Mapping)
+            else type_of(key.upper(), value, signature.annotations.get(key, ""))
+            for key, value in signature.settings.items()}
 
 
-def _or_none(annotation: str) -> _OrNone | None:
-    """What "int | None" or "Sequence[int] | None" allows; None if that cannot be told."""
-    words = [word.strip() for word in annotation.strip("'").split("|")]
-    types = [word for word in words if word != "None"]
-    if len(types) != 1:
-        return None
-    items = _LIST.fullmatch(types[0])
-    word = items[1] if items else types[0]
-    if word not in _SCALARS:
-        return None
-    return _OrNone([_SCALARS[word]] if items else _SCALARS[word])
+def _types_of(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What keys take, and sections of them, by their defaults; empty lists are of text."""
+    return {key: _types_of(value) if isinstance(value, Mapping)
+            else type_of(key, value, "list[str]") for key, value in defaults.items()}
 
 
-def _merge(tree: Mapping[str, Any], layer: Mapping[str, Any], known: Mapping[str, Any],
+def _merge(tree: Mapping[str, Any], layer: Mapping[str, Any], types: Mapping[str, Any],
            where: str, prefix: str = "") -> dict[str, Any]:
-    """A copy of `tree` with the values of `layer`, checked against the defaults `known`."""
+    """A copy of `tree` with the values of `layer`, each in the type that its key takes."""
     merged = dict(tree)
     for key, value in layer.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {prefix + key!r}: {_nearest_key(key, known)}")
-        default = known[key]
-        if isinstance(default, Mapping):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {prefix + key} is a section and takes KEY: value pairs, "
-                                f"not {value!r}")
-            merged[key] = _merge(tree[key], value, default, where, f"{prefix}{key}.")
-        else:
-            merged[key] = _coerce(value, default, f"{where}: {prefix + key}")
+        if key not in types:
+            raise UserError(f"{where}: unknown key {shortened(prefix + key)!r}: "
+                            f"{_nearest_key(key, types)}")
+        name = f"{where}: {prefix + key}"
+        if isinstance(types[key], Type):
+            merged[key] = convert(value, types[key], name)
+            continue
+        if isinstance(value, Word) and value.text.startswith("{"):
+            value = yaml_files.parse(value.text, name)
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} is a section and takes KEY: value pairs, not {shown(value)}")
+        merged[key] = _merge(tree[key], value, types[key], where, f"{prefix}{key}.")
     return merged
 
 
@@ -328,39 +302,19 @@ def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
     return nearest(key, {*known, *sections})
 
 
-def _coerce(value: Any, default: Any, where: str) -> Any:
-    """`value` in the type of `default`: 1 and "1e-3" serve as floats, a scalar as a list of one."""
-    if default is None:  # its type is not known
-        return value
-    if isinstance(default, _OrNone):
-        return None if value is None else _coerce(value, default.example, where)
-    if isinstance(default, list):
-        if value is None and not default:
-            return []
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        return [_coerce(item, default[0], where) for item in values] if default else values
-    if isinstance(default, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif type(value) is type(default):
-        return value
-    raise UserError(f"{where} takes {_TYPE_NAMES[type(default)]}, not {value!r}")
-
-
-_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+CORE_TYPES = _types_of(CORE)
 
 
 def _row(entry: str, cfg: CfgNode) -> Row:
-    name, *overrides = entry.split()
+    if not entry.strip():
+        raise UserError("METHODS: an entry is empty: name a method")
+    name, *overrides = words = split(entry, " ")
     METHODS.check(name)
     signature = METHODS.signature(name)
-    section = dict(cfg[name.upper()])
     where = f"METHODS: {entry!r}"
-    section = _merge(section, _parse_overrides(overrides), _examples(name), where)
+    section = _merge(cfg[name.upper()], _parse_overrides(overrides, where), _types(name), where)
     hyper_parameters = {key: section[key.upper()] for key in signature.settings}
-    return Row(" ".join(entry.split()), name, hyper_parameters, signature)
+    return Row(" ".join(words), name, hyper_parameters, signature)
 
 
 def _check(cfg: CfgNode) -> None:
@@ -372,7 +326,14 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"{key} names something twice: {cfg[key]}")
         if not cfg[key]:
             raise UserError(f"{key} is empty")
-    for row in rows(cfg):
+    checked: list[Row] = []
+    for entry in cfg.METHODS:
+        row = _row(entry, cfg)
+        for other, its_entry in zip(checked, cfg.METHODS):
+            if (row.method, row.hyper_parameters) == (other.method, other.hyper_parameters):
+                raise UserError(f"METHODS: {its_entry!r} and {entry!r} are one row, with equal "
+                                "hyper-parameters: leave one out")
+        checked.append(row)
         if row.needs not in KINDS:
             raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
                             f"{row.needs!r}; kinds: {', '.join(KINDS)}")
@@ -395,5 +356,6 @@ def _check(cfg: CfgNode) -> None:
         raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
     if cfg.BATCH_SIZE < 1:
         raise UserError(f"BATCH_SIZE {cfg.BATCH_SIZE}: a batch holds at least one image")
-    if cfg.DEVICE.split(":")[0] not in ("auto", "cpu", "cuda"):
-        raise UserError(f"DEVICE {cfg.DEVICE!r}: use auto, cpu, cuda, cuda:1 or the like")
+    for seed in cfg.SEEDS:
+        check_seed("SEEDS", seed)
+    check_device("DEVICE", cfg.DEVICE)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
+
+# A longer list of known names helps nobody.
+MANY_NAMES = 30
 
 
 class UserError(ValueError):
@@ -11,10 +15,54 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to add to "unknown name": the nearest known one, or all of them."""
+    """What to add to "unknown name": the nearest known one, or all of them if they are few."""
     names = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if close:
         return f"did you mean {by_lower[close[0]]!r}?"
+    if len(names) > MANY_NAMES:
+        some = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=5,
+                                                                   cutoff=0.0)]
+        return f"there are {len(names)}, such as {', '.join(some)}."
     return f"known: {', '.join(names) or 'none'}."
+
+
+def choose(owner: str, key: str, value: str, known: Collection[str]) -> None:
+    """Raise UserError with the nearest known name unless `value` is one of `known`."""
+    if value not in known:
+        raise UserError(f"{owner}: unknown {key} {value!r}: {nearest(value, known)}")
+
+
+def at_least(low: float, owner: str, **values: float) -> None:
+    """Raise UserError for a value that is below `low`, infinite or NaN.
+
+    Args:
+        owner: whose values they are, for the sentence.
+        values: by the names of their keys.
+    """
+    for key, value in values.items():
+        if not low <= value < math.inf:
+            raise UserError(f"{owner}: {key} {value} must be at least {low}, and finite")
+
+
+def positive(owner: str, **values: float) -> None:
+    """Raise UserError for a value that is 0, negative, infinite or NaN."""
+    for key, value in values.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"{owner}: {key} {value} must be positive, and finite")
+
+
+def between(low: float, high: float, owner: str, **values: float) -> None:
+    """Raise UserError for a value that is not between `low` and `high`; both are allowed."""
+    for key, value in values.items():
+        if not low <= value <= high:
+            raise UserError(f"{owner}: {key} {value} must be between {low} and {high}")
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, on one line; also of one whose text cannot be made."""
+    try:
+        return " ".join(str(error).split()) or "no message"
+    except Exception:
+        return "its message cannot be shown"

@@ -1,0 +1,65 @@
+"""Plugins: modules and files that a config names, imported so that their methods are known.
+
+They run as any Python does: a config that names plugins is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from tta_apm.errors import UserError, text_of
+
+
+def import_plugin(plugin: str) -> None:
+    """Import a module by its name, or a .py file by its path.
+
+    Raises:
+        UserError: whatever the import raises, with the line that raised it.
+    """
+    if not plugin:
+        raise UserError("PLUGINS: an entry is empty")
+    file = Path(plugin) if plugin.endswith(".py") else None
+    try:
+        if file is not None:
+            _import_file(file)
+        else:
+            importlib.import_module(plugin)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too: a plugin does not end the command
+        raise UserError(f"PLUGINS: {plugin!r} cannot be imported: {type(error).__name__}: "
+                        f"{text_of(error)}{_place(error, file)}") from error
+
+
+def _import_file(path: Path) -> None:
+    path = path.resolve()
+    # Two files of the same name are two modules.
+    name = f"tta_apm_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _place(error: BaseException, file: Path | None) -> str:
+    """Where it was raised: the last line of the plugin's own, or of whatever was imported."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if not frame.filename.startswith("<") and frame.filename != __file__
+              and "importlib" not in Path(frame.filename).parts]
+    own = [frame for frame in frames if file and frame.filename == str(file.resolve())]
+    return next((f" ({frame.filename}, line {frame.lineno})"
+                 for frame in [*reversed(own), *reversed(frames)]), "")

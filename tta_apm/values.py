@@ -1,0 +1,297 @@
+"""Values: what a config's file or command line says, in the type that its key takes.
+
+A value is kept as it is written until the key it is for is known: `2024` is a name for a key that
+takes text and a number for one that takes a number. YAML's own readings of plain text (010 is 8,
+1:30 is 90, yes is true) do not come between.
+
+On the command line text is taken as it stands; `[a, b]` is a list for a key that takes one, in
+which commas part the entries, and quotes or brackets hold an entry together. A value or entry that
+stands in quotes as a whole loses them: `'""'` is empty text. A path's `~` and `$NAME` are replaced
+once; a variable that is not set stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import yaml
+
+from tta_apm.errors import UserError
+
+# Keys, in whatever section, whose text is a path.
+PATHS = frozenset({"DATA_DIR", "OUTPUT_DIR", "FROST_DIR", "WEIGHTS", "PLUGINS", "REPO", "IMAGES",
+                   "CACHE"})
+QUOTES = "'\""
+# What file systems take for one name.
+LONGEST_NAME = 255
+LONGEST_PATH = 4000  # of 4,096, so that names of files still fit
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A value of a YAML file that is neither a list nor a section."""
+
+    text: str
+    quoted: bool = False
+
+    @property
+    def is_null(self) -> bool:
+        return not self.quoted and self.text in ("", "~", "null", "Null", "NULL")
+
+    def plain(self) -> Any:
+        """What YAML makes of it, for a key of unknown type."""
+        if self.quoted:
+            return self.text
+        try:
+            value = yaml.safe_load(self.text)
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2024-99-99 is no date
+            return self.text
+        return value if value is None or type(value) in _NAMES else self.text
+
+
+@dataclass(frozen=True)
+class Word(Scalar):
+    """A value on the command line: text, or a list or a section in YAML's flow style."""
+
+    def entries(self) -> list[Word] | None:
+        """The entries of `[a, b]`; None for what is no list."""
+        if not self.text.startswith("[") or self.quoted:
+            return None
+        closing = next((place for place, _, depth in _signs(self.text) if depth == 0), None)
+        if closing != len(self.text) - 1:
+            raise UserError(f"{shortened(self.text)!r} is no list: its first bracket does not "
+                            "close at its end")
+        words = [word.strip() for word in split(self.text[1:-1], ",")]
+        return [word_of(text) for text in (words[:-1] if words[-1] == "" else words)]
+
+
+# A value as it is written.
+Written = Union[Scalar, Sequence["Written"], Mapping[str, "Written"]]
+
+
+@dataclass(frozen=True)
+class Type:
+    """What a key takes."""
+
+    scalar: type | None  # bool, int, float or str; None if it is not known
+    is_list: bool = False
+    or_none: bool = False
+    is_path: bool = False
+
+
+LARGEST_SEED = 2**63 - 1
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
+_NAMES: dict[type | None, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+# Of "Sequence[int]" and the like, the part in brackets.
+_LIST = re.compile(r"(?:Sequence|list|tuple|List|Tuple)\[(\w+)(?:, \.\.\.)?\]")
+_INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def type_of(key: str, default: Any, annotation: str = "") -> Type:
+    """The type of a key, of its default and, where that says too little, its annotation."""
+    is_path = key in PATHS
+    if isinstance(default, (list, tuple)):
+        items = {type(item) for item in default}
+        scalar = items.pop() if len(items) == 1 else _annotated(annotation).scalar
+        return Type(scalar if scalar in _NAMES else None, is_list=True, is_path=is_path)
+    if default is not None:
+        return Type(type(default), is_path=is_path)
+    told = _annotated(annotation)
+    return Type(told.scalar, told.is_list, or_none=True, is_path=is_path)
+
+
+def _annotated(annotation: str) -> Type:
+    """What "int | None" or "Sequence[int] | None" allows."""
+    words = [word.strip() for word in annotation.strip("'").split("|")]
+    types = [word for word in words if word != "None"]
+    if len(types) != 1:
+        return Type(None)
+    items = _LIST.fullmatch(types[0])
+    names = {scalar.__name__: scalar for scalar in (bool, int, float, str)}
+    return Type(names.get(items[1] if items else types[0]), is_list=items is not None)
+
+
+def convert(value: Written, wanted: Type, where: str) -> Any:
+    """`value` in the type that `where`, the name of a key, takes; a scalar serves as a list of one.
+
+    Raises:
+        UserError: for a value of another type, or a number that is not finite.
+    """
+    if wanted.or_none and isinstance(value, Scalar) and value.is_null:
+        return None
+    if wanted.is_list:
+        return _list(value, wanted, where)
+    if wanted.scalar is None:
+        return check_finite(_plain(value), where)
+    if isinstance(value, Scalar):
+        converted = _scalar(value, wanted, where)
+        if converted is not None:
+            return converted
+    raise UserError(f"{where} takes {_NAMES[wanted.scalar]}, not {shown(value)}")
+
+
+def _list(value: Written, wanted: Type, where: str) -> list[Any]:
+    item = Type(wanted.scalar, is_path=wanted.is_path)
+    if isinstance(value, Mapping):
+        raise UserError(f"{where} takes a list, not {shown(value)}")
+    entries: Sequence[Written]
+    if isinstance(value, Word):
+        try:
+            in_brackets = value.entries()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        entries = [value] if in_brackets is None else in_brackets
+    elif isinstance(value, Scalar):
+        entries = [] if value.is_null else [value]
+    else:
+        entries = value
+    return [convert(entry, item, where) for entry in entries]
+
+
+def _scalar(value: Scalar, wanted: Type, where: str) -> Any:
+    """`value` in the type, None if it is of another."""
+    if wanted.scalar is str:
+        if value.is_null and not isinstance(value, Word):
+            return None
+        return _text(value.text, wanted, where)
+    if value.quoted:
+        return None
+    if wanted.scalar is bool:
+        return _BOOLS.get(value.text.lower())
+    if wanted.scalar is int:
+        # 4,300 digits are as many as Python reads.
+        return int(value.text) if _INT.fullmatch(value.text) and len(value.text) < 4300 else None
+    if value.text.lower().strip("+-.") in ("inf", "infinity", "nan"):
+        raise UserError(f"{where}: {value.text} is no finite number")
+    return check_finite(float(value.text), where) if _FLOAT.fullmatch(value.text) else None
+
+
+def _text(text: str, wanted: Type, where: str) -> str:
+    if "\0" in text:
+        raise UserError(f"{where} holds a character of code 0, which no name may have")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {ascii(shortened(text))} is no UTF-8 text") from error
+    return _path(text, where) if wanted.is_path else text
+
+
+def _path(text: str, where: str) -> str:
+    path = expanded(text)
+    # One key may hold two files, joined by a comma.
+    for name in re.split(r"[/,]", path):
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError(f"{where}: {shortened(name)} has {len(name.encode())} bytes: the name "
+                            f"of a file or folder has {LONGEST_NAME} at most")
+    if len(path.encode()) > LONGEST_PATH:
+        raise UserError(f"{where}: {shortened(path)} has {len(path.encode())} bytes: a path has "
+                        f"{LONGEST_PATH} at most")
+    return path
+
+
+def expanded(path: str) -> str:
+    """A path, or several joined by commas, with `~` and `$NAME` replaced, once."""
+    return ",".join(map(_expanded, path.split(",")))
+
+
+def _expanded(path: str) -> str:
+    if not path.startswith("~"):
+        return os.path.expandvars(path)
+    home, slash, rest = path.partition("/")
+    return os.path.expanduser(home) + slash + os.path.expandvars(rest)
+
+
+def _plain(value: Written) -> Any:
+    if isinstance(value, Word):
+        entries = value.entries()
+        return value.plain() if entries is None else [_plain(entry) for entry in entries]
+    if isinstance(value, Scalar):
+        return value.plain()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value]
+
+
+def check_finite(value: Any, where: str) -> Any:
+    """`value`, if no number in it is infinite or NaN: a record could not hold it."""
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise UserError(f"{where}: {item} is no finite number")
+    return value
+
+
+def check_seed(key: str, seed: int) -> None:
+    """Raise UserError for a seed that the libraries' generators do not take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{key} {shortened(str(seed))}: a seed is 0 to 2**63 - 1")
+
+
+def check_device(key: str, name: str) -> None:
+    """Raise UserError for what is no name of a device; whether it is here is told later."""
+    if not _DEVICE.fullmatch(name):
+        raise UserError(f"{key} {shortened(name)!r}: use auto, cpu, cuda, cuda:1 or the like")
+
+
+def shown(value: Written) -> str:
+    """A value as errors show it."""
+    if isinstance(value, Scalar):
+        plain = value.plain()
+        as_written = not isinstance(plain, bool) and str(plain) != value.text
+        return shortened(repr(value.text if as_written and plain is not None else plain))
+    return shortened(repr(_plain(value)))
+
+
+def shortened(text: str, longest: int = 60) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def word_of(text: str) -> Word:
+    """A value on the command line; quotes around all of it fall away."""
+    if len(text) > 1 and text[0] in QUOTES and _end(text, 0) == len(text) - 1:
+        return Word(text[1:-1], quoted=True)
+    return Word(text)
+
+
+def split(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators that no quotes or brackets enclose.
+
+    The separator " " stands for any white space, and leaves no empty parts.
+    """
+    parts, begin = [], 0
+    for place, sign, depth in _signs(text):
+        if depth == 0 and (sign == separator or separator == " " and sign.isspace()):
+            parts.append(text[begin:place])
+            begin = place + 1
+    parts.append(text[begin:])
+    return [part for part in parts if part] if separator == " " else parts
+
+
+def _signs(text: str) -> Iterator[tuple[int, str, int]]:
+    """The characters outside of quotes, with their places and how many brackets are open.
+
+    A quote opens at the beginning of a word only: that of "it's" is an apostrophe.
+    """
+    depth = place = 0
+    while place < len(text):
+        sign = text[place]
+        end = None
+        if sign in QUOTES and (place == 0 or text[place - 1] in " \t\n[{,"):
+            end = _end(text, place)
+        if end is None:
+            depth += (sign in "[{") - (sign in "]}")
+            yield place, sign, depth
+        place = (place if end is None else end) + 1
+
+
+def _end(text: str, begin: int) -> int | None:
+    """The place of the quote that closes the one at `begin`."""
+    end = text.find(text[begin], begin + 1)
+    return None if end < 0 else end
