@@ -27,13 +27,13 @@ def write(tmp_path):
 
 @pytest.fixture
 def refused(write):
-    """The sentence that a config is refused with, within a second."""
+    """The sentence that a config is refused with, at once."""
     def tell(text: str, *overrides: str) -> str:
         file = write(text)
         begin = time.perf_counter()
         with pytest.raises(UserError) as caught:
             config.load(file, overrides)
-        assert time.perf_counter() - begin < 1
+        assert time.perf_counter() - begin < 3  # alias bombs take minutes
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
         return str(caught.value)
     return tell

@@ -84,6 +84,7 @@ class Type:
     is_path: bool = False
 
 
+LONGEST_SHOWN = 60  # of a value in an error
 LARGEST_SEED = 2**63 - 1
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
 _NAMES: dict[type | None, str] = {
@@ -241,16 +242,18 @@ def check_device(key: str, name: str) -> None:
 
 
 def shown(value: Written) -> str:
-    """A value as errors show it."""
-    if isinstance(value, Scalar):
-        plain = value.plain()
-        as_written = not isinstance(plain, bool) and str(plain) != value.text
-        return shortened(repr(value.text if as_written and plain is not None else plain))
-    return shortened(repr(_plain(value)))
+    """A value as errors show it: as YAML reads it, if that is how it is written, too."""
+    if not isinstance(value, Scalar):
+        return shortened(repr(_plain(value)))
+    if len(value.text) > LONGEST_SHOWN:
+        return repr(shortened(value.text))
+    plain = value.plain()
+    alike = plain is None or isinstance(plain, bool) or str(plain) == value.text
+    return repr(plain if alike else value.text)
 
 
-def shortened(text: str, longest: int = 60) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}..."
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def word_of(text: str) -> Word:
