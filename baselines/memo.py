@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from functools import partial
 
 import torch
@@ -17,7 +16,7 @@ from tta_apm.batch_norm import mixed_statistics
 from tta_apm.entropy import marginal_entropy
 from tta_apm.episodes import (
     Parameters, chunk_size, chunks, image_generators, kept_bytes, stack)
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import at_least, choose
 from tta_apm.method import Method
 from tta_apm.views import augmix, crop_views, pad_crop_views
 
@@ -66,12 +65,10 @@ class Memo(Method):
                  optimizer: str = "sgd", pseudo_count: float = 16.0, crop: str = "pad",
                  flip: bool = True, seed: int = 42) -> None:
         super().__init__()
-        if num_views < 1 or not 0 <= pseudo_count < math.inf:
-            raise UserError(f"memo: num_views {num_views} must be at least 1 and pseudo_count "
-                            f"{pseudo_count} at least 0 and finite")
-        for key, value, known in (("optimizer", optimizer, OPTIMIZERS), ("crop", crop, CROPS)):
-            if value not in known:
-                raise UserError(f"memo: unknown {key} {value!r}: {nearest(value, known)}")
+        at_least(1, "memo", num_views=num_views)
+        at_least(0, "memo", pseudo_count=pseudo_count, lr=lr)
+        choose("memo", "optimizer", optimizer, OPTIMIZERS)
+        choose("memo", "crop", crop, CROPS)
         # A classifier on a CPU has the channels last; under vmap that is slower.
         self.model = copy.deepcopy(backbone).to(memory_format=torch.contiguous_format)
         self.num_views = num_views

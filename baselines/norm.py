@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.batch_norm import mixed_statistics
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
 
 
@@ -40,9 +40,9 @@ class Norm(Method):
     def __init__(self, backbone: Classifier, *, pseudo_count: float = 0.0,
                  alpha: float | None = None) -> None:
         super().__init__()
-        if pseudo_count < 0 or (alpha is not None and not 0 <= alpha <= 1):
-            raise UserError(f"norm: pseudo_count {pseudo_count} must be at least 0 and alpha "
-                            f"{alpha} between 0 and 1")
+        at_least(0, "norm", pseudo_count=pseudo_count)
+        if alpha is not None:
+            between(0, 1, "norm", alpha=alpha)
         self.model = copy.deepcopy(backbone)
         self.pseudo_count = pseudo_count
         self.alpha = alpha

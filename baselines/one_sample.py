@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.episodes import Parameters, adam, adapt, chunk_size, chunks, kept_bytes, stack
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
 
 # Side in pixels that images are resized to for each network.
@@ -60,14 +60,13 @@ class OneSample(Method):
                  hidden: Sequence[int] = (4096, 1792), image_size: int | None = None,
                  steps: int = 20, lr: float = 1e-4, seed: int = 42) -> None:
         super().__init__()
-        if net not in NETS:
-            raise UserError(f"one_sample: unknown net {net!r}: {nearest(net, NETS)}")
+        choose("one_sample", "net", net, NETS)
         self.image_size = NETS[net] if image_size is None else image_size
         smallest = 1 if net == "mlp" else 33
-        if self.image_size < smallest or steps < 0 or not hidden or min(hidden) < 1:
+        if self.image_size < smallest or not hidden or min(hidden) < 1:
             raise UserError(f"one_sample: image_size {self.image_size} must be at least {smallest} "
-                            f"for {net}, hidden {list(hidden)} positive and steps {steps} at least "
-                            "0")
+                            f"for {net}, hidden {list(hidden)} positive")
+        at_least(0, "one_sample", steps=steps, lr=lr)
         self.backbone = backbone
         self.steps = steps
         self.lr = lr

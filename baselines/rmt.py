@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.batch_norm import use_batch_statistics
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
 
 OPTIMIZERS = ("adam", "sgd")
@@ -74,11 +74,16 @@ class Rmt(Method):
                  num_warm_up: int = 50_000, warm_up_batch_size: int = 200, flip: bool = True,
                  seed: int = 42, source: Source | None = None) -> None:
         super().__init__()
-        _check_numbers(momentum, lambda_contrast, lambda_source, temperature, projection,
-                       num_warm_up, warm_up_batch_size)
-        if optimizer not in OPTIMIZERS:
-            raise UserError(f"rmt: unknown optimizer {optimizer!r}: "
-                            f"{nearest(optimizer, OPTIMIZERS)}")
+        at_least(0, "rmt", lr=lr, lambda_contrast=lambda_contrast, lambda_source=lambda_source,
+                 num_warm_up=num_warm_up)
+        at_least(1, "rmt", projection=projection)
+        at_least(2, "rmt", warm_up_batch_size=warm_up_batch_size)
+        positive("rmt", temperature=temperature)
+        between(0, 1, "rmt", momentum=momentum)
+        choose("rmt", "optimizer", optimizer, OPTIMIZERS)
+        if 0 < num_warm_up < warm_up_batch_size:
+            raise UserError(f"rmt: num_warm_up {num_warm_up} is less than one batch: see "
+                            f"warm_up_batch_size {warm_up_batch_size}")
         if source is None and (lambda_contrast or lambda_source or num_warm_up):
             raise UserError("rmt: needs source images, and the data set has none; it runs without "
                             "if lambda_contrast, lambda_source and num_warm_up are 0")
@@ -263,19 +268,3 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool = True) ->
     noise = torch.randn(views.shape, device=views.device,
                         generator=torch.Generator(views.device).manual_seed(seed))
     return (views + 0.005 * noise).clamp(0, 1)
-
-
-def _check_numbers(momentum: float, lambda_contrast: float, lambda_source: float,
-                   temperature: float, projection: int, num_warm_up: int,
-                   warm_up_batch_size: int) -> None:
-    if not 0 <= momentum <= 1:
-        raise UserError(f"rmt: momentum {momentum} must be between 0 and 1")
-    if lambda_contrast < 0 or lambda_source < 0 or num_warm_up < 0:
-        raise UserError(f"rmt: lambda_contrast {lambda_contrast}, lambda_source {lambda_source} "
-                        f"and num_warm_up {num_warm_up} must not be negative")
-    if 0 < num_warm_up < warm_up_batch_size:
-        raise UserError(f"rmt: num_warm_up {num_warm_up} is less than one batch: see "
-                        f"warm_up_batch_size {warm_up_batch_size}")
-    if temperature <= 0 or projection < 1 or warm_up_batch_size < 2:
-        raise UserError(f"rmt: temperature {temperature} and projection {projection} must be "
-                        f"positive, warm_up_batch_size {warm_up_batch_size} at least 2")

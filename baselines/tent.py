@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.batch_norm import use_batch_statistics
 from tta_apm.entropy import entropy
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
 
 OPTIMIZERS = ("adam", "sgd")
@@ -47,11 +47,9 @@ class Tent(Method):
     def __init__(self, backbone: Classifier, *, lr: float = 1e-3, steps: int = 1,
                  optimizer: str = "adam", episodic: bool = False) -> None:
         super().__init__()
-        if steps < 1:
-            raise UserError(f"tent: steps {steps} must be at least 1")
-        if optimizer not in OPTIMIZERS:
-            raise UserError(f"tent: unknown optimizer {optimizer!r}: "
-                            f"{nearest(optimizer, OPTIMIZERS)}")
+        at_least(1, "tent", steps=steps)
+        at_least(0, "tent", lr=lr)
+        choose("tent", "optimizer", optimizer, OPTIMIZERS)
         self.model = copy.deepcopy(backbone)
         self.lr = lr
         self.steps = steps

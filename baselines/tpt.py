@@ -14,7 +14,7 @@ from tta_apm.backbones.contexts import (
     ContextPrompts, cosine_logits, load_context, phrase_context)
 from tta_apm.entropy import entropy, marginal_entropy
 from tta_apm.episodes import adapt, chunk_size, chunks, image_generators, stack
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, at_least
 from tta_apm.method import Method
 from tta_apm.precision import products, resolve
 from tta_apm.views import augmix, crop_views
@@ -70,10 +70,15 @@ class Tpt(Method):
                  weights: str = "", flip: bool = True, augmix: bool = False, class_chunk: int = 0,
                  precision: str = "auto", seed: int = 42) -> None:
         super().__init__()
-        _check_numbers(num_views, selection, steps, class_chunk)
+        at_least(1, "tpt", num_views=num_views)  # the image itself
+        at_least(0, "tpt", steps=steps, lr=lr, class_chunk=class_chunk, selection=selection)
+        kept = int(num_views * selection)
+        if not 1 <= kept <= num_views:
+            raise UserError(f"tpt: selection {selection} keeps {kept} of {num_views} views; it "
+                            f"must keep 1 to {num_views}")
         self.backbone = backbone
         self.num_views = num_views
-        self.kept = int(num_views * selection)
+        self.kept = kept
         self.steps = steps
         self.lr = lr
         self.flip = flip
@@ -159,14 +164,3 @@ class Tpt(Method):
 
 class TptSurviving(SurvivingOptimizer, Tpt):
     """TPT whose AdamW survives from image to image: for the audit only."""
-
-
-def _check_numbers(num_views: int, selection: float, steps: int, class_chunk: int) -> None:
-    if num_views < 1:
-        raise UserError(f"tpt: num_views {num_views} must be at least 1, for the image itself")
-    kept = int(num_views * selection)
-    if not 1 <= kept <= num_views:
-        raise UserError(f"tpt: selection {selection} keeps {kept} of {num_views} views; it must "
-                        f"keep 1 to {num_views}")
-    if steps < 0 or class_chunk < 0:
-        raise UserError(f"tpt: steps {steps} and class_chunk {class_chunk} must not be negative")

@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from tta_apm.backbones.rotation import NUM_ROTATIONS, Rotation, rotate
 from tta_apm.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
-from tta_apm.errors import UserError
+from tta_apm.errors import at_least
 from tta_apm.method import Method
 from tta_apm.views import Generators, crop_views, pad_crop_views
 
@@ -28,9 +28,8 @@ class RotationTraining(Method):
     def __init__(self, name: str, backbone: Rotation, *, steps: int, lr: float, num_views: int,
                  flip: bool, seed: int) -> None:
         super().__init__()
-        if steps < 0 or num_views < 1:
-            raise UserError(f"{name}: steps {steps} must be at least 0 and num_views {num_views} "
-                            "at least 1")
+        at_least(0, name, steps=steps, lr=lr)
+        at_least(1, name, num_views=num_views)
         self.backbone = backbone
         self.steps = steps
         self.lr = lr

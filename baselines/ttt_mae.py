@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 from tta_apm.audit import SurvivingOptimizer
 from tta_apm.backbones.mae import MaskedAutoencoder, normalized, take
 from tta_apm.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
 
 # Of the authors' names, what stays as it is: decoder, probing head and the codes of places. The
@@ -50,11 +50,11 @@ class TttMae(Method):
                  mask_ratio: float = 0.75, lr: float = 5e-3, momentum: float = 0.9,
                  seed: int = 42) -> None:
         super().__init__()
+        at_least(0, "ttt_mae", steps=steps, lr=lr, momentum=momentum)
+        at_least(1, "ttt_mae", masks=masks)
+        between(0, 1, "ttt_mae", mask_ratio=mask_ratio)
         self.num_patches = backbone.net.num_patches
         self.num_visible = int(self.num_patches * (1 - mask_ratio))
-        if steps < 0 or masks < 1:
-            raise UserError(f"ttt_mae: steps {steps} must be at least 0 and masks {masks} at "
-                            "least 1")
         if not 0 < self.num_visible < self.num_patches:
             raise UserError(f"ttt_mae: mask_ratio {mask_ratio} leaves {self.num_visible} of "
                             f"{self.num_patches} patches visible; some must be and some not")

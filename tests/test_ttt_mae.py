@@ -199,7 +199,7 @@ def test_adaptation_repairs_low_contrast(digits_mae, digits_test):
 
 @pytest.mark.parametrize("keywords, message", [
     (dict(steps=-1), "steps -1 must be at least 0"),
-    (dict(masks=0), "masks 0 at least 1"),
+    (dict(masks=0), "masks 0 must be at least 1"),
     (dict(mask_ratio=0.0), "mask_ratio 0.0 leaves 64 of 64 patches visible"),
     (dict(mask_ratio=0.99), "mask_ratio 0.99 leaves 0 of 64"),
 ])

@@ -43,14 +43,18 @@ def at_least(low: float, owner: str, **values: float) -> None:
     """
     for key, value in values.items():
         if not low <= value < math.inf:
-            raise UserError(f"{owner}: {key} {value} must be at least {low}, and finite")
+            raise UserError(f"{owner}: {key} {value} must be at least {low}{_and_finite(value)}")
 
 
 def positive(owner: str, **values: float) -> None:
     """Raise UserError for a value that is 0, negative, infinite or NaN."""
     for key, value in values.items():
         if not 0 < value < math.inf:
-            raise UserError(f"{owner}: {key} {value} must be positive, and finite")
+            raise UserError(f"{owner}: {key} {value} must be positive{_and_finite(value)}")
+
+
+def _and_finite(value: float) -> str:
+    return "" if math.isfinite(value) else " and finite"
 
 
 def between(low: float, high: float, owner: str, **values: float) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import choose
 
 AUTO = "auto"
 FULL = "float32"
@@ -25,8 +25,7 @@ def resolve(precision: str, low: str, device: torch.device, method: str) -> str:
         UserError: for another precision.
     """
     known: Sequence[str] = (AUTO, FULL, low)
-    if precision not in known:
-        raise UserError(f"{method}: unknown precision {precision!r}: {nearest(precision, known)}")
+    choose(method, "precision", precision, known)
     if precision != AUTO:
         return precision
     return low if device.type == "cuda" and _computes_in(low, device) else FULL

@@ -85,7 +85,7 @@ class Type:
 
 
 LONGEST_SHOWN = 60  # of a value in an error
-LARGEST_SEED = 2**63 - 1
+LARGEST = 2**63 - 1  # of whole numbers in tensors, and of seeds
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
 _NAMES: dict[type | None, str] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -168,11 +168,17 @@ def _scalar(value: Scalar, wanted: Type, where: str) -> Any:
     if wanted.scalar is bool:
         return _BOOLS.get(value.text.lower())
     if wanted.scalar is int:
-        # 4,300 digits are as many as Python reads.
-        return int(value.text) if _INT.fullmatch(value.text) and len(value.text) < 4300 else None
+        return _whole(value.text, where) if _INT.fullmatch(value.text) else None
     if value.text.lower().strip("+-.") in ("inf", "infinity", "nan"):
         raise UserError(f"{where}: {value.text} is no finite number")
     return check_finite(float(value.text), where) if _FLOAT.fullmatch(value.text) else None
+
+
+def _whole(text: str, where: str) -> int:
+    # Python itself reads no more than 4,300 digits.
+    if len(text) > 20 or abs(int(text)) > LARGEST:
+        raise UserError(f"{where}: {shortened(text)} is beyond 2**63 - 1")
+    return int(text)
 
 
 def _text(text: str, wanted: Type, where: str) -> str:
@@ -231,7 +237,7 @@ def check_finite(value: Any, where: str) -> Any:
 
 def check_seed(key: str, seed: int) -> None:
     """Raise UserError for a seed that the libraries' generators do not take."""
-    if not 0 <= seed <= LARGEST_SEED:
+    if not 0 <= seed <= LARGEST:
         raise UserError(f"{key} {shortened(str(seed))}: a seed is 0 to 2**63 - 1")
 
 

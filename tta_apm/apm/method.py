@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.checks import check_choice, check_losses, check_numbers
+from tta_apm.apm.checks import check_losses, check_numbers
 from tta_apm.apm.fast import FastStudent, Outputs
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
 from tta_apm.apm.student import MEAN, POOLINGS, STD, Student, draw
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.episodes import (
     Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
+from tta_apm.errors import at_least, choose
 from tta_apm.method import Method
 from tta_apm.precision import FULL, products, resolve
 from tta_apm.views import crop_views
@@ -108,11 +109,12 @@ class Apm(Method):
         for key, value, known in (("preset", preset, PRESETS), ("target", target, TARGETS),
                                   ("trigger", trigger, TRIGGERS),
                                   ("augmentation", augmentation, AUGMENTATIONS)):
-            check_choice(key, value, known)
+            choose("apm", key, value, known)
         preset_hidden, preset_pooling = PRESETS[preset]
         hidden = preset_hidden if hidden is None else tuple(hidden)
         pooling = preset_pooling if pooling is None else pooling
-        check_choice("pooling", pooling, POOLINGS)
+        choose("apm", "pooling", pooling, POOLINGS)
+        at_least(0, "apm", lr=lr)
         feature_dim = backbone.text_features.shape[1]
         check_numbers(hidden, pooling, image_size, patch, kernels, code, columns, steps,
                       feature_dim)

@@ -5,11 +5,13 @@ Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from tta_apm.errors import UserError, nearest
+from tta_apm.values import LARGEST, check_device, check_seed, shortened
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
@@ -76,8 +78,9 @@ class Recipe:
     def check(self) -> None:
         """Raise UserError for a value that is out of range or makes no sense beside another."""
         for key in ("cls_weight", "grid_weight", "rgb_weight"):
-            if getattr(self, key) < 0:
-                raise UserError(f"{key.upper()} {getattr(self, key)}: a weight is not negative")
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UserError(f"{key.upper()} {getattr(self, key)}: a weight is not negative, "
+                                "and finite")
         if not (self.needs_teacher or self.rgb_weight > 0):
             raise UserError("CLS_WEIGHT, GRID_WEIGHT and RGB_WEIGHT are all 0: there is no loss")
         if self.teacher == NO_TEACHER and self.needs_teacher:
@@ -97,9 +100,11 @@ class Recipe:
         if self.crop and self.cache:
             raise UserError("CACHE keeps one grid for an image, CROP shows it anew each time: set "
                             "one of the two")
-        if self.lr <= 0 or self.steps < 0 or self.num_workers < 0:
-            raise UserError(f"LR {self.lr} must be positive, STEPS {self.steps} and NUM_WORKERS "
-                            f"{self.num_workers} not negative")
+        if not 0 < self.lr < math.inf or self.steps < 0 or self.num_workers < 0:
+            raise UserError(f"LR {self.lr} must be positive and finite, STEPS {self.steps} and "
+                            f"NUM_WORKERS {self.num_workers} not negative")
+        check_seed("SEED", self.seed)
+        check_device("DEVICE", self.device)
         if self.precision not in PRECISIONS:
             raise UserError(f"PRECISION: unknown {self.precision!r}: "
                             f"{nearest(self.precision, PRECISIONS)}")
@@ -112,14 +117,49 @@ def keys() -> dict[str, Any]:
 
 
 def from_config(cfg: Mapping[str, Any]) -> Recipe:
-    """The checked recipe of a config with all of `keys`."""
-    recipe = from_plain({key.lower(): value for key, value in cfg.items()})
+    """The checked recipe of a config with all of `keys`.
+
+    Raises:
+        UserError: for a value that is out of range or makes no sense beside another.
+    """
+    settings: dict[str, Any] = {key.lower(): tuple(value) if isinstance(value, list) else value
+                                for key, value in cfg.items()}
+    recipe = Recipe(**settings)
     recipe.check()
     return recipe
 
 
-def from_plain(values: Mapping[str, Any]) -> Recipe:
-    """A recipe of values as YAML and JSON give them, with lists for tuples."""
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                for key, value in values.items()}
-    return Recipe(**settings)
+def from_plain(values: object, where: str = "the file") -> Recipe:
+    """The checked recipe of values as JSON gives them, with lists for tuples.
+
+    Args:
+        where: the file that holds them, for the sentence.
+
+    Raises:
+        UserError: for a key that is missing or unknown, a value of another type or out of range.
+    """
+    known = {field.name: field.default for field in fields(Recipe)}
+    if not isinstance(values, Mapping) or values.keys() != known.keys():
+        raise UserError(f"{where}: its recipe has not the keys of one: {', '.join(known)}")
+    settings: dict[str, Any] = {}
+    for key, default in known.items():
+        value = values[key]
+        if not _is_like(value, default):
+            raise UserError(f"{where}: {key} of its recipe is {shortened(repr(value))}, which is "
+                            f"not of the type of {default!r}")
+        settings[key] = tuple(value) if isinstance(value, (list, tuple)) else value
+    recipe = Recipe(**settings)
+    try:
+        recipe.check()
+    except UserError as error:
+        raise UserError(f"{where}: its recipe cannot be: {error}") from error
+    return recipe
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value is of the type of its default; whole numbers serve as others."""
+    if isinstance(default, tuple):
+        return isinstance(value, (list, tuple)) and all(_is_like(item, 0) for item in value)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return False
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -102,7 +102,7 @@ class Randomness:
     def __init__(self, seed: int) -> None:
         before = _get_state()
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed % 2**32)  # it takes no larger one
         torch.manual_seed(seed)
         self.state = _get_state()
         _set_state(before)
