@@ -24,8 +24,9 @@ def sweep(tmp_path, capsys):
     def sweep(methods: str, *overrides: str, folder: str = "results", flags: tuple = ()):
         file = tmp_path / "sweep.yaml"
         file.write_text("CORRUPTIONS: [fog, contrast]\n")
+        keys = dict(zip(SMALL[::2], SMALL[1::2])) | dict(zip(overrides[::2], overrides[1::2]))
         code = cli.main(["--cfg", str(file), *flags, "METHODS", methods, "OUTPUT_DIR",
-                         str(tmp_path / folder), *SMALL, *overrides])
+                         str(tmp_path / folder), *(word for item in keys.items() for word in item)])
         return code, tmp_path / folder, capsys.readouterr()
     return sweep
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import gc
-import platform
-import subprocess
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
@@ -24,6 +19,8 @@ from tta_apm.backbones.prompts import templates
 from tta_apm.bench import cost
 from tta_apm.bench.cells import Cell, carries_on, order_of
 from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
+from tta_apm.bench.progress import Progress
+from tta_apm.bench.provenance import commit, versions
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
@@ -57,8 +54,8 @@ class Sweep:
         self.checked: list[Method] = []  # of the first run, built already
         self.resolved: dict[str, dict[str, Any]] = {}  # of each row: see Method.resolved
         self.failed: list[str] = []
-        self.commit = _commit()
-        self.versions = _versions()
+        self.commit = commit()
+        self.versions = versions()
 
     def run(self) -> list[str]:
         """Run the cells; returns the names of those that failed.
@@ -228,56 +225,6 @@ class Sweep:
         save_cell(cell.path(self.folder), record, content)
 
 
-class Progress:
-    """A bar over the images of a sweep, with one line for each finished cell."""
-
-    def __init__(self, total: int) -> None:
-        # No bar where nobody watches it: a log keeps the lines.
-        self.bar = tqdm(total=total, unit="img", disable=None, dynamic_ncols=True, leave=False)
-        self.seen = self.correct = 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def start(self, cell: Cell, num_domains: int) -> None:
-        """A stream begins, at `cell`."""
-        self.seen = self.correct = 0
-        place = str(cell.domain) if num_domains == 1 else f"{num_domains} domains"
-        self.bar.set_description(f"{cell.row.text} {place}")
-
-    def update(self, images: int, correct: int) -> None:
-        self.seen += images
-        self.correct += correct
-        self.bar.set_postfix_str(f"error {1 - self.correct / self.seen:.1%}", refresh=False)
-        self.bar.update(images)
-
-    def skip(self, images: int) -> None:
-        """Of `images`, the stream's own among them, no more will come."""
-        self.bar.update(images - self.seen)
-
-    def finish(self, cell: Cell, evaluation: Evaluation) -> None:
-        correct = evaluation.predictions.correct()
-        line = f"{_label(cell)}  error {1 - correct.mean():6.1%}"
-        teacher = evaluation.predictions.teacher_correct()
-        if teacher is not None:
-            line += f"  teacher {1 - teacher.mean():6.1%}"
-        self._write(f"{line}  {1000 * evaluation.seconds / len(correct):8.2f} ms/image")
-
-    def fail(self, cell: Cell, why: str) -> None:
-        self._write(f"{_label(cell)}  FAILED: {why}")
-
-    def _write(self, line: str) -> None:
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-
-
-def _label(cell: Cell) -> str:
-    return f"{cell.row.text:<16} {str(cell.domain):<20} seed {cell.seed:<4}"
-
-
 def _explain(error: Exception) -> str:
     """The error in one line, with the place that raised it unless it is meant for users."""
     text = " ".join(str(error).split())
@@ -285,23 +232,3 @@ def _explain(error: Exception) -> str:
         return text
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
-
-
-def _commit() -> str:
-    """The commit of the code, "" outside a git checkout."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], text=True,
-                              cwd=Path(__file__).parent, capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("tta-apm", "torch", "timm", "open_clip_torch", "robustbench", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
