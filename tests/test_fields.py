@@ -305,7 +305,7 @@ def write_other_recipe(path: Path) -> None:
     ("nowhere.pth", None, "there is no student"),
     ("empty.pth", write_nothing, "no checkpoint of weights"),
     ("other.pth", write_other_weights, "neither a student"),
-    ("half.safetensors", write_half, "no whole checkpoint"),
+    ("half.safetensors", write_half, "is cut off"),
     ("recipe.safetensors", write_other_recipe, "not hold the student that its recipe describes"),
 ])
 def test_a_wrong_checkpoint_is_one_sentence(tmp_path, name, write, message):

@@ -57,10 +57,13 @@ CORE: dict[str, Any] = {
     # Prompt templates of CLIP: "auto" is the data set's own ensemble, "single" one template.
     "TEMPLATES": "auto",
     # The backbone of methods that need a classifier: timm/NAME, torchvision/NAME or
-    # robustbench/NAME, with the library's pretrained weights or a file.
-    "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors"},
+    # robustbench/NAME, with the library's pretrained weights or a file. IMAGE_SIZE (in pixels),
+    # MEAN and STD (three numbers each, of images in [0,1]) are for a file of which nothing tells
+    # them; 0 and [] leave them to the library or to the config beside the file.
+    "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
+                   "IMAGE_SIZE": 0, "MEAN": [], "STD": []},
     # The backbone of methods that need CLIP: an open_clip name, with a pretrained tag or a file.
-    "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors"},
+    "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors", "MEAN": [], "STD": []},
     # The backbone of TTT-MAE: a masked autoencoder with its probing head, in one file or in two
     # joined by a comma: encoder_and_decoder.pth,head.pth.
     "MAE": {"MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"},

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Iterable
 
 # A longer list of known names helps nobody.
 MANY_NAMES = 30
+NO_MESSAGE = "no message"
+# Of an error's text: a library may list thousands of names.
+LONGEST = 1500
+# What a library may advise and we do not: it lets a file run code.
+_UNSAFE = "weights_only"
 
 
 class UserError(ValueError):
@@ -67,6 +73,15 @@ def between(low: float, high: float, owner: str, **values: float) -> None:
 def text_of(error: BaseException) -> str:
     """What an exception says, on one line; also of one whose text cannot be made."""
     try:
-        return " ".join(str(error).split()) or "no message"
+        return " ".join(str(error).split()) or NO_MESSAGE
     except Exception:
         return "its message cannot be shown"
+
+
+def explain(error: BaseException) -> str:
+    """All that a library's error says, in one line, without advice to let files run code."""
+    sentences = re.split(r"(?<=[.!?]) ", text_of(error))
+    text = " ".join(sentence for sentence in sentences if _UNSAFE not in sentence)
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ... ({len(text) - LONGEST:,} more letters)"
+    return f"{type(error).__name__}, {text}" if text == NO_MESSAGE else text

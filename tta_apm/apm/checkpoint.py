@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tta_apm.apm.images import Preprocessing
 from tta_apm.apm.recipe import Recipe, from_plain
 from tta_apm.apm.student import Student
-from tta_apm.backbones import files
-from tta_apm.errors import UserError
+from tta_apm.backbones import archives, files
+from tta_apm.errors import UserError, explain
 from tta_apm.writing import aside
 
 STUDENT, TRAINING = "student", "training"
@@ -120,23 +119,22 @@ def _write(path: Path, kind: str, tensors: dict[str, Tensor], recipe: Recipe, st
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Recipe, int]:
     """The tensors of a file of ours, the recipe and the size D of its student's feature."""
+    about = archives.metadata(path)
+    if about.get("tta_apm") != kind:
+        raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
     try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("tta_apm") != kind:
-                raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
-            return ({name: file.get_tensor(name) for name in file.keys()},
-                    from_plain(json.loads(about["recipe"])), int(about["feature_dim"]))
+        recipe, feature_dim = from_plain(json.loads(about["recipe"])), int(about["feature_dim"])
     except UserError:
         raise
-    except files.BAD_FILE as error:
-        raise UserError(f"{path} is no whole checkpoint: {files.first_line(error)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no whole checkpoint: {explain(error)}") from error
+    return files.read(path), recipe, feature_dim
 
 
 def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         net.load_state_dict(tensors)
-    except files.BAD_FILE as error:
+    except RuntimeError as error:
         raise UserError(f"{path} does not hold the student that its recipe describes") from error
 
 

@@ -48,7 +48,8 @@ class FeatureCache:
             else:
                 _create(folder, shapes)
                 note.write_text(json.dumps(about, indent=1))
-            self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+")
+            self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+",
+                                          allow_pickle=False)
                             for name in (*shapes, "done")}
         except UserError:
             raise

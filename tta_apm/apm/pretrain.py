@@ -26,8 +26,7 @@ from tta_apm.apm.losses import Targets
 from tta_apm.apm.recipe import Recipe
 from tta_apm.apm.team import Team, gather
 from tta_apm.apm.teachers import Teacher, feature_dim, load_teacher
-from tta_apm.backbones import files
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, explain
 from tta_apm.precision import products, resolve
 
 STUDENT_FILE, TRAINING_FILE, LOSSES_FILE = (
@@ -165,4 +164,4 @@ class _Pretraining:
             yield
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write to OUTPUT_DIR {self.folder}: "
-                            f"{files.first_line(error)}") from error
+                            f"{explain(error)}") from error

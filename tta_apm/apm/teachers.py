@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tta_apm.apm.losses import grid_targets
 from tta_apm.apm.recipe import NO_TEACHER, Recipe
+from tta_apm.backbones.inputs import Inputs, Told
 from tta_apm.errors import UserError, nearest
 
 RANDOM = "random"
@@ -64,14 +65,12 @@ def feature_dim(recipe: Recipe, teacher: Teacher | None) -> int:
 
 def _timm(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     """A ViT of timm at the recipe's image size, its table of positions resampled to that."""
-    from timm.data import resolve_model_data_config
-
-    net, label = _timm_net(name, recipe)
+    net, label, told = _timm_net(name, recipe)
     if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
         raise UserError("it is no ViT of timm: it has no grid of tokens")
     net = net.to(device).eval().requires_grad_(False)
-    data = resolve_model_data_config(net)
-    mean, std = (torch.tensor(data[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1)
+                 for values in (told.mean, told.std))
 
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = net.forward_features((images - mean) / std)
@@ -82,41 +81,42 @@ def _timm(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     return Teacher(label, net.num_features, encode)
 
 
-def _timm_net(name: str, recipe: Recipe) -> tuple[Any, str]:
-    """A network of timm, and what its weights are."""
+def _timm_net(name: str, recipe: Recipe) -> tuple[Any, str, Told]:
+    """A network of timm, what its weights are, and what images it takes."""
     import timm
 
     from tta_apm.backbones import files
+    from tta_apm.backbones.classifiers import timm_inputs, timm_pretrained
     known = {*timm.list_models(), *timm.list_models(include_tags=True)}
     if name not in known:
         raise UserError(f"timm has no such model: {nearest(name, known)}")
-
-    def make(**options: Any) -> Any:
-        try:
-            return timm.create_model(name, img_size=recipe.image_size, **options)
-        except TypeError as error:  # only networks with a table of positions have an image size
-            raise UserError("it is no ViT of timm: it takes no img_size") from error
-
-    if recipe.weights == RANDOM:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            return make(), f"random, seed {recipe.seed}"
-    config = timm.models.get_pretrained_cfg(name)
-    file = files.find(recipe.weights)
-    if recipe.weights and file is None:
-        raise UserError(f"WEIGHTS: there is no file {recipe.weights!r}; {RANDOM} draws them")
-    if file is None and not config.hf_hub_id:
-        raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
-    file = file or files.from_hub(config.hf_hub_id,
-                                  [config.hf_hub_filename or "model.safetensors"])
     try:
-        with files.only_weights():
-            net = make(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-    except UserError:
-        raise
-    except files.BAD_FILE as error:
-        raise UserError(f"{file} holds no weights of it: {files.first_line(error)}") from error
-    return net, files.describe(file.name, file)
+        if recipe.weights == RANDOM:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                net = timm.create_model(name, img_size=recipe.image_size)
+            return net, f"random, seed {recipe.seed}", _told(net, recipe)
+        config = timm.models.get_pretrained_cfg(name)
+        file = files.find(recipe.weights)
+        if recipe.weights and file is None:
+            raise UserError(f"WEIGHTS: there is no file {recipe.weights!r}; {RANDOM} draws them")
+        if file is None and not config.hf_hub_id:
+            raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
+        net, label = timm_pretrained(name, file, img_size=recipe.image_size)
+    except TypeError as error:  # only networks with a table of positions have an image size
+        raise UserError("it is no ViT of timm: it takes no img_size") from error
+    if file is not None:
+        given = Inputs(recipe.image_size)
+        return net, label, timm_inputs(name, file, given, section="")
+    return net, label, _told(net, recipe)
+
+
+def _told(net: Any, recipe: Recipe) -> Told:
+    """What timm says of a network's images; the recipe sets their size."""
+    from timm.data import resolve_model_data_config
+
+    data = resolve_model_data_config(net)
+    return Told(recipe.image_size, tuple(data["mean"]), tuple(data["std"]), "timm")
 
 
 def _clip(name: str, recipe: Recipe, device: torch.device) -> Teacher:

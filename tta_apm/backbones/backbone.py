@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_apm.backbones import inputs
 from tta_apm.errors import UserError, nearest
 
 
@@ -21,6 +22,8 @@ class Backbone(nn.Module):
         name: architecture, for the record.
         weights: what the weights are and their hash, for the record.
         keep: the outputs of the network that are classes of the data set, None for all.
+        notes: what else the record should say of how the network takes images: who told its mean
+            and std, its activation.
     """
 
     kind: str
@@ -29,8 +32,11 @@ class Backbone(nn.Module):
     keep: Tensor | None
 
     def __init__(self, *, image_size: int | None, mean: Sequence[float], std: Sequence[float],
-                 name: str, weights: str, keep: Sequence[int] | None = None) -> None:
+                 name: str, weights: str, keep: Sequence[int] | None = None,
+                 notes: str = "") -> None:
         super().__init__()
+        #: How images are made ready for the network, in words, for the record.
+        self.preprocessing = inputs.text(image_size, mean, std, notes)
         self.image_size = image_size
         self.name = name
         self.weights = weights

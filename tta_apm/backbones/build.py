@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.inputs import Inputs
 from tta_apm.backbones.kinds import KINDS
 from tta_apm.data.dataset import Outputs
 from tta_apm.errors import UserError, nearest
@@ -14,7 +15,7 @@ from tta_apm.errors import UserError, nearest
 
 def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
           templates: Sequence[str], device: torch.device | str,
-          outputs: Outputs | None = None) -> Backbone:
+          outputs: Outputs | None = None, given: Inputs = Inputs()) -> Backbone:
     """Load the backbone that a config's section of its kind describes.
 
     Args:
@@ -23,6 +24,7 @@ def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
         class_names: K names, of which all but CLIP need the number only.
         templates: prompt templates, for CLIP.
         outputs: of a classifier or head with more classes, those to keep.
+        given: what the section says of the images that a classifier or CLIP takes.
 
     Raises:
         UserError: for an unknown kind, model or weights.
@@ -33,10 +35,11 @@ def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
     if kind == "clip":
         from tta_apm.backbones.clip import load_clip
         return load_clip(model, weights, class_names=class_names, templates=templates,
-                         device=device)
+                         device=device, given=given)
     if kind == "classifier":
         from tta_apm.backbones.classifiers import load_classifier
-        return load_classifier(model, weights, num_classes=num_classes, device=device, keep=keep)
+        return load_classifier(model, weights, num_classes=num_classes, device=device, keep=keep,
+                               given=given)
     if kind == "mae":
         from tta_apm.backbones.mae import load_mae
         return load_mae(model, weights, num_classes=num_classes, device=device, keep=keep)

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tta_apm.backbones import files
+from tta_apm.backbones import files, inputs
 from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.inputs import Inputs, Told, settle
 from tta_apm.compat import import_robustbench
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, explain, nearest
 
 # robustbench's own default folder of downloads.
 ROBUSTBENCH_FOLDER = Path("models")
+SECTION = "CLASSIFIER"
 
 
 class Classifier(Backbone):
@@ -24,16 +26,16 @@ class Classifier(Backbone):
 
     Args:
         net: normalised images [B,3,H,W] -> logits [B,K].
-        image_size, mean, std, name, weights, keep: see Backbone.
+        image_size, mean, std, name, weights, keep, notes: see Backbone.
     """
 
     kind = "classifier"
 
     def __init__(self, net: nn.Module, *, image_size: int | None, mean: Sequence[float],
                  std: Sequence[float], name: str, weights: str,
-                 keep: Sequence[int] | None = None) -> None:
+                 keep: Sequence[int] | None = None, notes: str = "") -> None:
         super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights,
-                         keep=keep)
+                         keep=keep, notes=notes)
         self.net = net
         self.freeze()
 
@@ -42,36 +44,58 @@ class Classifier(Backbone):
         return self.kept(self.net(self.prepare(images)))
 
 
+class Wanted(NamedTuple):
+    """The network that a config asks for.
+
+    Attributes:
+        name: within its library.
+        weights: as in the config.
+        num_classes: outputs of the network.
+        keep: see Backbone.
+        given: what the config says of its images.
+    """
+
+    name: str
+    weights: str
+    num_classes: int
+    keep: Sequence[int] | None
+    given: Inputs
+
+
 class Loaded(NamedTuple):
-    """A network and what it wants of its images."""
+    """A network, which of its outputs to keep, and what it wants of its images."""
 
     net: nn.Module
-    image_size: int | None
-    mean: Sequence[float]
-    std: Sequence[float]
+    keep: Sequence[int] | None
+    told: Told
     weights: str
 
 
-def load_classifier(model: str, weights: str, *, num_classes: int,
-                    device: torch.device | str, keep: Sequence[int] | None = None) -> Classifier:
+def load_classifier(model: str, weights: str, *, num_classes: int, device: torch.device | str,
+                    keep: Sequence[int] | None = None, given: Inputs = Inputs()) -> Classifier:
     """Load a classifier.
 
     Args:
         model: timm/NAME, torchvision/NAME or robustbench/NAME (of its corruption leaderboards;
             the number of classes tells the data set).
         weights: "" for the library's pretrained ones, a file, or the name of a packaged file;
-            for torchvision also one of the names of its weights, such as IMAGENET1K_V1.
+            for torchvision also one of the names of its weights, such as IMAGENET1K_V1. "FILE#SET"
+            names one of several sets of weights in a file: see docs/checkpoints.md.
         num_classes: of the network.
         keep: see Backbone.
+        given: what a config says of the images that the network takes.
 
     Raises:
         UserError: for an unknown model, for weights that are not here and cannot be downloaded,
-            do not fit or have other classes.
+            do not fit or have other classes, and for a file of which nothing tells what images its
+            network takes.
     """
     family, name = split(model)
-    loaded = FAMILIES[family](name, weights, num_classes)
-    return placed(Classifier(loaded.net, image_size=loaded.image_size, mean=loaded.mean,
-                             std=loaded.std, name=model, weights=loaded.weights, keep=keep), device)
+    loaded = FAMILIES[family](Wanted(name, weights, num_classes, keep, given))
+    size, mean, std, by = loaded.told
+    return placed(Classifier(loaded.net, image_size=size, mean=mean, std=std, name=model,
+                             weights=loaded.weights, keep=loaded.keep, notes=by and f"by {by}"),
+                  device)
 
 
 def split(model: str) -> tuple[str, str]:
@@ -90,55 +114,121 @@ def placed(classifier: Classifier, device: torch.device | str) -> Classifier:
     return classifier.to(device)
 
 
-def _timm(name: str, weights: str, num_classes: int) -> Loaded:
+def _timm(wanted: Wanted) -> Loaded:
     import timm
     from timm.data import resolve_model_data_config
     from tta_apm.backbones import small_resnets  # noqa: F401  (makes it known to timm)
+    name = wanted.name
     check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")
-    if weights:
-        file = _find(weights)
-        net = timm.create_model(name, num_classes=num_classes)
-        files.load_into(net, file, num_classes=num_classes)
-        label = files.describe(file.name, file)
-    else:
-        config = timm.models.get_pretrained_cfg(name)
-        if not config.hf_hub_id:
-            raise UserError(f"timm has no weights for {name!r}: set CLASSIFIER.WEIGHTS to a file")
-        _check_classes(config.num_classes, num_classes, f"timm's {name}")
-        file = files.from_hub(config.hf_hub_id, [config.hf_hub_filename or "model.safetensors"])
-        with files.only_weights():
-            net = timm.create_model(name, pretrained=True,
-                                    pretrained_cfg_overlay={"file": str(file)})
-        label = files.describe(config.hf_hub_id, file)
+    if wanted.weights:
+        file = _open(wanted.weights)
+        loaded = files.load_classes(
+            lambda num_classes: timm.create_model(name, num_classes=num_classes), file,
+            f"timm's {name}", num_classes=wanted.num_classes, keep=wanted.keep)
+        return Loaded(loaded.net, loaded.keep, timm_inputs(name, file.path, wanted.given),
+                      loaded.label)
+    config = timm.models.get_pretrained_cfg(name)
+    if not config or not config.hf_hub_id:
+        raise UserError(f"timm has no weights for {name!r}: set CLASSIFIER.WEIGHTS to a file")
+    _check_classes(config.num_classes, wanted.num_classes, f"timm's {name}")
+    net, label = timm_pretrained(name)
     data = resolve_model_data_config(net)
-    return Loaded(net, data["input_size"][-1], data["mean"], data["std"], label)
+    data["image_size"] = data["input_size"][-1]
+    told = settle(wanted.given, [("timm's tag", data)], section=SECTION, model=name, advice="")
+    return Loaded(net, wanted.keep, told, label)
 
 
-def _torchvision(name: str, weights: str, num_classes: int) -> Loaded:
+def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tuple[Any, str]:
+    """A network of timm with its pretrained weights, and what these are.
+
+    timm puts them into place, as some of its tags need their names changed or a background class
+    left out; it is handed the tensors, and opens no file.
+
+    Args:
+        file: that holds them; None downloads them, if need be.
+        options: for timm.create_model.
+    """
+    import timm
+    config = timm.models.get_pretrained_cfg(name)
+    label = config.hf_hub_id if file is None else file.name
+    file = file or files.from_hub(config.hf_hub_id,
+                                  [config.hf_hub_filename or "model.safetensors"])
+    try:
+        net = timm.create_model(name, pretrained=True, **options,
+                                pretrained_cfg_overlay={"state_dict": files.read(file),
+                                                        "custom_load": False})
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is of another network than timm's {name}: {explain(error)}"
+                        ) from error
+    net.pretrained_cfg.pop("state_dict", None)  # a second copy of all tensors
+    return net, files.describe(label, file)
+
+
+def timm_inputs(name: str, file: Path, given: Inputs, section: str = SECTION) -> Told:
+    """What images a network of timm takes whose weights come from `file`.
+
+    Raises:
+        UserError: where neither the config, nor the config.json of timm beside the file, nor all
+            weights of that architecture in timm tell.
+    """
+    import timm
+    config = inputs.beside(file, "config.json")
+    architecture = name.partition(".")[0]
+    if config.get("architecture") != architecture:
+        config = {}
+    # A name with a tag means what that tag says.
+    tags = [name] if "." in name else timm.list_models(f"{architecture}.*", include_tags=True) or (
+        [architecture] if timm.models.get_pretrained_cfg(architecture) else [])
+    known = [inputs.pixels(vars(timm.models.get_pretrained_cfg(tag))) for tag in tags]
+    who = f"timm's {name}" if len(tags) == 1 else f"all of timm's {architecture}"
+    advice = (f"name the tag that it was trained like, such as timm/{sorted(tags)[0]}"
+              if len(tags) > 1 else f"put timm's config.json of it beside {file.name}")
+    return settle(given, [(f"config.json beside {file.name}",
+                           inputs.pixels(config.get("pretrained_cfg"))),
+                          (who, inputs.agreed(known))],
+                  section=section, model=f"timm's {name}", advice=advice)
+
+
+def _torchvision(wanted: Wanted) -> Loaded:
     from torchvision import models
+    name, weights = wanted.name, wanted.weights
     check_known(name, models.list_models(module=models), "torchvision")
     choices = models.get_model_weights(name)
-    preset = choices["DEFAULT"]
     if files.find(weights) or files.looks_like_file(weights):
-        file = _find(weights)
-        net = models.get_model(name, num_classes=num_classes)
-        files.load_into(net, file, num_classes=num_classes)
-        label = files.describe(file.name, file)
-    else:
-        if weights and weights not in choices.__members__:
-            raise UserError(f"CLASSIFIER.WEIGHTS: torchvision's {name} has no {weights!r}, and "
-                            f"there is no such file: {nearest(weights, choices.__members__)}")
-        preset = choices[weights or "DEFAULT"]
-        _check_classes(len(preset.meta["categories"]), num_classes, f"torchvision's {preset}")
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(preset.url).name
-        net = _download(lambda: models.get_model(name, weights=preset), preset.url, file)
-        label = files.describe(str(preset), file)
+        file = _open(weights)
+        loaded = files.load_classes(
+            lambda num_classes: models.get_model(name, num_classes=num_classes),
+            file, f"torchvision's {name}", num_classes=wanted.num_classes, keep=wanted.keep)
+        known = [_preset_inputs(preset) for preset in choices]
+        told = settle(wanted.given, [(f"all of torchvision's {name}", inputs.agreed(known))],
+                      section=SECTION, model=f"torchvision's {name}",
+                      advice="see torchvision's documentation of the weights that it has")
+        return Loaded(loaded.net, loaded.keep, told, loaded.label)
+    if weights and weights not in choices.__members__:
+        raise UserError(f"CLASSIFIER.WEIGHTS: torchvision's {name} has no {weights!r}, and "
+                        f"there is no such file: {nearest(weights, choices.__members__)}")
+    preset = choices[weights or "DEFAULT"]
+    _check_classes(len(preset.meta["categories"]), wanted.num_classes, f"torchvision's {preset}")
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(preset.url).name
+    net = _download(lambda: models.get_model(name, weights=preset), preset.url, place)
+    told = settle(wanted.given, [(f"torchvision's {preset}", _preset_inputs(preset))],
+                  section=SECTION, model=name, advice="")
+    return Loaded(net, wanted.keep, told, files.describe(str(preset), place))
+
+
+def _preset_inputs(preset: Any) -> dict[str, Any]:
+    """What torchvision says of the images of one of its weights."""
     transform = preset.transforms()
-    return Loaded(net, transform.crop_size[0], transform.mean, transform.std, label)
+    return {"image_size": transform.crop_size[0], "mean": tuple(transform.mean),
+            "std": tuple(transform.std)}
 
 
-def _robustbench(name: str, weights: str, num_classes: int) -> Loaded:
-    entry, dataset, image_size = robustbench_entry(name, num_classes)
+def _robustbench(wanted: Wanted) -> Loaded:
+    name, weights = wanted.name, wanted.weights
+    entry, dataset, image_size = robustbench_entry(name, wanted.num_classes)
+    if any(wanted.given):
+        raise UserError("CLASSIFIER.IMAGE_SIZE, MEAN and STD are not for robustbench's networks, "
+                        "which normalise inside")
     from robustbench.model_zoo.enums import ThreatModel
     from robustbench.utils import load_model
     threat = ThreatModel.corruptions
@@ -149,20 +239,25 @@ def _robustbench(name: str, weights: str, num_classes: int) -> Loaded:
     drive = entry["gdrive_id"]
     is_one_file = isinstance(drive, str) and bool(drive)  # others are several, or elsewhere
     inside = Path(dataset.value, threat.value, f"{name}.pt")
-    file = _find(weights) if weights else ROBUSTBENCH_FOLDER / inside
+    place = ROBUSTBENCH_FOLDER / inside
     if not is_one_file and weights:
         raise UserError(f"robustbench loads {name!r} in a way of its own: leave "
                         "CLASSIFIER.WEIGHTS empty")
     if not is_one_file:
         net = _download(lambda: load(ROBUSTBENCH_FOLDER), f"robustbench's {name}", None)
     elif weights:
-        net = _robustbench_from(file, inside, load)
+        place, key = _open(weights).path, _open(weights).key
+        if key:
+            raise UserError(f"CLASSIFIER.WEIGHTS {weights!r}: robustbench chooses among the sets "
+                            "of weights in a file itself")
+        net = _robustbench_from(place, inside, load)
     else:
         net = _download(lambda: load(ROBUSTBENCH_FOLDER),
-                        f"https://drive.google.com/uc?id={drive}", file)
-    label = files.describe(file.name, file) if is_one_file else name
+                        f"https://drive.google.com/uc?id={drive}", place)
+    label = files.describe(place.name, place) if is_one_file else name
     # The models normalise inside, where they do.
-    return Loaded(net, image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), label)
+    return Loaded(net, wanted.keep, Told(image_size, (0.0,) * 3, (1.0,) * 3, "robustbench, inside"),
+                  label)
 
 
 def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any, int | None]:
@@ -183,31 +278,33 @@ def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any,
 
 def _robustbench_from(file: Path, inside: Path, load: Callable[[str], nn.Module]) -> nn.Module:
     """What robustbench makes of `file`, which it only takes in a folder of its own layout."""
-    with tempfile.TemporaryDirectory() as folder, files.only_weights():
-        link = Path(folder) / inside
-        link.parent.mkdir(parents=True)
-        link.symlink_to(file.resolve())
+    with tempfile.TemporaryDirectory() as folder, files.reading(instead=file):
+        place = Path(folder) / inside
+        place.parent.mkdir(parents=True)
+        place.touch()  # or it would be downloaded
         try:
             return load(folder)
-        except files.BAD_FILE as error:
+        except UserError:
+            raise
+        except Exception as error:  # robustbench makes of a file what it likes
             raise UserError(f"{file} is no checkpoint of robustbench's {inside.stem}: "
-                            f"{files.first_line(error)}") from error
+                            f"{explain(error)}") from error
 
 
 def _download(load: Callable[[], nn.Module], source: str, file: Path | None) -> nn.Module:
     """Call a library's loader, which downloads `source` (to `file`) unless it is there."""
     try:
-        with files.only_weights():
+        with files.reading():
             return load()
     except Exception as error:  # each way of downloading raises its own
         advice = "" if file is None else (
             f". If it cannot be downloaded here, get it where there is a network and put it at "
             f"{file}; if an interrupted download left that file, delete it")
-        raise UserError(f"{source} does not load: {files.first_line(error)}{advice}") from error
+        raise UserError(f"{source} does not load: {explain(error)}{advice}") from error
 
 
-def _find(weights: str) -> Path:
-    file = files.find(weights)
+def _open(weights: str) -> files.Weights:
+    file = files.open_weights(weights)
     if file is None:
         raise UserError(f"CLASSIFIER.WEIGHTS: there is no file {weights!r}")
     return file
@@ -226,5 +323,5 @@ def _check_classes(found: int, wanted: int, what: str) -> None:
                         "data set as CLASSIFIER.WEIGHTS")
 
 
-FAMILIES: dict[str, Callable[[str, str, int], Loaded]] = {
+FAMILIES: dict[str, Callable[[Wanted], Loaded]] = {
     "timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.constants import (
+    HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 
 from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to timm)
-from tta_apm.backbones import files, grids, text_cache
+from tta_apm.backbones import files, grids, inputs, text_cache
+from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
-from tta_apm.errors import UserError, nearest
+from tta_apm.backbones.inert import Lazy
+from tta_apm.backbones.inputs import Inputs, settle
+from tta_apm.errors import UserError, explain, nearest
 
 # Models of ours that open_clip then knows like its own.
 open_clip.add_model_config(files.PACKAGED)
 
 # Prompts that the text tower takes at a time.
 CHUNK = 512
+
+# What open_clip writes beside its weights: the model and how images are made ready for it.
+CONFIG = "open_clip_config.json"
+# What OpenAI's archives hold beside the weights.
+SIZES = {"input_resolution", "context_length", "vocab_size"}
+# What tells a file of Apple's MobileCLIP, as open_clip's convert_state_dict asks for it.
+APPLE = ("image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight",
+         "image_encoder.model.patch_emb.0.block.conv.weight")
 
 
 class ClipBackbone(Backbone):
@@ -36,7 +51,7 @@ class ClipBackbone(Backbone):
         class_names: K names.
         templates: each with one `{}` for the name; with several they are an ensemble.
         cache: keep the text features on disk. `weights` must then hold a hash of the weights.
-        image_size, mean, std, name, weights: see Backbone.
+        image_size, mean, std, name, weights, notes: see Backbone.
 
     Attributes:
         text_features: [K,D], rows of length 1.
@@ -49,8 +64,9 @@ class ClipBackbone(Backbone):
     def __init__(self, model: open_clip.CLIP, tokenizer: Callable[..., Tensor], *,
                  class_names: Sequence[str], templates: Sequence[str], image_size: int,
                  mean: Sequence[float], std: Sequence[float], name: str, weights: str,
-                 cache: bool = False) -> None:
-        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights)
+                 cache: bool = False, notes: str = "") -> None:
+        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights,
+                         notes=notes)
         self.model = model
         self.tokenizer = tokenizer
         self.class_names = tuple(class_names)
@@ -100,44 +116,105 @@ class ClipBackbone(Backbone):
 
 
 def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates: Sequence[str],
-              device: torch.device | str) -> ClipBackbone:
+              device: torch.device | str, given: Inputs = Inputs()) -> ClipBackbone:
     """Load a CLIP.
 
     Args:
         model: open_clip's name.
-        weights: one of the model's pretrained tags, a file, or the name of a packaged file. A file
-            does not say how its network was trained: that of OpenAI or DFN needs a -quickgelu
-            model.
+        weights: one of the model's pretrained tags, a file, or the name of a packaged file.
+            "FILE#SET" names one of several sets of weights in a file: see docs/checkpoints.md.
+        given: what a config says of the images that the network takes.
 
     Raises:
         UserError: for an unknown model or tag, for a model whose activation is not that of the
-            tag, for weights that are not here and cannot be downloaded or do not fit.
+            weights, for weights that are not here and cannot be downloaded or do not fit, and for
+            a file of which nothing tells the mean and std of images.
     """
     check_model("CLIP", model, open_clip.list_models())
-    file = files.find(weights)
-    if file is None:
-        tag = _check_tag(model, weights)
-        file, label = _file_of(tag), weights
-    else:
-        tag, label = _shared_by_tags(model), file.name
-    normalisation = {key: tag[key] for key in ("mean", "std") if key in tag}
+    file = files.open_weights(weights)
+    tag = {} if file else _check_tag(model, weights)
+    file = file or files.Weights(_file_of(tag))
     try:
-        net = open_clip.create_model(model, pretrained=str(file), device=device,
-                                     force_preprocess_cfg=normalisation)
+        net = open_clip.create_model(model, pretrained=None, pretrained_hf=False)
         tokenizer = open_clip.get_tokenizer(model)
-    except (ImportError, *files.BAD_FILE) as error:
-        raise UserError(f"open_clip cannot make {model!r} with {file}: "
-                        f"{files.first_line(error)}") from error
-    config = open_clip.get_model_preprocess_cfg(net)
-    return ClipBackbone(net, tokenizer, class_names=class_names, templates=templates,
-                        image_size=image_size(net), mean=config["mean"], std=config["std"],
-                        name=model, weights=files.describe(label, file), cache=True).to(device)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"open_clip cannot make {model!r}: {explain(error)}") from error
+    wanted = net.state_dict()
+    selected = file.select(f"open_clip's {model}", wanted, partial(_renamed, net))
+    net.load_state_dict(selected.tensors)
+    knowledge = [(f"open_clip's tag {weights}", tag)] if tag else _known_of(model, file)
+    activation = _activation(model, knowledge)
+    told = settle(given, [(who, inputs.pixels(content)) for who, content in knowledge],
+                  section="CLIP", model=model, sized=False,
+                  advice=f"put open_clip's {CONFIG} of it beside {file.path.name}")
+    label = weights if tag else selected.label
+    return ClipBackbone(net.to(device), tokenizer, class_names=class_names, templates=templates,
+                        image_size=image_size(net), mean=told.mean, std=told.std, name=model,
+                        weights=files.describe(label, file.path), cache=True,
+                        notes=f"by {told.by}, {activation}").to(device)
 
 
 def image_size(net: open_clip.CLIP) -> int:
     """Side in pixels of the images that `net` takes."""
     size = open_clip.get_model_preprocess_cfg(net)["size"]
     return size if isinstance(size, int) else size[0]
+
+
+def _renamed(net: open_clip.CLIP, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    """The names that open_clip gives today to what it, or Apple, saved under others."""
+    if any(name in entries for name in APPLE):
+        tensors = {name: entry.read() if isinstance(entry, Lazy) else entry
+                   for name, entry in entries.items()}
+        return convert_state_dict(net, tensors)
+    if "positional_embedding" in entries and not hasattr(net, "positional_embedding"):
+        return convert_to_custom_text_state_dict(dict(entries))
+    return entries
+
+
+def _known_of(model: str, file: files.Weights) -> list[tuple[str, dict[str, Any]]]:
+    """What is known of a file, from whom: quick_gelu, mean, std; the surest first."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    if file.content.is_script and any(SIZES <= entries.keys() for entries in file.sets.values()):
+        # Only OpenAI published CLIPs so, all trained alike.
+        found.append(("OpenAI's archive", {"quick_gelu": True, "mean": OPENAI_DATASET_MEAN,
+                                           "std": OPENAI_DATASET_STD}))
+    config = inputs.beside(file.path, CONFIG)
+    described, preprocessing = config.get("model_cfg"), config.get("preprocess_cfg")
+    if isinstance(described, dict) and _is_alike(described, open_clip.get_model_config(model)):
+        found.append((f"{CONFIG} beside {file.path.name}", {
+            "quick_gelu": bool(described.get("quick_gelu")),
+            **(preprocessing if isinstance(preprocessing, dict) else {})}))
+    tags = [inputs.pixels(open_clip.get_pretrained_cfg(model, tag))
+            for tag in open_clip.list_pretrained_tags_by_model(model)]
+    found.append((f"all of open_clip's {model}", inputs.agreed(tags)))
+    if (files.PACKAGED / f"{model}.json").is_file():
+        found.append(("this package", {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}))
+    return found
+
+
+def _is_alike(described: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether a config is of a model's architecture, and not of another file in its folder."""
+    vision = described.get("vision_cfg")
+    return described.get("embed_dim") == known["embed_dim"] and isinstance(vision, dict) and all(
+        vision.get(key) == known["vision_cfg"].get(key)
+        for key in ("image_size", "layers", "width", "patch_size", "timm_model_name"))
+
+
+def _activation(model: str, knowledge: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The activation, and who tells it, in words; UserError if `model` has another."""
+    has_quick = bool(open_clip.get_model_config(model).get("quick_gelu"))
+    name = "QuickGELU" if has_quick else "GELU"
+    for who, content in knowledge:
+        if "quick_gelu" in content:
+            if bool(content["quick_gelu"]) == has_quick:
+                return f"{name} by {who}"
+            base = model.removesuffix("-quickgelu")
+            right = base if has_quick else f"{base}-quickgelu"
+            advice = f"use CLIP.MODEL {right!r}" if right in open_clip.list_models() else (
+                "no model of open_clip has it in this architecture")
+            raise UserError(f"the weights were trained with {'GELU' if has_quick else 'QuickGELU'},"
+                            f" as {who} tells, and {model!r} has {name}: {advice}")
+    return f"{name} by CLIP.MODEL"
 
 
 def _check_tag(model: str, tag: str) -> dict[str, Any]:
@@ -164,11 +241,3 @@ def _file_of(tag: dict[str, Any]) -> Path:
     # open_clip writes org/model/file, or org/model/ for the usual names.
     repo, _, name = tag["hf_hub"].rpartition("/")
     return files.from_hub(repo, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
-
-
-def _shared_by_tags(model: str) -> dict[str, Any]:
-    """The mean and std of a model's pretrained weights, where all of them have the same."""
-    tags = [open_clip.get_pretrained_cfg(model, tag)
-            for tag in open_clip.list_pretrained_tags_by_model(model)]
-    return {key: tags[0][key] for key in ("mean", "std")
-            if tags and all(tag[key] == tags[0][key] for tag in tags)}

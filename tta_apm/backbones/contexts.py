@@ -6,8 +6,7 @@ Shapes: B images, K classes, M context vectors, W width of the text tower, D fea
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tta_apm.backbones import files
+from tta_apm.backbones import files, fit
+from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.errors import UserError
 
@@ -172,33 +172,29 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Con
         UserError: if there is no such file, or if its tensors are not those of such a context or
             do not fit the backbone.
     """
-    file = files.find(weights)
+    file = files.open_weights(weights)
     if file is None:
         raise UserError(f"there is no file {weights!r} of a learned context")
-    found = {name: tensor for name, tensor in files.read(file).items() if name not in OF_CLASSES}
-    width, feature_dim = _text_tower(backbone).token_embedding.embedding_dim, len(
-        backbone.text_features[0])
-    rows = {name: len(found[name]) if name in found and found[name].ndim else 1
-            for name in ("ctx", "meta_net.linear1.weight")}
-    context = Context(torch.empty(rows["ctx"], width), feature_dim if meta_net else None,
-                      rows["meta_net.linear1.weight"])
-    _check_tensors(file, found, context.state_dict(), backbone.name)
-    context.load_state_dict(found)
+    kind = "CoCoOp" if meta_net else "CoOp"
+    shapes = {name: fit.shapes(entries)[full] for name in ("ctx", "meta_net.linear1.weight")
+              for entries in file.sets.values() for full in fit.shapes(entries)
+              if full == name or full.endswith(f".{name}")}
+    if len(shapes.get("ctx", ())) != 2:
+        found = f"its 'ctx' is {list(shapes['ctx'])}" if "ctx" in shapes else "it lacks 'ctx'"
+        raise UserError(f"{file.path} is no context of {kind}: {found}, and vectors [M,W] that all "
+                        "classes share are taken")
+    tower = _text_tower(backbone)
+    context = Context(torch.empty(shapes["ctx"][0], tower.token_embedding.embedding_dim),
+                      len(backbone.text_features[0]) if meta_net else None,
+                      shapes.get("meta_net.linear1.weight", (1,))[0])
+    selected = file.select(f"a context of {kind} for {backbone.name}", context.state_dict(),
+                           _without_classes)
+    context.load_state_dict(selected.tensors)
     return context.requires_grad_(False).to(backbone.text_features.device)
 
 
-def _check_tensors(file: Path, found: dict[str, Tensor], wanted: dict[str, Tensor],
-                   model: str) -> None:
-    """Raise UserError naming the first tensor that is missing, unknown or of another shape."""
-    kind = "CoCoOp" if len(wanted) > 1 else "CoOp"
-    for name in sorted(wanted.keys() - found.keys()):
-        raise UserError(f"{file} is no context of {kind}: it lacks {name!r}")
-    for name in sorted(found.keys() - wanted.keys()):
-        raise UserError(f"{file} is no context of {kind}: it has {name!r}")
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
-            raise UserError(f"{file}: {name!r} is {list(found[name].shape)}, and {model} takes "
-                            f"{list(tensor.shape)}")
+def _without_classes(entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    return {name: entry for name, entry in entries.items() if name not in OF_CLASSES}
 
 
 def _text_tower(backbone: ClipBackbone) -> Any:

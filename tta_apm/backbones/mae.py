@@ -7,10 +7,8 @@ P = 3·patch² values of a patch, D channels.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from timm.models.vision_transformer import Block, PatchEmbed
 from torch import Tensor, nn
 
 from tta_apm.backbones import files
+from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.errors import UserError
 
@@ -26,7 +25,6 @@ HEAD = "classifier"  # what the names of the probing head start with
 OFFICIAL = ("https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large_full.pth",
             "https://dl.fbaipublicfiles.com/mae/ttt/prob_lr1e-3_wd.2_blk12_ep20.pth")
 MASK_RATIO = 0.75  # in pretraining
-SHOWN = 3  # tensors that an error names
 
 
 class Tower(NamedTuple):
@@ -185,7 +183,6 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
         model: a name of ARCHITECTURES.
         weights: a file, or the name of a packaged file, that holds all; or two joined by a comma,
             of which the first holds encoder and decoder and the second the head: "a.pth,b.pth".
-            Files that also hold the arguments of their training need torch 2.5.
         num_classes: of the head.
         keep: see Backbone.
 
@@ -193,24 +190,27 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
         UserError: for an unknown model, for weights that are not here or do not fit.
     """
     check_model("MAE", model, ARCHITECTURES)
-    paths = [_find(name.strip()) for name in weights.split(",")]
-    if len(paths) > 2:
-        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(paths)} files; give one, or that of "
+    given = [_find(name.strip()) for name in weights.split(",")]
+    if len(given) > 2:
+        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(given)} files; give one, or that of "
                         "encoder and decoder and that of the head")
-    with torch.device("meta"):  # the files bring the values
-        net = MaeVit(ARCHITECTURES[model], num_classes)
-    wanted = net.state_dict()
-    head = {name: tensor for name, tensor in wanted.items() if name.startswith(HEAD)}
-    body = {name: tensor for name, tensor in wanted.items() if name not in head}
-    found = {**_select(paths[0], body, model), **_select(paths[-1], head, model)}
-    net.load_state_dict(found, assign=True)
-    label = ", ".join(files.describe(path.name, path) for path in paths)
+    head = _part(_on_meta(model, num_classes), is_head=True)
+    outputs, keep = files.settle_outputs(given[-1], head, model, num_classes=num_classes,
+                                         keep=keep, rename=partial(_only, head))
+    net = _on_meta(model, outputs)
+    parts = []
+    for file, is_head in ((given[0], False), (given[-1], True)):
+        wanted = _part(net, is_head=is_head)
+        parts.append(file.select(model, wanted, partial(_only, wanted)))
+    net.load_state_dict({name: tensor.float() for part in parts
+                         for name, tensor in part.tensors.items()}, assign=True)
+    label = ", ".join(files.describe(part.label, file.path) for part, file in zip(parts, given))
     return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=label,
                              keep=keep).to(device)
 
 
-def _find(name: str) -> Path:
-    file = files.find(name)
+def _find(name: str) -> files.Weights:
+    file = files.open_weights(name)
     if file is None:
         raise UserError(f"MAE.WEIGHTS: there is no file {name!r}. The authors' ViT-L is in two, "
                         f"{' and '.join(OFFICIAL)}: download both and give their paths, joined by "
@@ -218,26 +218,21 @@ def _find(name: str) -> Path:
     return file
 
 
-def _select(file: Path, wanted: dict[str, Tensor], model: str) -> dict[str, Tensor]:
-    """The tensors of `file` that have the names and shapes of `wanted`, in single precision."""
-    with _training_arguments_allowed():
-        found = files.read(file)
-    wrong = [f"{name} is missing" if name not in found else
-             f"{name} is {list(found[name].shape)} instead of {list(tensor.shape)}"
-             for name, tensor in wanted.items()
-             if name not in found or found[name].shape != tensor.shape]
-    if wrong:
-        raise UserError(f"{file} does not fit {model}: {len(wrong)} of {len(wanted)} tensors do "
-                        f"not match: {', '.join(wrong[:SHOWN])}"
-                        f"{', ...' if len(wrong) > SHOWN else ''}")
-    return {name: found[name].float() for name in wanted}
+def _on_meta(model: str, num_classes: int) -> MaeVit:
+    """The network without values: files bring them."""
+    with torch.device("meta"):
+        return MaeVit(ARCHITECTURES[model], num_classes)
 
 
-def _training_arguments_allowed() -> AbstractContextManager[None]:
-    """The authors save the arguments of their training, which are harmless, beside the weights."""
-    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5
-        return nullcontext()
-    return torch.serialization.safe_globals([argparse.Namespace])
+def _part(net: MaeVit, *, is_head: bool) -> dict[str, Tensor]:
+    """The tensors of the probing head, or all others."""
+    return {name: tensor for name, tensor in net.state_dict().items()
+            if name.startswith(HEAD) == is_head}
+
+
+def _only(wanted: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    """What a file holds for one part; it may hold the other one as well."""
+    return {name: entry for name, entry in entries.items() if name in wanted}
 
 
 def pretraining_loss(net: MaeVit, images: Tensor, generator: torch.Generator) -> Tensor:

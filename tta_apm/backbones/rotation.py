@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from tta_apm.backbones import files
+from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.errors import UserError
 
@@ -183,8 +184,7 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
     Args:
         model: a name of MODELS.
         weights: a file, or the name of a packaged file. It holds the weights of Joint, or those
-            of the authors' code: `torch.save({"net": ckpt["net"], "head": ckpt["head"]}, file)`
-            makes a file of their checkpoint that is safe to load.
+            of the authors' code, as it stores them.
         num_classes: of the network.
         keep: see Backbone.
 
@@ -192,29 +192,33 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
         UserError: for an unknown model, for weights that are not here or do not fit.
     """
     check_model("ROTATION", model, MODELS)
-    file = files.find(weights)
+    file = files.open_weights(weights)
     if file is None:
         raise UserError(f"ROTATION.WEIGHTS: there is no file {weights!r}")
-    net = MODELS[model].make(num_classes)
-    files.load_into(net, file, num_classes=num_classes, rename=partial(_our_names, net))
-    return Rotation(net, MODELS[model], name=model, weights=files.describe(file.name, file),
-                    keep=keep).to(device)
+    _join_parts(file.sets, MODELS[model].make(num_classes))
+    loaded = files.load_classes(MODELS[model].make, file, model, num_classes=num_classes, keep=keep)
+    assert isinstance(loaded.net, Joint)
+    return Rotation(loaded.net, MODELS[model], name=model, weights=loaded.label,
+                    keep=loaded.keep).to(device)
 
 
-def _our_names(net: Joint, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the authors' code stores, two dicts "net" and "head", under the names of `net`.
+def _join_parts(sets: dict[str, dict[str, Entry]], net: Joint) -> None:
+    """Put what the authors' code stores, two dicts "net" and "head", into one set with the names
+    of `net`.
 
-    Their head is a list of layers, in the order of the rotation branch. Other files stay.
+    Their head is a list of layers, in the order of the rotation branch.
     """
-    if not {"net", "head"} <= content.keys():
-        return dict(content)
-    layers = {str(place): name for place, (name, _) in enumerate(net.rotation.named_children())}
-    found = {}
-    for name, tensor in content["net"].items():
-        name = name.removeprefix("module.")  # of DataParallel
-        part = "trunk" if hasattr(net.trunk, name.split(".")[0]) else "classifier"
-        found[f"{part}.{name}"] = tensor
-    for name, tensor in content["head"].items():
-        place, _, rest = name.partition(".")
-        found[f"rotation.{layers.get(place, place)}.{rest}"] = tensor
-    return found
+    for path in [path for path in sets if path.rpartition("/")[2] == "net"]:
+        head = path.removesuffix("net") + "head"
+        if head not in sets:
+            continue
+        layers = {str(place): name for place, (name, _) in enumerate(net.rotation.named_children())}
+        joined = {}
+        for name, entry in sets.pop(path).items():
+            name = name.removeprefix("module.")  # of DataParallel
+            part = "trunk" if hasattr(net.trunk, name.split(".")[0]) else "classifier"
+            joined[f"{part}.{name}"] = entry
+        for name, entry in sets.pop(head).items():
+            place, _, rest = name.removeprefix("module.").partition(".")
+            joined[f"rotation.{layers.get(place, place)}.{rest}"] = entry
+        sets[f"{path} and {head}"] = joined

@@ -15,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tta_apm.backbones import files
+from tta_apm.errors import UserError
 from tta_apm.writing import TEMPORARY, aside
 
 NAME = "text_features"
@@ -53,8 +55,8 @@ def folder() -> Path:
 
 def _read(file: Path) -> Tensor | None:
     try:
-        return load_file(file)[NAME]
-    except (OSError, SafetensorError, KeyError):
+        return files.read(file)[NAME]
+    except (UserError, KeyError):
         return None
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_apm.backbones import files
 from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.backbones.kinds import KINDS
 from tta_apm.errors import UserError, nearest
@@ -93,7 +94,8 @@ def _robustbench(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
     from tta_apm.backbones.classifiers import robustbench_entry
 
     entry, _, image_size = robustbench_entry(name, num_classes)
-    return entry["model"](), image_size
+    with files.reading():  # some of its networks come with weights
+        return entry["model"](), image_size
 
 
 def _mae(model: str, num_classes: int) -> Backbone:

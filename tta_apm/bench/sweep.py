@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
+from tta_apm.backbones.inputs import Inputs
 from tta_apm.backbones.prompts import templates
 from tta_apm.bench import cost
 from tta_apm.bench.cells import Cell, carries_on, order_of
@@ -192,7 +193,7 @@ class Sweep:
             self.backbones[kind] = build(
                 kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
                 templates=self._templates(), device=self.device,
-                outputs=self.dataset.outputs)
+                outputs=self.dataset.outputs, given=Inputs.of(section, kind.upper()))
         return self.backbones[kind]
 
     def _template_set(self) -> str:

@@ -12,6 +12,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
+from tta_apm.backbones.inputs import Inputs
 from tta_apm.backbones.prompts import IMAGENET, templates
 from tta_apm.data import cifar, imagenet_classes
 from tta_apm.errors import UserError
@@ -83,7 +84,8 @@ def own_backbone(kind: str, section: Mapping[str, Any], dataset: str,
     class_names, template_set = _classes(dataset)
     chosen = section.get("TEMPLATES", "auto")
     return build(kind, section["MODEL"], section["WEIGHTS"], class_names=class_names,
-                 templates=templates(template_set if chosen == "auto" else chosen), device=device)
+                 templates=templates(template_set if chosen == "auto" else chosen), device=device,
+                 given=Inputs.of(section, name))
 
 
 def _classes(dataset: str) -> tuple[Sequence[str], str]:
