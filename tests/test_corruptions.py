@@ -262,7 +262,7 @@ def smear_reference(image, angle, radius, sigma):
         x = column + int(np.ceil(tap * np.cos(np.deg2rad(angle)) - 0.5))
         result[row, column] += weights[tap] * image[np.clip(y, 0, height - 1),
                                                     np.clip(x, 0, width - 1)]
-    return np.rint(result)
+    return np.floor(result + 0.5 / 257)  # 16 bits are rounded, then cut to 8
 
 
 @pytest.mark.parametrize("constants, severity", [("cifar", 1), ("cifar", 5), ("imagenet", 5)])
@@ -272,6 +272,13 @@ def test_motion_blur_equals_the_loop(constants, severity, pictures):
     angle = generator_of("motion_blur", severity, 4).uniform(-45, 45)
     row = CONSTANTS[constants]["motion_blur"][severity - 1]
     assert_same_but_for_rounding(result[0], smear_reference(image[0], angle, *row))
+
+
+def test_defocus_blur_keeps_white_white():
+    """As OpenCV does at these severities; its kernels of ImageNet-C 1 to 3 sum to a bit below 1."""
+    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    for severity in SEVERITIES:
+        assert (corrupt(white, "defocus_blur", severity, indices=[0]) == 255).all()
 
 
 def test_zoom_blur_is_the_mean_with_the_clean_image(pictures, zoom_reference):
@@ -295,12 +302,13 @@ def test_snow_equals_the_formula(constants, severity, pictures, zoom_reference):
     layer[layer < threshold] = 0
     angle = generator.uniform(-135, -45)
     flakes = filters.smear(levels(layer)[None], [angle], radius, sigma)[0] / 255
-    clean = image[0] / 255
-    grey = clean @ [0.299, 0.587, 0.114]
+    clean = image[0].astype(np.float32) / 255
+    red, green, blue = np.moveaxis(clean, -1, 0)
+    grey = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     white = np.maximum(clean, grey[..., None] * 1.5 + 0.5)
     expected = share * clean + (1 - share) * white + flakes + np.rot90(flakes, 2)
     result = corrupt(image, "snow", severity, indices=[8], constants=constants)
-    assert_same_but_for_rounding(result[0], levels(expected))
+    np.testing.assert_array_equal(result[0], levels(expected))
 
 
 @pytest.mark.parametrize("height, width, side", [(32, 32, 32), (33, 20, 64)])

@@ -64,6 +64,26 @@ def test_affine_map_takes_three_points_where_it_should():
             assert rows[k, y + dy, x + dx] == pytest.approx(y)
 
 
+IMAGEMAGICK = {  # what ImageMagick 6.9.11 Q16 makes of the image below, by angle, radius and sigma
+    (30., 3, 2.): [[30, 38, 74, 122, 115, 111, 118, 81], [168, 103, 80, 111, 101, 116, 148, 169],
+                   [52, 152, 166, 86, 136, 170, 152, 146], [186, 131, 91, 138, 96, 105, 122, 90],
+                   [119, 149, 119, 147, 208, 161, 118, 144],
+                   [140, 111, 116, 93, 104, 158, 235, 235]],
+    (-110., 6, 1.5): [[0, 8, 35, 85, 157, 57, 110, 54], [80, 55, 49, 65, 103, 77, 97, 114],
+                      [64, 86, 127, 82, 60, 167, 126, 169],
+                      [113, 161, 106, 95, 105, 117, 154, 122],
+                      [75, 169, 101, 142, 159, 113, 109, 106],
+                      [116, 128, 188, 119, 101, 106, 124, 172]],
+}
+
+
+@pytest.mark.parametrize("angle, radius, sigma", IMAGEMAGICK)
+def test_motion_blur_is_imagemagicks(angle, radius, sigma):
+    image = (np.arange(48).reshape(1, 6, 8, 1) ** 2 * 11 % 256).astype(np.uint8)
+    got = filters.smear(image, [angle], radius, sigma)
+    np.testing.assert_array_equal(got[0, ..., 0], IMAGEMAGICK[angle, radius, sigma])
+
+
 def plasma_reference(draws, side, decay):
     """Diamond-square on a torus, point by point."""
     height = np.zeros((side, side))

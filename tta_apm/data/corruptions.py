@@ -7,8 +7,8 @@ kernels that do not sum to one stay so; glass blur copies where it seems to swap
 What is made here cannot equal the published CIFAR-10-C and ImageNet-C files bit for bit: the
 official scripts set no seed, so noise, angles, crops and displacements are equal in distribution
 only. Besides, the published ImageNet-C images were resized to 256 and cropped to 224 before the
-corruption and saved as JPEG of quality 85 after it; both are left to the caller. Motion blur is
-that of ImageMagick, computed here in single precision.
+corruption and saved as JPEG of quality 85 after it; both are left to the caller. Motion blur, of
+images and of flakes of snow, is that of ImageMagick: benchmarks/imagemagick.py compares the two.
 """
 
 from __future__ import annotations
@@ -172,8 +172,10 @@ def _snow(images: np.ndarray, generators: Generators, mean: float, std: float, f
         angles.append(draw.uniform(-135, -45))
     flakes = _to_levels(np.stack(layers)).reshape(-1, height, width, 1)
     snow = smear(flakes, angles, radius, sigma) / 255
-    pixels = images / 255
-    grey = 0.299 * pixels[..., 0] + 0.587 * pixels[..., 1] + 0.114 * pixels[..., 2]
+    # The official script works in single precision here.
+    pixels = images.astype(np.float32) / 255
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    grey = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     white = np.maximum(pixels, grey[..., None] * 1.5 + 0.5)
     return _to_levels(share * pixels + (1 - share) * white + snow + snow[:, ::-1, ::-1])
 

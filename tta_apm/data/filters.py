@@ -44,8 +44,9 @@ def disk(radius: float, alias: float) -> np.ndarray:
     kernel = (offsets ** 2 + offsets[:, None] ** 2 <= radius ** 2).astype(np.float32)
     kernel /= kernel.sum()
     blur = np.exp(-0.5 * (np.arange(taps) - taps // 2) ** 2 / alias ** 2)
+    weights = (blur / blur.sum()).astype(np.float32)  # as OpenCV has them: a flat area stays flat
     for axis in (0, 1):
-        kernel = correlate1d(kernel, blur / blur.sum(), axis=axis, mode="mirror")
+        kernel = correlate1d(kernel, weights, axis=axis, mode="mirror")
     used = kernel.any(axis=0)
     return kernel[used][:, used]
 
@@ -79,7 +80,8 @@ def displace(images: np.ndarray, moves: np.ndarray, reach: int) -> np.ndarray:
 
 def smear(images: np.ndarray, angles: list[float], radius: int, sigma: float) -> np.ndarray:
     """ImageMagick's motion blur of images uint8 [n,H,W,C], each at its own angle in degrees: half
-    a Gaussian along a line, borders continued outwards, rounded."""
+    a Gaussian along a line, borders continued outwards. It rounds to 16 bits; its writer cuts what
+    is below a whole grey level of 257 of those."""
     height, width = images.shape[1:3]
     reach = 2 * radius
     padded = np.pad(images, _margin(reach), mode="edge").astype(np.float32)
@@ -92,7 +94,7 @@ def smear(images: np.ndarray, angles: list[float], radius: int, sigma: float) ->
         columns = reach + np.ceil(steps * np.cos(angle) - 0.5).astype(int)
         for weight, row, column in zip(weights.tolist(), rows.tolist(), columns.tolist()):
             result += weight * image[row:row + height, column:column + width]
-    return np.rint(smeared).astype(np.uint8)
+    return (np.rint(257 * smeared) // 257).astype(np.uint8)
 
 
 @lru_cache(maxsize=4)
