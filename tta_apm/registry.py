@@ -126,7 +126,7 @@ def _read_signature(point: EntryPoint) -> Signature | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     source = Path(spec.origin)
-    classes = {node.name: node for node in ast.parse(source.read_text()).body
+    classes = {node.name: node for node in ast.parse(source.read_text(encoding="utf-8")).body
                if isinstance(node, ast.ClassDef)}
     node = classes.get(qualified_name.strip())
     if node is None:

@@ -122,7 +122,7 @@ def save_cell(path: Path, record: Record, content: bytes) -> None:
 def load_record(path: Path) -> Record:
     """Read <cell>.json. UserError naming the file if it is truncated or not one of ours."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}
         if not isinstance(content, dict) or set(content) != known:
             raise ValueError("it has not the fields of a record")

@@ -85,7 +85,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load((folder / "config.yaml").read_text())
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
