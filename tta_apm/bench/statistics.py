@@ -2,7 +2,7 @@
 
 The interval is Tango's score interval for the difference of two paired proportions (Statistics in
 Medicine 17:891, 1998), on an effective number of pairs. docs/intervals.md says why, and shows how
-often it covers; benchmarks/coverage.py measures that.
+often it covers; benchmarks/intervals.py measures that.
 
 Let an image's difference d lie in [-1, 1]: whether the one is right less whether the other is, a
 mean over corruptions and seeds where there are several cells. With the means D of d, A of |d| and

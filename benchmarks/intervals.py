@@ -1,6 +1,6 @@
 """Coverage: how often the interval of a paired difference holds the true one, and how wide it is.
 
-    python benchmarks/coverage.py                   (minutes on one core)
+    python benchmarks/intervals.py                   (minutes on one core)
 
 Images are independent, with 0 to 20 % discordant pairs in a cell, half of them, three quarters or
 all in one direction. Of an image's cells, a corruption takes the image's own result with the
