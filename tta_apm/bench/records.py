@@ -54,6 +54,9 @@ class Record:
     commit: str
     predictions_hash: str
     versions: dict[str, str] = field(default_factory=dict)
+    # How the backbone makes images ready: size, mean, std, who told them, the activation if it
+    # cannot be seen in the weights. "" in records of 0.1.0.
+    preprocessing: str = ""
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,8 @@ class Sweep:
             num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
             peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
             device=describe(self.device), fingerprint=cell.fingerprint, code=cell.code,
-            commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions)
+            commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions,
+            preprocessing=backbone.preprocessing)
         save_cell(cell.path(self.folder), record, content)
 
 

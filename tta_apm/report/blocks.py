@@ -126,7 +126,7 @@ def _line(row: TableRow, severity: str, figures: Mapping[str, Layout],
                             "seeds": " ".join(map(str, row.seeds))}
     line |= {name: getattr(row.protocol, name) for name in (
         "dataset", "num_images", "setting", "order", "batch_size", "scope", "survives",
-        "backbone", "weights", "templates", "resolution")}
+        "backbone", "weights", "templates", "resolution", "preprocessing")}
     line["hyper_parameters"] = json.dumps(row.protocol.hyper_parameters, sort_keys=True)
     for name, layout in figures.items():
         line |= _figure(row, name, layout, metric) | _teacher_likeness(row, name, layout)
@@ -219,7 +219,7 @@ def _protocols(rows: Sequence[TableRow]) -> list[str]:
                  f"n={record.num_images}", f"b{record.batch_size}", seeds]
         same_backbone = [other for other in records if other.backbone == record.backbone]
         parts += [f"{name} {getattr(record, name)}"
-                  for name in ("weights", "templates", "resolution")
+                  for name in ("weights", "templates", "resolution", "preprocessing")
                   if len({getattr(other, name) for other in same_backbone}) > 1]
         parts += [f"{name} {value}" for name, value in record.hyper_parameters.items()
                   if value is not None]

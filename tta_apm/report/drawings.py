@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # More columns than these are drawn as their mean only where each would be a line.
 MAX_LINES = 5
 # Of a row's protocol: what rows of one series or one comparison have in common.
-COMMON = ("backbone", "weights", "templates", "resolution", "num_images", "setting", "batch_size")
+COMMON = ("backbone", "weights", "templates", "resolution", "preprocessing", "num_images",
+          "setting", "batch_size")
 
 
 def methods(block: Block) -> list[Figure]:

@@ -18,7 +18,8 @@ from tta_apm.errors import UserError
 CELLS = "cells"
 # What a row is made of: two cells that differ in one of these never share a mean.
 PROTOCOL = ("row", "method", "hyper_parameters", "backbone", "weights", "templates", "resolution",
-            "dataset", "num_images", "scope", "survives", "setting", "order", "batch_size")
+            "preprocessing", "dataset", "num_images", "scope", "survives", "setting", "order",
+            "batch_size")
 
 # A domain within its data set: corruption and severity.
 DomainKey = tuple[str, int]

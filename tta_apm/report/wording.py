@@ -66,7 +66,9 @@ def _made_of(line: Line) -> str:
     parts = [f"weights {line['weights']}"]
     if line["templates"]:
         parts.append(f"prompts {line['templates']}")
-    if line["resolution"]:
+    if line["preprocessing"]:
+        parts.append(line["preprocessing"])
+    elif line["resolution"]:
         parts.append(f"{line['resolution']} px")
     return ", ".join(parts)
 
