@@ -14,13 +14,12 @@ from tta_apm.registry import DATASETS, METHODS, RUN_KEYWORDS
 ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
-FLOOR = {"errors", "lock", "registry", "writing"}
+FLOOR = {"cache", "errors", "registry", "writing"}
 MODELS = FLOOR | {"batch_norm", "entropy", "method", "episodes", "precision", "backbones"}
 BENCH = MODELS | {"config", "data", "device", "bench"}
 ALLOWED = {
+    "cache": set(),
     "errors": set(),
-    "console": set(),
-    "lock": {"errors", "writing"},
     "registry": {"errors"},
     "method": FLOOR,
     "entropy": set(),
@@ -43,7 +42,7 @@ ALLOWED = {
     "hosts": MODELS | {"compat", "data"},
     "report": {"errors", "bench", "data", "writing"},
     "commands": BENCH | {"apm", "report"},
-    "cli": BENCH | {"console", "report"},
+    "cli": BENCH | {"report"},
     "baselines": MODELS | {"audit", "views"},
 }
 

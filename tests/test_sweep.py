@@ -150,7 +150,8 @@ def test_cells_of_other_code_are_refused(sweep):
     _, folder, _ = sweep("source")
     file = next(folder.rglob("fog*.json"))
     content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "code": "of yesterday"}))
+    content["identity"]["code"] = "of yesterday"
+    file.write_text(json.dumps(content))
     code, _, printed = sweep("source")
     assert code == cli.BAD_INPUT and "with other code" in printed.err
 
@@ -314,7 +315,7 @@ def test_a_gpu_holds_one_kind_of_backbone_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "build", lambda kind, *args, device, **rest: Net(kind, device))
     cfg = config.load("cfgs/digits_c/all.yaml")
-    loaded = cli._dataset(cfg, plan(cfg))
+    loaded, _ = cli._dataset(cfg)
     sweep = module.Sweep(cfg, plan(cfg), [], tmp_path, loaded)
     sweep.device = torch.device("cuda")
     for kind in ("clip", "classifier", "mae", "clip", "clip", "classifier"):

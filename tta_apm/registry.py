@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +106,14 @@ class Registry:
         return name if name in names else next(
             (known for known in names if known.endswith("*") and name.startswith(known[:-1])), None)
 
+    def home(self, name: str) -> str | Path:
+        """The module, or the source file, that defines what is known as `name`."""
+        self.check(name)
+        known = self._known(name) or name
+        if known in self._registered:
+            return Path(inspect.getsourcefile(self._registered[known]) or "")
+        return self._entry_points[known].value.partition(":")[0].strip()
+
     def signature(self, name: str) -> Signature:
         """The signature of the class under `name`, without importing it where its text suffices."""
         self.check(name)
@@ -116,6 +124,7 @@ class Registry:
         return _inspect_signature(self.load(name))
 
 
+@cache
 def _read_signature(point: EntryPoint) -> Signature | None:
     """The signature from the source text, None if only an import can tell."""
     module, _, qualified_name = point.value.partition(":")
@@ -126,7 +135,7 @@ def _read_signature(point: EntryPoint) -> Signature | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     source = Path(spec.origin)
-    classes = {node.name: node for node in ast.parse(source.read_text(encoding="utf-8")).body
+    classes = {node.name: node for node in ast.parse(source.read_bytes()).body
                if isinstance(node, ast.ClassDef)}
     node = classes.get(qualified_name.strip())
     if node is None:

@@ -2,5 +2,6 @@
 
 from __future__ import annotations
 
-# Each has its section of a config, MODEL and WEIGHTS.
-KINDS = ("classifier", "clip", "mae", "rotation")
+# Each has its section of a config, MODEL and WEIGHTS, and the module that loads it.
+KINDS = {"classifier": "tta_apm.backbones.classifiers", "clip": "tta_apm.backbones.clip",
+         "mae": "tta_apm.backbones.mae", "rotation": "tta_apm.backbones.rotation"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tta_apm.bench import cost
 from tta_apm.bench.records import Predictions
-from tta_apm.data.dataset import CLEAN, DataSet, Domain
+from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_images, hash_pixels
 from tta_apm.data.streams import Batch, Stream, prefetched
 from tta_apm.method import Method
 
@@ -43,7 +42,7 @@ class Evaluation:
     @property
     def images_hash(self) -> str:
         """Of the images, whatever their order and however often each was seen."""
-        return hashlib.sha256(b"".join(np.unique(self.image_hashes))).hexdigest()[:16]
+        return hash_images(self.image_hashes.tolist())
 
     def followed_by(self, other: Evaluation) -> Evaluation:
         """Both as one: a domain that a stream visits twice."""
@@ -99,8 +98,7 @@ def load_batches(stream: Stream, device: torch.device
         pixels = torch.from_numpy(np.ascontiguousarray(batch.images))
         if device.type == "cuda":  # page-locked memory is copied without the CPU
             pixels = pixels.pin_memory()
-        yield batch, pixels, [hashlib.blake2b(image, digest_size=16).digest()
-                              for image in pixels.numpy()]
+        yield batch, pixels, [hash_pixels(image) for image in pixels.numpy()]
 
 
 def warm_up(method: Method, stream: Stream, device: torch.device) -> float | None:

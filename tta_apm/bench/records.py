@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,6 +20,10 @@ import numpy as np
 
 from tta_apm.errors import UserError
 from tta_apm.writing import TEMPORARY, write_aside
+
+
+# Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
+MOST_UNPACKED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,8 @@ class Record:
     commit: str
     predictions_hash: str
     versions: dict[str, str] = field(default_factory=dict)
-    # How the backbone makes images ready: size, mean, std, who told them, the activation if it
-    # cannot be seen in the weights. "" in records of 0.1.0.
-    preprocessing: str = ""
+    # What made the numbers, in parts: see identity.py. Empty in records of version 0.1.0.
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,25 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Predictions:
+        """Read an .npz file. ValueError, KeyError, TypeError or BadZipFile if it is none of ours.
+        """
+        check_npz(content)
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
-            return cls(**{name: arrays[name] for name in arrays.files})
+            predictions = cls(**{name: arrays[name] for name in arrays.files})
+        predictions._check()
+        return predictions
+
+    def _check(self) -> None:
+        """ValueError that names the column that no run leaves."""
+        for name, column in self._columns().items():
+            floats = name in ("confidence", "cosine")
+            if column.ndim != 1 or len(column) != len(self.index) or not len(column):
+                raise ValueError(f"{name} is of shape {list(column.shape)}")
+            if column.dtype.kind not in ("f" if floats else "iu"):
+                raise ValueError(f"{name} is {column.dtype}")
+            low, high = (-1.001, 1.001) if floats else (0, 1 << 31)
+            if not ((column >= low) & (column <= high)).all():  # nor is NaN
+                raise ValueError(f"{name} has values out of range")
 
     def _columns(self) -> dict[str, np.ndarray]:
         """The arrays that are there."""
@@ -116,10 +137,22 @@ class Predictions:
 
 
 def save_cell(path: Path, record: Record, content: bytes) -> None:
-    """Write a cell: `content` (Predictions.to_bytes) to path.npz, then its record to path.json."""
-    write_aside(path.with_name(path.name + ".npz"), content)
+    """Write a cell: `content` (Predictions.to_bytes) to path.npz, then its record to path.json.
+
+    A record that is there goes first, so that at no moment it stands beside other predictions.
+
+    Raises:
+        ValueError, TypeError: for a record that JSON cannot hold; nothing is touched then.
+        UserError: if a file cannot be written.
+    """
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
-    write_aside(path.with_name(path.name + ".json"), text.encode())
+    file = path.with_name(path.name + ".json")
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot replace {file}: {error.strerror or error}") from error
+    write_aside(path.with_name(path.name + ".npz"), content)
+    write_aside(file, text.encode())
 
 
 def load_record(path: Path) -> Record:
@@ -127,12 +160,37 @@ def load_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}
-        if not isinstance(content, dict) or set(content) != known:
+        if not isinstance(content, dict) or known - set(content) - {"identity"} \
+                or set(content) - known:
             raise ValueError("it has not the fields of a record")
-        return Record(**content)
-    except (ValueError, OSError) as error:
+        record = Record(**content)
+        _check_fields(record)
+        return record
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is no whole record ({error}): delete or move it, then run again; "
                         "only that cell is run anew") from error
+
+
+def _check_fields(record: Record) -> None:
+    """ValueError that names the field whose value no run leaves."""
+    for name, kinds in _KINDS.items():
+        value = getattr(record, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{name} is {type(value).__name__}")
+        if isinstance(value, (int, float)) and not 0 <= value < 1 << 63:  # nor is NaN
+            raise ValueError(f"{name} is out of range")
+    if not 0 <= record.severity <= 5:
+        raise ValueError(f"severity is {record.severity}")
+    if record.num_images < 1 or record.num_correct > record.num_images:
+        raise ValueError(f"num_correct is {record.num_correct} of {record.num_images} images")
+
+
+# The types of a record's fields, as JSON gives them.
+_NUMBER = (int, float)
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": _NUMBER,
+                          "float | None": (*_NUMBER, type(None))}
+_KINDS: dict[str, Any] = {field.name: _TYPES.get(str(field.type), dict)
+                          for field in fields(Record)}
 
 
 def load_predictions(path: Path, record: Record) -> Predictions:
@@ -149,14 +207,45 @@ def load_predictions(path: Path, record: Record) -> Predictions:
 
 
 def find_records(folder: Path) -> Iterator[Path]:
-    """The record files below `folder`, sorted. UserError for a file that is none of ours."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.name.endswith(TEMPORARY):
+    """The record files below `folder`, sorted; folders that are links are followed.
+
+    Raises:
+        UserError: for a file that is none of ours, a folder that cannot be read, a link to nothing
+            or in a circle.
+    """
+    yield from sorted(_records(folder, ())) if os.path.lexists(folder) else ()
+
+
+def _records(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    try:
+        here = folder.resolve(strict=True)
+        if here in above:
+            raise UserError(f"{folder} is a link to a folder that it lies in: remove it")
+        entries = sorted(folder.iterdir())
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot look for cells in {folder}: {reason}") from error
+    for path in entries:
+        # What systems and file managers leave in a folder: .DS_Store, .nfs000..., Thumbs.db.
+        if path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini") \
+                or path.name.endswith(TEMPORARY):
             continue
-        if path.suffix == ".json":
+        if path.is_dir():
+            yield from _records(path, (*above, here))
+        elif path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing: mend or remove it")
+        elif path.suffix == ".json":
             yield path
         elif path.suffix != ".npz":
             raise UserError(f"{path} is no file of a sweep: move it out of {folder}")
+
+
+def check_npz(content: bytes) -> None:
+    """ValueError for an archive whose arrays are far larger than itself. BadZipFile for none."""
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MOST_UNPACKED:
+        raise ValueError(f"it unpacks to {size} bytes, more than any run leaves")
 
 
 def hash_bytes(content: bytes) -> str:

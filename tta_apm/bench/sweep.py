@@ -221,9 +221,9 @@ class Sweep:
             batch_size=self.cfg.BATCH_SIZE, seed=cell.seed,
             num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
             peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
-            device=describe(self.device), fingerprint=cell.fingerprint, code=cell.code,
+            device=describe(self.device), fingerprint=cell.fingerprint, code=cell.identity["code"],
             commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions,
-            preprocessing=backbone.preprocessing)
+            identity=cell.identity)
         save_cell(cell.path(self.folder), record, content)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tta_apm.data.corrupted import Corrupted
 from tta_apm.data.corruption_constants import SEVERITIES
-from tta_apm.data.dataset import Clean, DataSet, Domain
+from tta_apm.data.dataset import Clean, DataSet, Domain, hash_files
 from tta_apm.data.made import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
@@ -145,6 +145,11 @@ class OfficialC(DataSet):
             return self.cifar.name
         made = read_mark(self.folder)
         return made.describe(domain) if made else f"official {self.cifar.corrupted[0]}"
+
+    def signature(self, domain: Domain, count: int) -> str | None:
+        if domain.severity == 0:
+            return self._clean().signature(domain, count)
+        return hash_files([self.folder / f"{domain.corruption}.npy"], self.folder)
 
     def source(self) -> DataSet | None:
         return _train(self.cifar, self.folder.parent)

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tta_apm.data import corruptions
-from tta_apm.data.dataset import CLEAN, DataSet, Domain
+from tta_apm.data import corruptions, frost
+from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_files, hash_text
 
 CIFAR_SIDE = 32
 
@@ -66,6 +66,17 @@ class Corrupted(DataSet):
         if domain.corruption == "frost":
             text += f", {corruptions.frost_source(self.frost_dir)} frost pictures"
         return text
+
+    def signature(self, domain: Domain, count: int) -> str | None:
+        clean = self.clean.signature(self._clean_domain(), count)
+        if clean is None or domain.severity == 0:
+            return clean
+        parts = [clean, str(domain[1:]), self.constants]
+        if domain.corruption == "frost":
+            folder = frost.frost_folder(self.frost_dir)
+            parts.append(hash_files([folder / name for name in frost.PICTURES], folder)
+                         if folder else "drawn")
+        return hash_text(*parts)
 
     def _clean_domain(self) -> Domain:
         return Domain(self.clean.name, CLEAN, 0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +72,14 @@ class DataSet(ABC):
         """How the images of `domain` were made, for the record."""
         return self.name
 
+    def signature(self, domain: Domain, count: int) -> str | None:
+        """What tells cheaply that the first `count` images of `domain` are as they were.
+
+        Equal ones mean equal pixels. Others, of files that were copied say, mean nothing: the
+        pixels have to be looked at. None where nothing cheap is known.
+        """
+        return None
+
     def source(self) -> DataSet | None:
         """The clean training set of its backbones, None where there is none."""
         return None
@@ -92,6 +104,13 @@ class Clean(DataSet):
     def check(self, domain: Domain) -> None:
         refuse_corruption(self.name, domain)
 
+    def signature(self, domain: Domain, count: int) -> str | None:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return hash_text(hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest())
+
     def source(self) -> DataSet | None:
         return self._source() if self._source else None
 
@@ -101,3 +120,36 @@ def refuse_corruption(name: str, domain: Domain) -> None:
     if domain.severity:
         raise UserError(f"DATASET {name} has no corruptions: set SEVERITY [0], or CORRUPT true to "
                         "make them on the fly")
+
+
+def hash_pixels(image: np.ndarray) -> bytes:
+    """Of one image uint8 [H,W,3], 16 bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def hash_images(hashes: Iterable[bytes]) -> str:
+    """Of images by their hash_pixels, whatever their order and however often each comes."""
+    # Zeros at the end are cut, as records of version 0.1.0 have it.
+    distinct = sorted({value.rstrip(b"\0") for value in hashes})
+    return hashlib.sha256(b"".join(distinct)).hexdigest()[:16]
+
+
+def hash_files(files: Iterable[Path], folder: Path) -> str:
+    """Of the names below `folder`, sizes and times of files, which are not read.
+
+    One that is not there counts as that: whoever reads it says so.
+    """
+    def line(file: Path) -> str:
+        name = os.path.relpath(file, folder)
+        try:
+            state = file.stat()
+        except OSError:
+            return f"{name} absent"
+        return f"{name} {state.st_size} {state.st_mtime_ns}"
+
+    return hash_text(*map(line, files))
+
+
+def hash_text(*lines: str) -> str:
+    """Short sha256 of lines of text, 16 hexadecimal digits."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]

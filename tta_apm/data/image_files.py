@@ -12,7 +12,7 @@ from typing import IO, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from tta_apm.data.dataset import DataSet, Domain, Outputs, refuse_corruption
+from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files, refuse_corruption
 from tta_apm.errors import UserError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
@@ -64,6 +64,9 @@ class ImageFiles(DataSet):
 
     def describe(self, domain: Domain) -> str:
         return f"{self.origin}, {describe_crop(self.resized)}"
+
+    def signature(self, domain: Domain, count: int) -> str | None:
+        return hash_files([self.folder / file for file in self.files[:count]], self.folder)
 
 
 def list_images(folder: Path, classes: Sequence[str], advice: str

@@ -19,7 +19,7 @@ from PIL import Image
 from tta_apm.data import imagenet_classes
 from tta_apm.data.corrupted import Corrupted
 from tta_apm.data.corruption_constants import SEVERITIES
-from tta_apm.data.dataset import DataSet, Domain, Outputs
+from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files
 from tta_apm.data.image_files import (ImageFiles, check_classes, class_folders, list_images,
                                       read_images)
 from tta_apm.data.made import how_to_finish, read_mark
@@ -179,6 +179,12 @@ class OfficialC(DataSet):
             return self.clean().describe(domain)
         made = read_mark(self.folder)
         return made.describe(domain) if made else f"official ImageNet-C, {len(self.files)} images"
+
+    def signature(self, domain: Domain, count: int) -> str | None:
+        if domain.severity == 0:
+            return self.clean().signature(domain, count)
+        folder = self._folder(domain)
+        return hash_files([folder / file for file in self.files[:count]], folder)
 
     def _folder(self, domain: Domain) -> Path:
         return self.folder / domain.corruption / str(domain.severity)

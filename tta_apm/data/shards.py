@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from tta_apm.data import hub, imagenet_classes
-from tta_apm.data.dataset import DataSet, Domain, Outputs, refuse_corruption
+from tta_apm.data.dataset import (DataSet, Domain, Outputs, hash_files, hash_text,
+                                  refuse_corruption)
 from tta_apm.data.image_files import (BAD_IMAGE, SIDE, describe_crop, mixed, read_images,
                                       resize_and_crop)
 from tta_apm.data.tar_members import Member, members
@@ -64,6 +65,13 @@ class Shards(DataSet):
 
     def check(self, domain: Domain) -> None:
         refuse_corruption(self.name, domain)
+
+    def signature(self, domain: Domain, count: int) -> str | None:
+        archives = dict.fromkeys(source.archive for source in self.sources[:count])
+        members = [f"{source.name} {source.offset} {source.size}" for source in
+                   self.sources[:count]]
+        folder = next(iter(archives)).parent
+        return hash_text(hash_files(sorted(archives), folder), *members)
 
     def describe(self, domain: Domain) -> str:
         size = describe_crop(SIDE) if self.side == SIDE else f"{self.side}×{self.side}"
@@ -169,7 +177,7 @@ def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
 
 
 def _label(member: Member, num_classes: int) -> int:
-    with member.open("rb") as file:
+    with member.open() as file:
         text = file.read(20).decode("ascii", "replace").strip()
     if not text.isdecimal() or int(text) >= num_classes:
         raise UserError(f"{member}: a label is a number from 0 to {num_classes - 1}, not {text!r}")
@@ -192,7 +200,7 @@ def _side(sources: Sequence[Member]) -> int:
     sizes = set()
     for place in np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int):
         try:
-            with sources[place].open("rb") as file, Image.open(file) as image:
+            with sources[place].open() as file, Image.open(file) as image:
                 sizes.add(image.size)
         except BAD_IMAGE as error:
             raise UserError(f"cannot read the image {sources[place]}: {error}") from error

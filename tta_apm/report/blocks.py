@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tta_apm.bench.records import hash_bytes
-from tta_apm.bench.statistics import paired_interval, per_image
+from tta_apm.bench.statistics import paired_bootstrap, per_image
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError, nearest
@@ -126,7 +126,7 @@ def _line(row: TableRow, severity: str, figures: Mapping[str, Layout],
                             "seeds": " ".join(map(str, row.seeds))}
     line |= {name: getattr(row.protocol, name) for name in (
         "dataset", "num_images", "setting", "order", "batch_size", "scope", "survives",
-        "backbone", "weights", "templates", "resolution", "preprocessing")}
+        "backbone", "weights", "templates", "resolution")}
     line["hyper_parameters"] = json.dumps(row.protocol.hyper_parameters, sort_keys=True)
     for name, layout in figures.items():
         line |= _figure(row, name, layout, metric) | _teacher_likeness(row, name, layout)
@@ -167,11 +167,9 @@ def _figure(row: TableRow, name: str, layout: Layout, metric: str) -> dict[str, 
         shares = np.tile(weights, len(per_seed)) / len(per_seed)
         figure[f"teacher_{name}"] = float(shares @ [_score(right, metric) for right in teacher])
         gains = [result.correct.astype(np.int8) - right for result, right in zip(results, teacher)]
-        images = [result.index for result in results]
-        gain = per_image(images, gains, shares.tolist())
-        heaviest = per_image(images, [np.ones(len(index)) for index in images], shares.tolist())
+        gain = per_image([result.index for result in results], gains, shares.tolist())
         sign = 1 if metric == "accuracy" else -1
-        low, high = sorted(sign * end for end in paired_interval(gain, extreme=heaviest.max()))
+        low, high = sorted(sign * end for end in paired_bootstrap(gain))
         figure |= {f"delta_{name}": sign * float(gain.mean()), f"delta_low_{name}": low,
                    f"delta_high_{name}": high}
     return figure
@@ -219,7 +217,7 @@ def _protocols(rows: Sequence[TableRow]) -> list[str]:
                  f"n={record.num_images}", f"b{record.batch_size}", seeds]
         same_backbone = [other for other in records if other.backbone == record.backbone]
         parts += [f"{name} {getattr(record, name)}"
-                  for name in ("weights", "templates", "resolution", "preprocessing")
+                  for name in ("weights", "templates", "resolution")
                   if len({getattr(other, name) for other in same_backbone}) > 1]
         parts += [f"{name} {value}" for name, value in record.hyper_parameters.items()
                   if value is not None]
@@ -259,6 +257,9 @@ def _missing_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout]) -> I
 def _mixture_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout]) -> Iterable[str]:
     for number, row in enumerate(rows, 1):
         records = [result.record for result in row.within(_shown_domains(figures))]
+        if records and not records[0].identity:
+            yield (f"Row {number}: of the older kind: version 0.1.0 recorded it, which does not "
+                   "tell by content what it was made of.")
         codes = sorted({record.code for record in records})
         if len(codes) > 1:
             yield f"Row {number}: its cells come from different code ({', '.join(codes)})."

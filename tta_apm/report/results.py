@@ -18,8 +18,7 @@ from tta_apm.errors import UserError
 CELLS = "cells"
 # What a row is made of: two cells that differ in one of these never share a mean.
 PROTOCOL = ("row", "method", "hyper_parameters", "backbone", "weights", "templates", "resolution",
-            "preprocessing", "dataset", "num_images", "scope", "survives", "setting", "order",
-            "batch_size")
+            "dataset", "num_images", "scope", "survives", "setting", "order", "batch_size")
 
 # A domain within its data set: corruption and severity.
 DomainKey = tuple[str, int]
@@ -86,7 +85,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        content = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -149,7 +148,9 @@ def group_rows(results: Sequence[Result], methods: Sequence[str] = ()) -> list[T
 
 
 def _key(record: Record) -> str:
-    return json.dumps([getattr(record, name) for name in PROTOCOL], sort_keys=True)
+    # Records of version 0.1.0 do not tell what they were made of: they share no mean with others.
+    return json.dumps([bool(record.identity), *(getattr(record, name) for name in PROTOCOL)],
+                      sort_keys=True)
 
 
 def _place(protocol: Record) -> list[Any]:

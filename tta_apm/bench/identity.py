@@ -1,0 +1,210 @@
+"""Identity: what makes the numbers of a cell, by content. Imports no torch.
+
+Four parts, kept in the cell's record:
+- settings: the row's hyper-parameters and all of the config that decides the numbers;
+- files: a hash of each file that the row reads (weights, contexts) and of each folder of code;
+- data: labels, class names, prompts, how the images were made, and what tells cheaply that the
+  images are as they were (names, sizes and times of their files). Where that differs, the pixels
+  are read and compared with the hash in the record: a copy of a folder is the same data.
+- code: the import closure of the method, `evaluate`, the data set and the backbone (see code.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from tta_apm.backbones.kinds import KINDS
+from tta_apm.bench.code import hash_code
+from tta_apm.bench.file_hashes import hash_file, remember, remembered
+from tta_apm.config import Row
+from tta_apm.data.dataset import DataSet, Domain, hash_images, hash_pixels, hash_text
+from tta_apm.errors import UserError
+from tta_apm.registry import DATASETS
+
+# Images read at a time where pixels have to be looked at.
+CHUNK = 256
+# Stands in settings for the path of a file: its content is what counts.
+A_FILE = "a file"
+# Weights that come with the package; also in backbones.files, which imports torch.
+PACKAGED = Path(__file__).parents[1] / "backbones" / "weights"
+
+
+def code_of(row: Row, dataset: str) -> str:
+    """Hash of the code that makes the numbers of a row on a data set."""
+    return _code_of(row.signature.source, row.needs, DATASETS.home(dataset))
+
+
+@cache
+def _code_of(method: Path, needs: str, dataset: str | Path) -> str:
+    return hash_code([method, dataset, KINDS[needs], "tta_apm.bench.evaluate",
+                      "tta_apm.backbones.prompts"])
+
+
+def files_of(cfg: CfgNode, row: Row) -> dict[str, str]:
+    """Hashes of the files that a row reads, by the key that names them.
+
+    A folder of code, such as a clone, is identified by its commit and what was changed since.
+
+    Raises:
+        UserError: if a file that is there cannot be read.
+    """
+    keys = {f"{row.needs.upper()}.{key}": value for key, value in cfg[row.needs.upper()].items()}
+    keys |= {f"{row.method.upper()}.{key.upper()}": value
+             for key, value in row.hyper_parameters.items()}
+    if row.needs == "classifier":
+        keys["weights of robustbench"] = _robustbench_file(cfg.CLASSIFIER)
+    found = {key: list(_hashes(value)) for key, value in keys.items()}
+    return {key: " ".join(hashes) for key, hashes in found.items() if hashes}
+
+
+def without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which a text that names a file is no path: its content is what counts."""
+    return {key: A_FILE if any(_hashes(value)) else value for key, value in settings.items()}
+
+
+def _hashes(value: Any) -> Iterator[str]:
+    """Hashes of the files and folders that a value names, if it names any."""
+    for text in value if isinstance(value, (list, tuple)) else [value]:
+        for part in text.split(",") if isinstance(text, str) and text else []:
+            path = _existing(part.strip())
+            if path is None:
+                continue
+            try:
+                yield _hash_folder(path) if path.is_dir() else hash_file(path)
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _existing(text: str) -> Path | None:
+    """The file or the folder of code that a text names; else None."""
+    if "\0" in text or Path(text).name == text and not Path(text).suffix:
+        return None  # a word, such as "adam", whatever lies in the working folder
+    try:
+        for name in (text, text.partition("#")[0]):  # file#part, of a file of several
+            path = Path(name).expanduser()
+            if path.is_file() or path.is_dir() and any(_sources(path)):
+                return path
+            packaged = PACKAGED / name
+            if path.name == name and packaged.is_file():
+                return packaged
+    except (OSError, RuntimeError):  # a name too long for a path, no home folder
+        pass
+    return None
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """The files of code and settings in a folder, sorted; hidden ones left out."""
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(above, name) for name in sorted(names)
+                    if name.endswith((".py", ".yaml", ".yml")) and not name.startswith("."))
+
+
+def _robustbench_file(section: Mapping[str, Any]) -> str:
+    """The file that robustbench loads where no WEIGHTS are given, "" for other models."""
+    family, _, name = section["MODEL"].partition("/")
+    if family != "robustbench" or section["WEIGHTS"]:
+        return ""
+    return ",".join(sorted(map(str, Path("models").glob(f"*/corruptions/{name}.pt"))))
+
+
+def _hash_folder(folder: Path) -> str:
+    """Of a folder of code: its commit where it is a clone, and a hash of its sources."""
+    sources = hash_text(*(f"{file.relative_to(folder)} {hash_file(file)}"
+                          for file in _sources(folder)))
+    try:
+        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
+                              capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return sources
+    return f"{done.stdout.strip()} {sources}".strip()
+
+
+class Images:
+    """What the images of a data set are, asked once for each domain.
+
+    Args:
+        dataset: to be looked at.
+        count: images per domain, the first of the data set; -1 takes all.
+        template_set: a name of prompt templates, "auto" for the data set's own.
+    """
+
+    def __init__(self, dataset: DataSet, count: int, template_set: str) -> None:
+        self.dataset = dataset
+        self.count = len(dataset.labels) if count < 0 else count
+        self.prompts = template_set
+        if template_set == "auto":
+            # A set of ours is code; what a data set brings is its own.
+            self.prompts = (hash_text(*dataset.templates) if dataset.templates
+                            else dataset.template_set)
+        self.labels = hash_text(json.dumps(dataset.labels[:self.count].tolist()))
+        self.class_names = hash_text(*dataset.class_names)
+        self._pixels: dict[Domain, str] = {}
+
+    def data_of(self, domain: Domain, needs: str) -> dict[str, str]:
+        """What identifies a domain, in parts that can be named."""
+        data = {"labels": self.labels, "class names": self.class_names,
+                "images": self.dataset.describe(domain),
+                "signature": self.dataset.signature(domain, self.count) or ""}
+        return {**data, "prompts": self.prompts} if needs == "clip" else data
+
+    def hash_of(self, domain: Domain) -> str:
+        """Of the pixels, as a record has it: reads and, where they are made, makes the images."""
+        if domain not in self._pixels:
+            self._pixels[domain] = remembered(self._key(domain)) or self._read(domain)
+        return self._pixels[domain]
+
+    def _key(self, domain: Domain) -> str:
+        """Where the hash of a domain's pixels is remembered: "" for nowhere."""
+        signature = self.dataset.signature(domain, self.count)
+        code = hash_code([DATASETS.home(domain.dataset)])
+        return hash_text(signature, str(domain), str(self.count), code) if signature else ""
+
+    def _read(self, domain: Domain) -> str:
+        parts = [np.arange(start, min(start + CHUNK, self.count))
+                 for start in range(0, self.count, CHUNK)]
+        found = hash_images(hash_pixels(image) for part in parts
+                            for image in self.dataset.images(domain, part))
+        remember(self._key(domain), found)
+        return found
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """How one identity differs from another, each part in words: "LR 0.001, now 0.01"."""
+    changes = []
+    for part in ("settings", "files", "data"):
+        now, before = wanted.get(part, {}), found.get(part, {})
+        for key in sorted({*now, *before}):
+            if now.get(key) == before.get(key):
+                continue
+            if part == "settings":
+                changes += _changed_settings(key, before.get(key), now.get(key))
+            elif key in now and key in before:
+                changes.append(f"{key} has another content" if part == "files" else
+                               f"other {key}" if key != "images" else
+                               f"images {before[key]!r}, now {now[key]!r}")
+            else:
+                changes.append(f"{key} {'is new' if key in now else 'is gone'}")
+    if wanted.get("code") != found.get("code"):
+        changes.append("other code")
+    return changes
+
+
+def _changed_settings(key: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [f"{name.upper()} {now.get(name)} is no file that is here"
+                if before.get(name) == A_FILE else
+                f"{name.upper()} {before.get(name)}, now {now.get(name)}"
+                for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if key == "streams":
+        return ["other domains before it"]
+    return [f"{key.upper()} {before}, now {now}"]
