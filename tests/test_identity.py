@@ -247,6 +247,8 @@ def plugin(tmp_path):
 
     def of():
         code.find_module.cache_clear()
+        code._resolve.cache_clear()
+        code._home.cache_clear()
         return hash_code([file])
     return file, of
 

@@ -71,10 +71,11 @@ def plan(cfg: CfgNode, dataset: DataSet | None = None) -> list[Cell]:
     """
     wanted = domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)
     images = None if dataset is None else Images(dataset, cfg.NUM_IMAGES, cfg.TEMPLATES)
+    every = rows(cfg)
     data = {(domain, needs): images.data_of(domain, needs) if images else {}
-            for domain in wanted for needs in {row.needs for row in rows(cfg)}}
+            for domain in wanted for needs in {row.needs for row in every}}
     cells = []
-    for row in rows(cfg):
+    for row in every:
         files, code = files_of(cfg, row), code_of(row, cfg.DATASET)
         for seed in cfg.SEEDS:
             cells += [Cell(row, domain, seed, _as_recorded({

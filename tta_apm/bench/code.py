@@ -93,6 +93,7 @@ def _targets(statement: Import, file: Path, home: Path) -> Iterator[Path]:
             yield target
 
 
+@cache
 def _resolve(name: str, home: Path) -> Path | None:
     """The file of a module that is followed: of this package, of its neighbours or of a user's."""
     if any(name == quiet or name.startswith(f"{quiet}.") for quiet in WITHOUT_NUMBERS):
@@ -131,6 +132,7 @@ def _libraries() -> tuple[Path, ...]:
                  if name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
+@cache
 def _is_library(file: Path) -> bool:
     """Whether a file was installed by somebody: its version stands in the record."""
     inside = file.resolve()
@@ -138,6 +140,7 @@ def _is_library(file: Path) -> bool:
         folder in inside.parents for folder in _libraries())
 
 
+@cache
 def _home(file: Path) -> Path:
     """The folder whose files belong together with `file`: of its package, or its own."""
     home = file.parent
