@@ -73,5 +73,5 @@ def publish(title: str, lines: Sequence[str], device: torch.device, append: bool
                       *lines, ""])
     print(text)
     if append:
-        with RESULTS.open("a") as file:
+        with RESULTS.open("a", encoding="utf-8") as file:
             file.write(f"\n{text}")

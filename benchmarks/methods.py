@@ -59,7 +59,7 @@ def run_alone(options: argparse.Namespace, method: str, clip: str, classes: int)
     words = [sys.executable, __file__, "--one", method, "--clip", clip, "--classes", str(classes),
              "--images", str(options.images), "--classifier", options.classifier, "--device",
              options.device]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["?"])[-1]
         print(f"{method}: {why}", file=sys.stderr)
@@ -76,7 +76,7 @@ def measure_one(options: argparse.Namespace) -> dict[str, object]:
     classes, = options.classes
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "base.yaml"
-        file.write_text(BASE)
+        file.write_text(BASE, encoding="utf-8")
         name = options.one.split()[0]
         contexts = Path(folder) / "context.safetensors"
         learned = [f"{name.upper()}.WEIGHTS", str(contexts)] if name in ("coop", "cocoop") else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tarfile
 import urllib.error
 from functools import lru_cache
@@ -19,8 +20,11 @@ from tta_apm.backbones.prompts import templates
 from tta_apm.bench.evaluate import SourceImages, to_device
 from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
 from tta_apm.data.digits import CLASS_NAMES, digits, train_split
+from tta_apm.registry import METHODS
 
 CPU = torch.device("cpu")
+# Data to measure on, beside the repository; tests that use it skip where it is absent.
+SHARED = Path(__file__).parents[2] / "shared"
 
 # The networks of the tests are too small to share among threads; also for processes they start.
 torch.set_num_threads(1)
@@ -33,6 +37,16 @@ def cache_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def forget_plugin_files():
+    """What .py files named as plugins have registered is not known to the next test."""
+    yield
+    for name, cls in list(METHODS._registered.items()):
+        if cls.__module__.startswith("tta_apm_plugin_"):
+            del METHODS._registered[name]
+            sys.modules.pop(cls.__module__, None)
 
 
 # Backbones

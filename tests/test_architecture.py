@@ -14,12 +14,14 @@ from tta_apm.registry import DATASETS, METHODS, RUN_KEYWORDS
 ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
-FLOOR = {"cache", "errors", "registry", "writing"}
+FLOOR = {"cache", "errors", "lock", "registry", "writing"}
 MODELS = FLOOR | {"batch_norm", "entropy", "method", "episodes", "precision", "backbones"}
 BENCH = MODELS | {"config", "data", "device", "bench"}
 ALLOWED = {
     "cache": set(),
     "errors": set(),
+    "console": set(),
+    "lock": {"errors", "writing"},
     "registry": {"errors"},
     "method": FLOOR,
     "entropy": set(),
@@ -42,7 +44,7 @@ ALLOWED = {
     "hosts": MODELS | {"compat", "data"},
     "report": {"errors", "bench", "data", "writing"},
     "commands": BENCH | {"apm", "report"},
-    "cli": BENCH | {"report"},
+    "cli": BENCH | {"console", "report"},
     "baselines": MODELS | {"audit", "views"},
 }
 

@@ -18,6 +18,7 @@ SMALL = {
     "baselines": (f"{SMALL_NETS} --mae digits_mae --images 2 --classes 10 --steps 1 --masks 2 "
                   f"{ONCE}", "| ttt_mae |"),
     "corruptions": ("--images 2 --severities 1", "sum of 15"),
+    "intervals": ("--trials 20 --bootstrap 5 --sizes 20", "| 15 × 3, corruptions 0.7"),
     "growth": ("--teacher digits_clip --hidden 8 --grow images --images 1 2 --columns 4 --steps 1 "
                f"--classes 10 {ONCE}", "peak MB = "),
     "loading": (f"--images 16 --batch-size 8 {ONCE}", "prefetched"),

@@ -14,7 +14,6 @@ import pytest
 
 from tta_apm import cli, config
 from tta_apm.apm.recipe import from_config, keys
-from tta_apm.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/RESULTS.md"]
@@ -78,11 +77,8 @@ def in_a_folder(tmp_path, monkeypatch):
     text, = [block for block in FENCED.findall((ROOT / "README.md").read_text())
              if "@register" in block]
     (tmp_path / PLUGIN).write_text(text)
-    before = dict(METHODS._registered)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    METHODS._registered.clear()
-    METHODS._registered.update(before)
+    return tmp_path
 
 
 def words_of(command: str) -> list[str]:

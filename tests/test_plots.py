@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tta_apm import cli
+from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.errors import UserError
 from tta_apm.report import drawings
 from tta_apm.report.blocks import make_blocks
@@ -179,3 +180,17 @@ def test_bad_input_is_told_in_a_sentence(sweep, tmp_path, capsys):
 def test_the_other_commands_import_no_matplotlib():
     subprocess.run([sys.executable, "-c", "import sys; import tta_apm.cli, tta_apm.commands.plot; "
                     "assert not {'matplotlib', 'torch'} & set(sys.modules)"], check=True)
+
+
+def test_few_differences_are_drawn_with_bars_and_all_with_bars_within_100(write_cell, tmp_path):
+    """No difference at all, one, and a student that is right where its teacher never is."""
+    for corruption in CORRUPTIONS:
+        right, teacher = {"fog": (8, 8), "snow": (8, 7)}.get(corruption, (10, 0))
+        write_cell("apm", corruption, right, teacher=teacher)
+        write_cell("apm STEPS 1", corruption, 10, teacher=0)
+    (block,) = make_blocks(group_rows(load_results(tmp_path)))
+    (made,) = drawings.teacher(block)
+    for bars in made.axes[0].containers:
+        _, _, (reach,) = bars.lines
+        assert all(high - low > 25 for (low, _), (high, _) in reach.get_segments())
+        assert all(-100.001 < low and high < 100 for (low, _), (high, _) in reach.get_segments())

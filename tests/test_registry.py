@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import sys
-from importlib.metadata import EntryPoint
+from configparser import ConfigParser
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import pytest
 
-from tta_apm.registry import Registry
+import tta_apm.apm
+import tta_apm_baselines
+from tta_apm.method import Method
+from tta_apm.registry import DATASETS, METHODS, Registry
 
 STRANGER = """
 from tta_apm import method
@@ -73,3 +81,32 @@ def test_what_a_class_inherits_counts(registry, name, gain, needs, scope, surviv
     assert (signature.defaults, signature.needs, signature.scope) == ({"gain": gain}, needs, scope)
     assert survives is None or signature.attributes.get("survives", "") == survives
     assert ("stranger_classes" in sys.modules) == imported
+
+
+def test_every_method_that_we_wrote_is_registered_and_no_other():
+    """Against the classes in our folders, and against setup.cfg."""
+    written = set()
+    for package in (tta_apm_baselines, tta_apm.apm):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(found.name)
+            written |= {f"{found.name}:{name}" for name, cls in vars(module).items()
+                        if inspect.isclass(cls) and issubclass(cls, Method)
+                        and cls.__module__ == found.name and not inspect.isabstract(cls)}
+    assert {point.value for point in ours("tta_apm.methods").values()} == written
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    for group, registry in (("tta_apm.methods", METHODS), ("tta_apm.datasets", DATASETS)):
+        lines = setup["options.entry_points"][group].strip().splitlines()
+        declared = dict(line.split(" = ") for line in lines)
+        assert {name: point.value for name, point in ours(group).items()} == declared
+        assert declared.keys() <= set(registry.names())
+
+
+def ours(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)
+            if point.dist is not None and point.dist.name == "tta-apm"}
+
+
+@pytest.mark.parametrize("name", ours("tta_apm.datasets"))
+def test_every_data_set_that_we_declare_loads(name):
+    assert callable(DATASETS.load(name))

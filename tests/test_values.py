@@ -138,7 +138,7 @@ def test_numbers_read_as_they_look(write, key, text, value):
 
 @pytest.mark.parametrize("text", [
     "010", "1:30", "1_0", "0x10", "0o17", "1e2", "6.0", "'5'", "true", "many", "", "[[5]]",
-    "{a: 5}", "9" * 5000, "[" * 5000, "2024-99-99"])
+    "{a: 5}", "9" * 5000, "[" * 2000, "2024-99-99"])
 @pytest.mark.parametrize("key", ["BATCH_SIZE", "SEEDS"])
 def test_what_is_no_whole_number_is_refused(refused, key, text):
     assert f"{key}" in refused("", key, text)
@@ -216,7 +216,7 @@ def test_rows_that_differ_are_not_one(write):
     ("BASE: [a]", "BASE takes text"),
     ("TENT: {LR: !!float 1, STEPS: !mine 3}", "knows no tag"),
     ("[a]: 3", "a key is one word"),
-    ("[" * 5000, "not valid YAML"),
+    ("[" * 2000, "not valid YAML"),
     ("a: &a [*a]", "holds more than"),
     ("a: &a [" + "x," * 100 + "]\nb: &b [" + "*a," * 100 + "]\nc: [" + "*b," * 100 + "]",
      "holds more than"),

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tta_apm import __version__
+from tta_apm.console import INTERRUPTED, Interrupts, die_quietly_from_now_on, protect_output
 from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from tta_apm.bench.cells import Cell
     from tta_apm.data.dataset import DataSet
 
-OK, FAILED_CELLS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED_CELLS, BAD_INPUT = 0, 1, 2
 # Commands with a module of their own, which has main(words).
 BESIDE = {"plot": "tta_apm.commands.plot", "data": "tta_apm.commands.data",
           "host": "tta_apm.hosts.command", "import": "tta_apm.commands.imports",
@@ -32,6 +35,8 @@ BESIDE = {"plot": "tta_apm.commands.plot", "data": "tta_apm.commands.data",
           "reconstruct": "tta_apm.commands.reconstruct",
           "interpolate": "tta_apm.commands.interpolate", "query": "tta_apm.commands.query",
           "cost": "tta_apm.commands.cost"}
+# Commands that torchrun may start several times over.
+SHARED = ("pretrain", "host")
 
 EPILOG = """\
 examples:
@@ -51,25 +56,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (1: cells failed, 2: bad input)."""
     # timm's import uses what newer torch deprecates: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in BESIDE:
-        return _beside(BESIDE[words[0]], words[1:])
+    with Interrupts() as interrupts:
+        try:
+            protect_output()
+            return _command(list(sys.argv[1:] if arguments is None else arguments))
+        except UserError as error:
+            if not interrupts.came:
+                print(f"tta-apm: {error}", file=sys.stderr)
+                return BAD_INPUT
+        except KeyboardInterrupt:
+            pass
+        except Exception:  # of code that takes an interrupt for something else
+            if not interrupts.came:
+                raise
+        print("\nStopped: what is whole is kept; the same command goes on from there.",
+              file=sys.stderr)
+        return INTERRUPTED
+
+
+def main_of_process() -> int:
+    """As `main`, of a process that ends with it."""
+    code = main()
+    die_quietly_from_now_on()
+    return code
+
+
+def _command(words: list[str]) -> int:
+    name = words[0] if words else ""
+    if name not in SHARED and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        if int(os.environ.get("RANK") or 0) == 0:
+            raise UserError("this command is one process, and would do everything as often as "
+                            "torchrun starts it: start it without torchrun; `tta-apm pretrain` "
+                            "is what torchrun can share")
+        return BAD_INPUT
+    _check_tqdm()
+    if name in BESIDE:
+        return int(importlib.import_module(BESIDE[name]).main(words[1:]))
     commands = {"run": _run, "table": _table}
-    command = words.pop(0) if words and words[0] in commands else "run"
-    options = _parser(command).parse_intermixed_args(words)
-    try:
-        return commands[command](options)
-    except UserError as error:
-        print(f"tta-apm: {error}", file=sys.stderr)
-        return BAD_INPUT
+    command = words.pop(0) if name in commands else "run"
+    return commands[command](_parser(command).parse_intermixed_args(words))
 
 
-def _beside(module: str, words: Sequence[str]) -> int:
+def _check_tqdm() -> None:
+    """UserError for a TQDM_ variable that tqdm cannot read, with which nothing could start."""
     try:
-        return int(importlib.import_module(module).main(words))
-    except UserError as error:
-        print(f"tta-apm: {error}", file=sys.stderr)
-        return BAD_INPUT
+        importlib.import_module("tqdm")
+    except ValueError as error:
+        names = ", ".join(name for name in os.environ if name.startswith("TQDM_"))
+        raise UserError(f"the environment's {names}: {error}; unset it") from error
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -101,13 +135,23 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from tta_apm import config
-    from tta_apm.bench.cells import missing, plan
-    from tta_apm.bench.identity import Images
-    from tta_apm.bench.records import find_records
+    from tta_apm.lock import locked
+    from tta_apm.writing import require_path
 
     cfg = config.load(options.cfg,
                       [*options.overrides, *(["CORRUPT", "true"] if options.corrupt else [])])
     folder = Path(cfg.OUTPUT_DIR)
+    require_path(folder / "cells", "OUTPUT_DIR")
+    with nullcontext() if options.dry_run else locked(folder, cfg.dump()):
+        return _run_alone(options, cfg, folder)
+
+
+def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
+    """Run what is missing and make the tables, with no other process at work in `folder`."""
+    from tta_apm.bench.cells import missing, plan
+    from tta_apm.bench.identity import Images
+    from tta_apm.bench.records import find_records
+
     # A list of what would run needs no images where there is nothing to compare them with.
     needs_images = not options.dry_run or any(find_records(folder / "cells"))
     dataset, reason = _dataset(cfg) if needs_images else (None, None)
@@ -216,4 +260,4 @@ def _write_ablation(folder: Path, paper: Mapping[str, Any], methods: Sequence[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_process())

@@ -48,7 +48,7 @@ def describe(device: torch.device) -> str:
 def _cpu_name() -> str:
     """The processor's model where Linux tells it, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tta_apm.errors import UserError
+from tta_apm.writing import aside, write_aside
 
 
 class FeatureCache:
@@ -42,12 +43,12 @@ class FeatureCache:
         note = folder / "cache.json"
         try:
             if note.is_file():
-                if json.loads(note.read_text()) != about:
+                if json.loads(note.read_text(encoding="utf-8")) != about:
                     raise UserError(f"CACHE {folder} holds the features of other images or of "
                                     "another teacher: choose another folder, or delete it")
             else:
                 _create(folder, shapes)
-                note.write_text(json.dumps(about, indent=1))
+                write_aside(note, json.dumps(about, indent=1).encode())
             self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+",
                                           allow_pickle=False)
                             for name in (*shapes, "done")}
@@ -84,6 +85,16 @@ def _create(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
                         "free: choose another folder, or leave CACHE empty to ask the teacher "
                         "each time")
     for name, shape in shapes.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
-    num_images = shapes["features"][0]
-    np.lib.format.open_memmap(folder / "done.npy", "w+", np.uint8, (num_images,))
+        _write_zeros(folder / f"{name}.npy", np.dtype(np.float16), shape)
+    _write_zeros(folder / "done.npy", np.dtype(np.uint8), shapes["features"][:1])
+
+
+def _write_zeros(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write an array of zeros that has its place on the disk: what is mapped onto none ends the
+    process (bus error) when the disk is full."""
+    with aside(file) as temporary, open(temporary, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {
+            "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+        left = dtype.itemsize * int(np.prod(shape))
+        while left:
+            left -= stream.write(bytes(min(left, 1 << 24)))

@@ -143,7 +143,7 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
     selected = file.select(f"open_clip's {model}", wanted, partial(_renamed, net))
     net.load_state_dict(selected.tensors)
     knowledge = [(f"open_clip's tag {weights}", tag)] if tag else _known_of(model, file)
-    activation = _activation(model, knowledge)
+    activation = _activation(model, str(file.path), knowledge)
     told = settle(given, [(who, inputs.pixels(content)) for who, content in knowledge],
                   section="CLIP", model=model, sized=False,
                   advice=f"put open_clip's {CONFIG} of it beside {file.path.name}")
@@ -200,8 +200,8 @@ def _is_alike(described: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
         for key in ("image_size", "layers", "width", "patch_size", "timm_model_name"))
 
 
-def _activation(model: str, knowledge: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """The activation, and who tells it, in words; UserError if `model` has another."""
+def _activation(model: str, file: str, knowledge: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The activation, and who tells it, in words; UserError if `model` has another than `file`."""
     has_quick = bool(open_clip.get_model_config(model).get("quick_gelu"))
     name = "QuickGELU" if has_quick else "GELU"
     for who, content in knowledge:
@@ -212,8 +212,9 @@ def _activation(model: str, knowledge: Sequence[tuple[str, Mapping[str, Any]]]) 
             right = base if has_quick else f"{base}-quickgelu"
             advice = f"use CLIP.MODEL {right!r}" if right in open_clip.list_models() else (
                 "no model of open_clip has it in this architecture")
-            raise UserError(f"the weights were trained with {'GELU' if has_quick else 'QuickGELU'},"
-                            f" as {who} tells, and {model!r} has {name}: {advice}")
+            other = "GELU" if has_quick else "QuickGELU"
+            raise UserError(f"{file} was trained with {other}, as {who} tells, and {model!r} has "
+                            f"{name}: {advice}")
     return f"{name} by CLIP.MODEL"
 
 

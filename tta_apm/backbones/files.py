@@ -146,7 +146,8 @@ class Weights:
                             f"{network} are {', '.join(map(repr, whole))}")
         largest = max(self.sets.values(), key=len)
         hint = fitting.kinds(self.sets)
-        like = lookalike(fitting.shapes(found[0].all if found else largest))
+        like = lookalike(fitting.shapes(largest)) or (
+            lookalike(fitting.shapes(found[0].all)) if found else "")
         hint += f"; it looks like {like}" if like else ""
         what = (fitting.mismatch(found[0], wanted) if found else
                 f"none of its {len(largest)} tensors, such as {sorted(largest)[0]}, has the name "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tta_apm.backbones import files
 from tta_apm.errors import UserError
-from tta_apm.writing import TEMPORARY, aside
+from tta_apm.writing import aside
 
 NAME = "text_features"
 # To be raised when the way from prompts to features changes.
@@ -39,7 +39,10 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
         device: its type; each rounds in its own way.
     """
     key = json.dumps([FORMAT, model, weights, list(class_names), list(templates), device])
-    file = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    where = folder()
+    if where is None:
+        return compute()
+    file = where / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     features = _read(file)
     if features is None or len(features) != len(class_names):
         features = compute()
@@ -47,9 +50,12 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
     return features
 
 
-def folder() -> Path:
-    """Where the files lie."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def folder() -> Path | None:
+    """Where the files lie; None where there is no home, as in containers."""
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(caches, "tta_apm", NAME)
 
 
@@ -61,6 +67,5 @@ def _read(file: Path) -> Tensor | None:
 
 
 def _write(file: Path, features: Tensor) -> None:
-    # Aside under a name of this process: several may come to write the same.
-    with suppress(OSError, SafetensorError), aside(file, f".{os.getpid()}{TEMPORARY}") as temporary:
+    with suppress(OSError, SafetensorError), aside(file) as temporary:
         save_file({NAME: features.contiguous().cpu()}, temporary)

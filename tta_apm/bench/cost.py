@@ -43,7 +43,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_REFS.exists():
         try:
-            _CLEAR_REFS.write_text("5")
+            _CLEAR_REFS.write_text("5", encoding="ascii")
         except OSError:  # not allowed in some containers: the peak is then the process's
             pass
 
@@ -56,7 +56,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 2**10 for line in status.splitlines()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from tta_apm.cache import cache_folder
-from tta_apm.writing import TEMPORARY, aside
+from tta_apm.writing import aside
 
 # A file that was written within so many seconds before it was read may be written again in the
 # same tick of the file system's clock: its hash is used, but not remembered.
@@ -56,7 +55,7 @@ def remember(key: str, short: str) -> None:
     """Keep a hash of 16 hexadecimal digits; a folder that cannot be written to is done without."""
     note = _note(key)
     if key and note:
-        with suppress(OSError), aside(note, f".{os.getpid()}{TEMPORARY}") as temporary:
+        with suppress(OSError), aside(note) as temporary:
             temporary.write_text(short, encoding="ascii")
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 def commit() -> str:
     """The commit of the code, "" outside a git checkout."""
     try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], text=True,
-                              cwd=Path(__file__).parent, capture_output=True, timeout=10)
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], timeout=10,
+                              cwd=Path(__file__).parent, capture_output=True, text=True,
+                              encoding="utf-8", errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

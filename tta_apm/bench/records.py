@@ -59,6 +59,9 @@ class Record:
     commit: str
     predictions_hash: str
     versions: dict[str, str] = field(default_factory=dict)
+    # How the backbone makes images ready: size, mean, std, who told them, the activation if it
+    # cannot be seen in the weights. "" in records of 0.1.0.
+    preprocessing: str = ""
     # What made the numbers, in parts: see identity.py. Empty in records of version 0.1.0.
     identity: dict[str, Any] = field(default_factory=dict)
 
@@ -160,7 +163,7 @@ def load_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}
-        if not isinstance(content, dict) or known - set(content) - {"identity"} \
+        if not isinstance(content, dict) or known - set(content) - {"identity", "preprocessing"} \
                 or set(content) - known:
             raise ValueError("it has not the fields of a record")
         record = Record(**content)

@@ -223,7 +223,7 @@ class Sweep:
             peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
             device=describe(self.device), fingerprint=cell.fingerprint, code=cell.identity["code"],
             commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions,
-            identity=cell.identity)
+            preprocessing=backbone.preprocessing, identity=cell.identity)
         save_cell(cell.path(self.folder), record, content)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
 from tta_apm.errors import UserError, nearest
 
-OK, NOT_IN_ORDER, REFUSED, INTERRUPTED = 0, 1, 1, 130
+OK, NOT_IN_ORDER, REFUSED = 0, 1, 1
 WIDTH = 100
 
 EPILOG = """\
@@ -27,13 +26,8 @@ examples:
 def main(words: Sequence[str]) -> int:
     """Run `tta-apm data ...`; returns the exit code (1: something named is not in order)."""
     options = _parser().parse_args(words)
-    try:
-        code: int = options.run(options)
-        return code
-    except KeyboardInterrupt:
-        print("\nStopped: what is whole is kept; the same command goes on from there.",
-              file=sys.stderr)
-        return INTERRUPTED
+    code: int = options.run(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

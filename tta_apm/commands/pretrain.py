@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-INTERRUPTED = 130
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,12 +16,7 @@ def main(words: Sequence[str]) -> int:
     recipe = from_config(config.load_keys(options.cfg, options.overrides, keys()))
     from tta_apm.apm.pretrain import STUDENT_FILE, pretrain
 
-    try:
-        done = pretrain(recipe)
-    except KeyboardInterrupt:
-        print(f"\nStopped: the last checkpoint is kept in {recipe.output_dir}; the same command "
-              "goes on from there.", file=sys.stderr)
-        return INTERRUPTED
+    done = pretrain(recipe)
     if done is None or not done.step:
         return 0
     from tta_apm.apm.column_losses import LOSSES

@@ -25,7 +25,8 @@ def main(words: Sequence[str]) -> int:
     from tta_apm.apm.fields import running_mean
 
     try:
-        with (open(options.out, "w", newline="") if options.out else nullcontext()) as file:
+        with (open(options.out, "w", newline="", encoding="utf-8") if options.out
+              else nullcontext()) as file:
             writer = csv.writer(file) if file else None
 
             def columns() -> Iterator[Column]:

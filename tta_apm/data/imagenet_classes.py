@@ -49,7 +49,7 @@ def _lines(package: str, name: str, count: int) -> tuple[str, ...]:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         file = Path(folder, name)
         if file.is_file():
-            lines = tuple(file.read_text().split())
+            lines = tuple(file.read_text(encoding="utf-8").split())
             if len(lines) == count:
                 return lines
     raise UserError(f"the installed {package} has no whole {name}: pip install --force-reinstall "

@@ -43,7 +43,7 @@ def read_mark(folder: Path) -> Made | None:
     if not file.is_file():
         return None
     try:
-        return Made(**json.loads(file.read_text()))
+        return Made(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is no whole mark of a folder that tta-apm made: delete {folder} "
                         "and make it anew") from error
@@ -70,4 +70,4 @@ def claim(folder: Path, made: Made) -> None:
         raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}): go on as before, or "
                         "delete it to make it anew")
     with aside(folder / MARK) as temporary:
-        temporary.write_text(json.dumps(asdict(made), indent=1))
+        temporary.write_text(json.dumps(asdict(made), indent=1), encoding="utf-8")

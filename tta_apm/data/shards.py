@@ -177,7 +177,7 @@ def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
 
 
 def _label(member: Member, num_classes: int) -> int:
-    with member.open() as file:
+    with member.open("rb") as file:
         text = file.read(20).decode("ascii", "replace").strip()
     if not text.isdecimal() or int(text) >= num_classes:
         raise UserError(f"{member}: a label is a number from 0 to {num_classes - 1}, not {text!r}")
@@ -200,7 +200,7 @@ def _side(sources: Sequence[Member]) -> int:
     sizes = set()
     for place in np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int):
         try:
-            with sources[place].open() as file, Image.open(file) as image:
+            with sources[place].open("rb") as file, Image.open(file) as image:
                 sizes.add(image.size)
         except BAD_IMAGE as error:
             raise UserError(f"cannot read the image {sources[place]}: {error}") from error

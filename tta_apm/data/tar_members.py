@@ -23,7 +23,7 @@ class Member(NamedTuple):
     size: int
 
     def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
-        with open(self.archive, mode) as file:
+        with open(self.archive, "rb") as file:
             file.seek(self.offset)
             return BytesIO(file.read(self.size))
 

@@ -38,7 +38,7 @@ def paper_rows(table: str, rows: Sequence[str], methods: Sequence[str]) -> list[
     if len(rows) != len(methods):
         raise UserError(f"PAPER.ROWS names {len(rows)} rows of {table}, METHODS has "
                         f"{len(methods)}: give one for each, '' for none, or PAPER.TABLE ''")
-    with (PUBLISHED / f"{table}.csv").open(newline="") as file:
+    with (PUBLISHED / f"{table}.csv").open(newline="", encoding="utf-8") as file:
         published = {line.pop("row"): line for line in csv.DictReader(file)}
     for row in rows:
         if row and row not in published:

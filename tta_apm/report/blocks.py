@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tta_apm.bench.records import hash_bytes
-from tta_apm.bench.statistics import paired_bootstrap, per_image
+from tta_apm.bench.statistics import paired_interval, per_image
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError, nearest
@@ -126,7 +126,7 @@ def _line(row: TableRow, severity: str, figures: Mapping[str, Layout],
                             "seeds": " ".join(map(str, row.seeds))}
     line |= {name: getattr(row.protocol, name) for name in (
         "dataset", "num_images", "setting", "order", "batch_size", "scope", "survives",
-        "backbone", "weights", "templates", "resolution")}
+        "backbone", "weights", "templates", "resolution", "preprocessing")}
     line["hyper_parameters"] = json.dumps(row.protocol.hyper_parameters, sort_keys=True)
     for name, layout in figures.items():
         line |= _figure(row, name, layout, metric) | _teacher_likeness(row, name, layout)
@@ -167,9 +167,11 @@ def _figure(row: TableRow, name: str, layout: Layout, metric: str) -> dict[str, 
         shares = np.tile(weights, len(per_seed)) / len(per_seed)
         figure[f"teacher_{name}"] = float(shares @ [_score(right, metric) for right in teacher])
         gains = [result.correct.astype(np.int8) - right for result, right in zip(results, teacher)]
-        gain = per_image([result.index for result in results], gains, shares.tolist())
+        images = [result.index for result in results]
+        gain = per_image(images, gains, shares.tolist())
+        heaviest = per_image(images, [np.ones(len(index)) for index in images], shares.tolist())
         sign = 1 if metric == "accuracy" else -1
-        low, high = sorted(sign * end for end in paired_bootstrap(gain))
+        low, high = sorted(sign * end for end in paired_interval(gain, extreme=heaviest.max()))
         figure |= {f"delta_{name}": sign * float(gain.mean()), f"delta_low_{name}": low,
                    f"delta_high_{name}": high}
     return figure
@@ -217,7 +219,7 @@ def _protocols(rows: Sequence[TableRow]) -> list[str]:
                  f"n={record.num_images}", f"b{record.batch_size}", seeds]
         same_backbone = [other for other in records if other.backbone == record.backbone]
         parts += [f"{name} {getattr(record, name)}"
-                  for name in ("weights", "templates", "resolution")
+                  for name in ("weights", "templates", "resolution", "preprocessing")
                   if len({getattr(other, name) for other in same_backbone}) > 1]
         parts += [f"{name} {value}" for name, value in record.hyper_parameters.items()
                   if value is not None]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # More columns than these are drawn as their mean only where each would be a line.
 MAX_LINES = 5
 # Of a row's protocol: what rows of one series or one comparison have in common.
-COMMON = ("backbone", "weights", "templates", "resolution", "num_images", "setting", "batch_size")
+COMMON = ("backbone", "weights", "templates", "resolution", "preprocessing", "num_images",
+          "setting", "batch_size")
 
 
 def methods(block: Block) -> list[Figure]:
@@ -193,8 +194,9 @@ def _intervals(line: Line, names: Sequence[str],
                             for end in ("delta", "delta_low", "delta_high"))
         std = 100 * _or_zero(line[f"std_{name}"])
         values.append(value)
-        below.append(std if math.isnan(delta) else delta - low)
-        above.append(std if math.isnan(delta) else high - delta)
+        # Not below 0: a difference of all images can lie beyond 1 by the last bit.
+        below.append(std if math.isnan(delta) else max(delta - low, 0.0))
+        above.append(std if math.isnan(delta) else max(high - delta, 0.0))
     return values, (below, above)
 
 

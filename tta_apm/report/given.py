@@ -97,7 +97,7 @@ def _line(row: GivenRow, block: Block, figures: Mapping[str, Layout]) -> dict[st
         **dict.fromkeys(map(str, block.frame.columns), ""),
         "method": f"{row.method} ({row.mark})", "metric": block.metric,
         "severity": block.severity, "dataset": row.dataset, "backbone": row.backbone,
-        "weights": "not told", "templates": "", "resolution": 0,
+        "weights": "not told", "templates": "", "resolution": 0, "preprocessing": "",
         "seeds": " ".join("?" if seed is None else str(seed) for seed in row.seeds),
         "protocol": row.protocol, "device": "", "images_from": "", "num_missing": 0, **row.told}
     line |= dict.fromkeys((*COST, "agreement", "cosine"), math.nan)

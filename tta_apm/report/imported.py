@@ -33,7 +33,7 @@ def load(folder: Path) -> list[Log]:
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             found.append(Log(**{field.name: content[field.name] for field in fields(Log)}))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path} is no imported log ({error!r}): delete it and import the log "

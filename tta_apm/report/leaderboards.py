@@ -147,7 +147,8 @@ def robustbench(rows: Sequence[TableRow], *, row: str, name: str, folder: Path,
 def _citations() -> list[tuple[str, dict[str, str]]]:
     """The entries of citations.bib: their text, without keywords, and their fields."""
     entries = []
-    for text in re.findall(r"^@.*?^\}$", CITATIONS.read_text(), re.MULTILINE | re.DOTALL):
+    citations = CITATIONS.read_text(encoding="utf-8")
+    for text in re.findall(r"^@.*?^\}$", citations, re.MULTILINE | re.DOTALL):
         found = dict(re.findall(r"^  (\w+) = \{(.*)\},$", text, re.MULTILINE))
         entries.append((re.sub(r"^  keywords = .*\n", "", text, flags=re.MULTILINE), found))
     return entries

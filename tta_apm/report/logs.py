@@ -166,7 +166,7 @@ def _our_dataset(named: str, errors: Sequence[tuple[str, int, float, int | None]
 def _ttab(file: Path, text: str, of: Mapping[str, str], dataset: str) -> Log:
     beside = file.with_name("arguments.json")
     try:
-        entries, arguments = json.loads(text), json.loads(beside.read_text())
+        entries, arguments = json.loads(text), json.loads(beside.read_text(encoding="utf-8"))
         overall = [entry for entry in entries if entry.get("type") == "overall"]
         accuracy = overall[-1]["accuracy_top1"] / 100
         domains = arguments["data_names"].split(";")

@@ -122,7 +122,7 @@ def _error(cell: float, table: Table) -> float:
 
 def read_table(table: Table) -> dict[str, dict[str, float]]:
     """The cells of each row, in per cent as printed; an APM row is followed by its teacher's."""
-    with (FOLDER / f"{table.file}.csv").open(newline="") as file:
+    with (FOLDER / f"{table.file}.csv").open(newline="", encoding="utf-8") as file:
         rows = {line.pop("method"): {column: float(cell) for column, cell in line.items()}
                 for line in csv.DictReader(file)}
     teachers = set(table.teachers.values())

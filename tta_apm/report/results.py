@@ -18,7 +18,8 @@ from tta_apm.errors import UserError
 CELLS = "cells"
 # What a row is made of: two cells that differ in one of these never share a mean.
 PROTOCOL = ("row", "method", "hyper_parameters", "backbone", "weights", "templates", "resolution",
-            "dataset", "num_images", "scope", "survives", "setting", "order", "batch_size")
+            "preprocessing", "dataset", "num_images", "scope", "survives", "setting", "order",
+            "batch_size")
 
 # A domain within its data set: corruption and severity.
 DomainKey = tuple[str, int]
@@ -85,7 +86,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load((folder / "config.yaml").read_text())
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

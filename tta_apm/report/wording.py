@@ -66,16 +66,18 @@ def _made_of(line: Line) -> str:
     parts = [f"weights {line['weights']}"]
     if line["templates"]:
         parts.append(f"prompts {line['templates']}")
-    if line["resolution"]:
+    if line["preprocessing"]:
+        parts.append(line["preprocessing"])
+    elif line["resolution"]:
         parts.append(f"{line['resolution']} px")
     return ", ".join(parts)
 
 
 def teacher_caption(block: Block) -> str:
     return ("Against its own teacher, on the same images with the same prompts: Δ in points "
-            f"({good_sign(block)}) with its 95 % interval, a paired bootstrap over images. Each "
-            "interval stands for itself: there is no correction for their number, and seeds are "
-            "not resampled.")
+            f"({good_sign(block)}) with its 95 % interval, a score interval for paired proportions "
+            "(Tango's; images are the sample, docs/intervals.md). Each interval stands for itself: "
+            "there is no correction for their number, and seeds are not resampled.")
 
 
 def verdicts(block: Block) -> list[str]:

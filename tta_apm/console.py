@@ -1,0 +1,111 @@
+"""Console: output that ends nothing, and Ctrl-C that is answered at once and without a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+# A terminal and a shell may both pass on one Ctrl-C.
+SAME_SECONDS = 0.5
+INTERRUPTED = 130
+
+
+def protect_output() -> None:
+    """Have standard output and error lose what they cannot take instead of raising.
+
+    That is: signs that the terminal's code page has not, a pipe whose reader has gone, a full
+    disk, a stream that was closed from the start.
+    """
+    for descriptor in (0, 1, 2):  # else the next file that is opened would be taken for it
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _tolerant(stream))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _tolerant(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    with suppress(OSError):
+        stream.flush()
+    raw: Any = getattr(stream.buffer, "raw", stream.buffer)  # itself where Python is unbuffered
+    return io.TextIOWrapper(io.BufferedWriter(_Tolerant(raw)), encoding=stream.encoding,
+                            errors="replace", line_buffering=stream.line_buffering,
+                            write_through=stream.write_through)
+
+
+class _Tolerant(io.RawIOBase):
+    """What `raw` is, but that what it refuses is dropped."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.raw = raw
+
+    def write(self, content: Any) -> int:
+        try:
+            return int(self.raw.write(content))
+        except (OSError, TypeError):  # TypeError: None of a pipe that is full and does not wait
+            return len(content)
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self.raw.isatty()
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+
+class Interrupts:
+    """Ctrl-C while a command runs: the first one raises KeyboardInterrupt, a second one ends the
+    process where it stands. Left as it is in other threads, and where it is ignored.
+
+    Attributes:
+        came: whether there was one; what is raised afterwards, by whatever code, comes from it.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._since = 0.0
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread() \
+                and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.came:
+            self.came, self._since = True, now
+            raise KeyboardInterrupt
+        if now - self._since > SAME_SECONDS:
+            with suppress(OSError):
+                os.write(2, b"\nStopped at once.\n")
+            os._exit(INTERRUPTED)
+
+
+def die_quietly_from_now_on() -> None:
+    """Let a Ctrl-C in the last moments of the process, when all is done, show no traceback."""
+    if threading.current_thread() is threading.main_thread() \
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

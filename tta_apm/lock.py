@@ -1,0 +1,197 @@
+"""Lock: one process at a time writes to a folder. Imports no torch.
+
+The holder's file says who it is and what it makes. The system lets go of the lock when the holder
+ends, however it ends. Where the file system has no locks, the file itself is the lock: its holder
+touches it every few seconds, and one that is not touched any more is taken over.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tta_apm.errors import UserError
+from tta_apm.writing import is_alive, machine, remove_leftovers
+
+NAME = ".lock"
+POLL_SECONDS = 0.5
+TOUCH_SECONDS = 5.0
+STALE_SECONDS = 60.0  # without a touch: its holder is no more
+_HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+@contextmanager
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made; what dead processes left below it is removed.
+
+    A process that does the same work is waited for: what it has done need not be done again. A
+    folder that cannot be written to has no lock.
+
+    Args:
+        work: all that the work depends on; where a process does other work, this one is refused.
+
+    Raises:
+        UserError: if a process does other work there, or the disk is full.
+    """
+    about = {"host": platform.node(), "machine": machine(), "pid": os.getpid(),
+             "work": hashlib.sha256(work.encode("utf-8", "replace")).hexdigest()[:16],
+             "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    lock = _lock_of(folder, about)
+    try:
+        if lock:
+            remove_leftovers(folder)
+        yield
+    finally:
+        if lock:
+            lock.release()
+
+
+def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | None:
+    """The lock of `folder`; None where nobody can write, so that there is nothing to lock."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _wait(folder, about)
+    except OSError as error:
+        if error.errno in _READ_ONLY and not (folder / NAME).exists():
+            return None
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose a folder of "
+                        "yours") from error
+
+
+def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
+    """The lock, once it is free."""
+    lock: _SystemLock | _FileLock = _SystemLock(folder / NAME)
+    told = False
+    while True:
+        try:
+            if lock.take(about):
+                return lock
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
+                raise
+            lock = _FileLock(folder / f"{NAME}-held")
+            continue
+        holder = _read(lock.file)
+        if holder is not None:
+            who = (f"process {holder.get('pid')} on {holder.get('host')}, since "
+                   f"{holder.get('since')}")
+            if holder.get("work") != about["work"]:
+                raise UserError(f"{folder} is being written to by another command or config "
+                                f"({who}): wait for its end, or choose another folder")
+            if not told:
+                print(f"{folder} is being written to by the same command ({who}): waiting for its "
+                      "end", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Who holds the lock; None where it has just come or gone."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+class _SystemLock:
+    """A lock that the file system knows of: it is free as soon as its holder is dead."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.descriptor = -1
+
+    def take(self, about: dict[str, Any]) -> bool:
+        """Whether this process has it now. OSError where there is no such thing."""
+        self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT
+                                  | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            _lock(self.descriptor)
+            # The holder before may have removed the file that was opened here.
+            if os.path.samestat(os.fstat(self.descriptor), os.stat(self.file)):
+                os.ftruncate(self.descriptor, 0)
+                os.write(self.descriptor, json.dumps(about).encode())
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno not in _HELD:
+                os.close(self.descriptor)
+                raise
+        os.close(self.descriptor)
+        return False
+
+    def release(self) -> None:
+        with suppress(OSError):  # Windows removes no open file: it stays, and is free
+            self.file.unlink()
+        os.close(self.descriptor)
+
+
+class _FileLock:
+    """A file that is made by one process only, and touched as long as that lives."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.ended = threading.Event()
+        self.seen: tuple[float, float] | None = None  # when it was touched; since when that is so
+
+    def take(self, about: dict[str, Any]) -> bool:
+        """Whether this process has it now."""
+        try:
+            descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            if self._is_stale():
+                self.file.unlink(missing_ok=True)  # to be taken at the next try
+            return False
+        with open(descriptor, "wb") as file:
+            file.write(json.dumps(about).encode())
+        threading.Thread(target=self._touch, daemon=True).start()
+        return True
+
+    def release(self) -> None:
+        self.ended.set()
+        self.file.unlink(missing_ok=True)
+
+    def _touch(self) -> None:
+        while not self.ended.wait(TOUCH_SECONDS):
+            with suppress(OSError):
+                os.utime(self.file)
+
+    def _is_stale(self) -> bool:
+        holder = _read(self.file)
+        if holder is not None and holder.get("machine") == machine():
+            return not is_alive(int(holder["pid"]))
+        try:
+            touched = self.file.stat().st_mtime
+        except OSError:
+            return False
+        # By this process's own clock: those of other machines may differ.
+        if self.seen is None or self.seen[0] != touched:
+            self.seen = touched, time.monotonic()
+        return time.monotonic() - self.seen[1] > STALE_SECONDS
+
+
+if os.name == "nt":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # a byte behind the text, which others read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
