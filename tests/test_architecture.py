@@ -14,7 +14,7 @@ from tta_apm.registry import DATASETS, METHODS, RUN_KEYWORDS
 ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
-FLOOR = {"cache", "errors", "lock", "registry", "writing"}
+FLOOR = {"cache", "errors", "lock", "progress", "registry", "writing"}
 MODELS = FLOOR | {"batch_norm", "entropy", "method", "episodes", "precision", "backbones"}
 BENCH = MODELS | {"config", "data", "device", "bench"}
 ALLOWED = {
@@ -22,6 +22,7 @@ ALLOWED = {
     "errors": set(),
     "console": set(),
     "lock": {"errors", "writing"},
+    "progress": set(),
     "registry": {"errors"},
     "method": FLOOR,
     "entropy": set(),

@@ -171,7 +171,7 @@ def test_bad_input_is_told_in_a_sentence(sweep, tmp_path, capsys):
     with pytest.raises(UserError, match="written as .png or .svg"):
         save(made, tmp_path / "plot.docx")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the picture"):
+    with pytest.raises(UserError, match="cannot write"):
         save(made, tmp_path / "file" / "plot.png")
     with pytest.raises(SystemExit):
         cli.main(["plot", str(sweep), "--out", "a.png"])

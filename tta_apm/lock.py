@@ -48,6 +48,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     about = {"host": platform.node(), "machine": machine(), "pid": os.getpid(),
              "work": hashlib.sha256(work.encode("utf-8", "replace")).hexdigest()[:16],
              "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    is_new = not folder.exists()
     lock = _lock_of(folder, about)
     try:
         if lock:
@@ -56,12 +57,14 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     finally:
         if lock:
             lock.release()
+            if is_new:  # of a command that came to nothing no folder is left
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | None:
     """The lock of `folder`; None where nobody can write, so that there is nothing to lock."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return _wait(folder, about)
     except OSError as error:
         if error.errno in _READ_ONLY and not (folder / NAME).exists():
@@ -73,18 +76,23 @@ def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | N
 def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
     """The lock, once it is free."""
     lock: _SystemLock | _FileLock = _SystemLock(folder / NAME)
+    before: dict[str, Any] | None = None
     told = False
     while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             if lock.take(about):
                 return lock
+        except FileNotFoundError:  # the holder before has just removed its empty folder
+            continue
         except OSError as error:
             if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
                 raise
             lock = _FileLock(folder / f"{NAME}-held")
             continue
         holder = _read(lock.file)
-        if holder is not None:
+        # At two looks: at the first it may be the note of one that was killed.
+        if holder is not None and holder == before:
             who = (f"process {holder.get('pid')} on {holder.get('host')}, since "
                    f"{holder.get('since')}")
             if holder.get("work") != about["work"]:
@@ -94,6 +102,7 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
                 print(f"{folder} is being written to by the same command ({who}): waiting for its "
                       "end", file=sys.stderr, flush=True)
             told = True
+        before = holder
         time.sleep(POLL_SECONDS)
 
 

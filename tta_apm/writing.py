@@ -32,11 +32,15 @@ def is_temporary(path: Path) -> bool:
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def aside(path: Path, durable: bool = True) -> Iterator[Path]:
     """Where to write what becomes `path` when it is whole; its folder is made.
 
     The file is there, empty, under a name of its own beside `path`: it is to be opened, written
     and closed.
+
+    Args:
+        durable: whole even if the power fails right after, which takes a disk milliseconds; else
+            whole whatever happens to the process.
 
     Raises:
         OSError: as writing does; what was written is then gone.
@@ -49,10 +53,12 @@ def aside(path: Path) -> Iterator[Path]:
                      | getattr(os, "O_NOFOLLOW", 0), 0o666))
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _keep_name(path.parent)
+        if durable:
+            _keep_name(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tta_apm.errors import UserError
-from tta_apm.writing import aside, write_aside
+from tta_apm.writing import aside, remove_leftovers, write_aside
 
 
 class FeatureCache:
@@ -78,6 +78,7 @@ class FeatureCache:
 
 def _create(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     needed = sum(2 * int(np.prod(shape)) for shape in shapes.values())
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -6,8 +6,11 @@ the same command goes on; and losses.csv.
 
 from __future__ import annotations
 
+import io
+import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from tta_apm.apm.checkpoint import (
     Progress, build_student, load_training, save_student, save_training)
@@ -27,7 +29,10 @@ from tta_apm.apm.recipe import Recipe
 from tta_apm.apm.team import Team, gather
 from tta_apm.apm.teachers import Teacher, feature_dim, load_teacher
 from tta_apm.errors import UserError, explain
+from tta_apm.lock import locked
 from tta_apm.precision import products, resolve
+from tta_apm.progress import bar
+from tta_apm.writing import write_aside
 
 STUDENT_FILE, TRAINING_FILE, LOSSES_FILE = (
     "student.safetensors", "training.safetensors", "losses.csv")
@@ -44,7 +49,9 @@ def pretrain(recipe: Recipe) -> Progress | None:
         UserError: for images, a teacher or a folder that cannot be used, and for losses that are
             not finite any more.
     """
-    with gather(recipe.device) as team:
+    leads = int(os.environ.get("RANK") or 0) == 0
+    with (locked(Path(recipe.output_dir), json.dumps(vars(recipe))) if leads else nullcontext(),
+          gather(recipe.device) as team):
         if recipe.batch_size % team.size:
             raise UserError(f"BATCH_SIZE {recipe.batch_size} cannot be shared by {team.size} "
                             "processes: take a multiple")
@@ -78,9 +85,8 @@ class _Pretraining:
         shared = team.share(machine)
         history = list(done.losses)
         precision = resolve(recipe.precision, "bfloat16", team.device, "pretrain")
-        bar = tqdm(self._batches(done.step), unit="step", initial=done.step, total=recipe.steps,
-                   disable=not team.leads)
-        for step, (indices, images) in enumerate(bar, start=done.step + 1):
+        shown = bar(recipe.steps, "step", start=done.step) if team.leads else None
+        for step, (indices, images) in enumerate(self._batches(done.step), start=done.step + 1):
             images = images.to(team.device, non_blocking=True)
             targets = self._targets(indices, images)
             with products(precision, team.device):
@@ -89,11 +95,15 @@ class _Pretraining:
             machine.total(losses).backward()
             self.optimizer.step()
             history.append(team.mean(losses))
-            if step % SHOWN_EVERY == 0:
-                bar.set_postfix({name: f"{value:.4f}" for name, value
-                                 in zip(LOSSES, history[-1].tolist()) if value})
+            if shown:
+                if step % SHOWN_EVERY == 0:
+                    shown.set_postfix_str(", ".join(f"{name} {value:.4f}" for name, value in zip(
+                        LOSSES, history[-1].tolist()) if value))
+                shown.update()
             if step % recipe.save_every == 0 or step == recipe.steps:
                 done = self._save(history)
+        if shown:
+            shown.close()
         return done
 
     def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -133,12 +143,16 @@ class _Pretraining:
         cache = open_cache()
         missing = cache.missing()[team.rank::team.size]
         batches = np.split(missing, range(recipe.batch_size, len(missing), recipe.batch_size))
-        for indices in tqdm(batches, unit="batch", desc="teacher",
-                            disable=not team.leads or not len(missing)):
+        shown = bar(len(missing), "img", "teacher") if team.leads and len(missing) else None
+        for indices in batches:
             if len(indices):
                 images = torch.stack([read_image(self.files[index], recipe.image_size)
                                       for index in indices]).to(team.device)
                 cache.put(indices, *teacher.targets(images, recipe.grid))
+            if shown:
+                shown.update(len(indices))
+        if shown:
+            shown.close()
         team.wait()
         return cache
 
@@ -154,8 +168,9 @@ class _Pretraining:
                 save_student(self.folder / STUDENT_FILE, self.student, self.recipe)
                 save_training(self.folder / TRAINING_FILE, self.student, self.optimizer, done,
                               self.recipe)
-                np.savetxt(self.folder / LOSSES_FILE, losses.numpy(), "%.8g", ",",
-                           header=",".join(LOSSES), comments="")
+                text = io.BytesIO()
+                np.savetxt(text, losses.numpy(), "%.8g", ",", header=",".join(LOSSES), comments="")
+                write_aside(self.folder / LOSSES_FILE, text.getvalue())
         return done
 
     @contextmanager

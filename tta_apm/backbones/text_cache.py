@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tta_apm.backbones import files
+from tta_apm.cache import cache_folder
 from tta_apm.errors import UserError
 from tta_apm.writing import aside
 
@@ -52,11 +52,8 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
 
 def folder() -> Path | None:
     """Where the files lie; None where there is no home, as in containers."""
-    try:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(caches, "tta_apm", NAME)
+    caches = cache_folder()
+    return None if caches is None else caches / NAME
 
 
 def _read(file: Path) -> Tensor | None:

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tta_apm.backbones import files
 from tta_apm.backbones.backbone import Backbone
@@ -32,6 +31,7 @@ from tta_apm.backbones.build import build
 from tta_apm.backbones.prompts import templates
 from tta_apm.data import cifar_jpeg, digits
 from tta_apm.data.dataset import Clean
+from tta_apm.progress import bar
 from tta_apm.views import pad_crop_views
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], fit: Fit,
     augment = augment or partial(_shift, generator=generator, max_shift=fit.data.max_shift,
                                  flip=fit.data.flip)
     net.train()
-    for _ in tqdm(range(fit.epochs), unit="epoch"):
+    shown = bar(fit.epochs, "epoch")
+    for _ in range(fit.epochs):
         order = torch.randperm(len(labels), generator=generator, device=device)
         for chosen in order.split(BATCH_SIZE):
             images = (augment(pixels[chosen] / 255) - centre) / spread
@@ -199,6 +200,8 @@ def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], fit: Fit,
             value.backward()
             optimizer.step()
             schedule.step()
+        shown.update()
+    shown.close()
     net.eval()
 
 

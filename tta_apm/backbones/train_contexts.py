@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
-from tqdm import tqdm
 
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.contexts import Context, ContextPrompts, cosine_logits, phrase_context
 from tta_apm.backbones.train import CIFAR, DIGITS, Data
+from tta_apm.progress import bar
 
 SEED = 0
 SHOTS = 16  # images per class
@@ -74,13 +74,16 @@ def train(context: Context, backbone: ClipBackbone, features: Tensor, labels: Te
         optimizer, lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2 if epoch
         else FIRST_LR / LR)
     generator = torch.Generator().manual_seed(SEED)
-    for _ in tqdm(range(epochs), unit="epoch"):
+    shown = bar(epochs, "epoch")
+    for _ in range(epochs):
         for chosen in torch.randperm(len(labels), generator=generator).split(batch_size):
             optimizer.zero_grad()
             logits = classify(context, prompts, backbone, features[chosen])
             F.cross_entropy(logits, labels[chosen]).backward()
             optimizer.step()
         schedule.step()
+        shown.update()
+    shown.close()
 
 
 def classify(context: Context, prompts: ContextPrompts, backbone: ClipBackbone, features: Tensor

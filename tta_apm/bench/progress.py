@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from tqdm import tqdm
-
 from tta_apm.bench.cells import Cell
 from tta_apm.bench.evaluate import Evaluation
+from tta_apm.progress import bar
 
 
 class Progress:
     """A bar over the images of a sweep, with one line for each finished cell."""
 
     def __init__(self, total: int) -> None:
-        # No bar where nobody watches it: a log keeps the lines.
-        self.bar = tqdm(total=total, unit="img", disable=None, dynamic_ncols=True, leave=False)
+        self.bar = bar(total, "img")
         self.seen = self.correct = 0
 
     def __enter__(self) -> Progress:

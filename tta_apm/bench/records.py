@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tta_apm.errors import UserError
-from tta_apm.writing import TEMPORARY, write_aside
+from tta_apm.writing import is_temporary, write_aside
 
 
 # Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
@@ -231,7 +231,7 @@ def _records(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     for path in entries:
         # What systems and file managers leave in a folder: .DS_Store, .nfs000..., Thumbs.db.
         if path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini") \
-                or path.name.endswith(TEMPORARY):
+                or is_temporary(path):
             continue
         if path.is_dir():
             yield from _records(path, (*above, here))

@@ -133,15 +133,14 @@ def _agreed() -> bool:
 
 
 def _make(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from tta_apm.data.make import prepare
+    from tta_apm.progress import bar
 
     making = prepare(options.name, data_dir=options.data_dir, frost_dir=options.frost_dir or None,
                      corruptions=_corruptions(options), severities=_severities(options))
     print(f"{len(making)} images to {making.folder}", flush=True)
-    with tqdm(total=len(making), unit="img", disable=None, dynamic_ncols=True) as bar:
+    with bar(len(making), "img", options.name) as shown:
         for count in making.run():
-            bar.update(count)
+            shown.update(count)
     print(making.done)
     return OK

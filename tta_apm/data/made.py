@@ -13,7 +13,8 @@ from pathlib import Path
 from tta_apm import __version__
 from tta_apm.data.dataset import Domain
 from tta_apm.errors import UserError
-from tta_apm.writing import aside
+from tta_apm.lock import NAME as LOCK
+from tta_apm.writing import is_temporary, write_aside
 
 MARK = "made_by_tta_apm.json"
 
@@ -61,7 +62,8 @@ def claim(folder: Path, made: Made) -> None:
         UserError: if it holds files that do not come from here, or that were made otherwise.
     """
     before = read_mark(folder)
-    if before is None and folder.is_dir() and any(folder.iterdir()):
+    if before is None and folder.is_dir() and any(
+            path.name != LOCK and not is_temporary(path) for path in folder.iterdir()):
         raise UserError(f"{folder} holds files that tta-apm did not make, and a table could not "
                         "tell them from what it makes: move them away, or give another --data-dir")
     if before is not None and before != made:
@@ -69,5 +71,4 @@ def claim(folder: Path, made: Made) -> None:
                    in zip(asdict(before).items(), asdict(made).values()) if old != new]
         raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}): go on as before, or "
                         "delete it to make it anew")
-    with aside(folder / MARK) as temporary:
-        temporary.write_text(json.dumps(asdict(made), indent=1), encoding="utf-8")
+    write_aside(folder / MARK, json.dumps(asdict(made), indent=1).encode())

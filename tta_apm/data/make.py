@@ -8,6 +8,9 @@ where it was. Only a few images at a time are in memory.
 from __future__ import annotations
 
 import io
+import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +28,9 @@ from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
 from tta_apm.data.corruptions import frost_source
 from tta_apm.data.dataset import CLEAN, Clean, Domain
 from tta_apm.data.made import Made, claim
+from tta_apm.data.download import gigabytes
 from tta_apm.errors import UserError, nearest
+from tta_apm.lock import locked
 from tta_apm.writing import TEMPORARY, aside
 
 CHUNK = 64  # images
@@ -65,7 +70,7 @@ class Making:
         made = Made(images=self.dataset.describe(Domain(self.dataset.name, CLEAN, 0)),
                     constants=self.dataset.constants, frost=frost_source(self.dataset.frost_dir),
                     stored=f"saved as JPEG of quality {JPEG_QUALITY}" if self.files else "")
-        with _writing(self.folder):
+        with _writing(self.folder), locked(self.folder, repr(made)):
             claim(self.folder, made)
             yield from self._write_files() if self.files else self._write_arrays()
 
@@ -79,14 +84,22 @@ class Making:
             if whole.is_file():
                 yield len(labels) * len(SEVERITIES)
                 continue
-            with aside(whole) as temporary:
-                array = np.lib.format.open_memmap(
-                    temporary, "w+", np.uint8, (len(SEVERITIES) * len(labels), *cifar.IMAGE))
-                for place, domain in enumerate(domains):
+            shape = (len(SEVERITIES) * len(labels), *cifar.IMAGE)
+            self._require_room(math.prod(shape))
+            # Written, not mapped: a full disk is then an error that can be told.
+            with aside(whole) as temporary, open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, {
+                    "descr": "|u1", "fortran_order": False, "shape": shape})
+                for domain in domains:
                     for chunk in _chunks(np.arange(len(labels))):
-                        array[place * len(labels) + chunk] = self.dataset.images(domain, chunk)
+                        file.write(self.dataset.images(domain, chunk).tobytes())
                         yield len(chunk)
-                array.flush()
+
+    def _require_room(self, size: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise UserError(f"{self.folder} has room for {gigabytes(free)}, but each corruption "
+                            f"takes {gigabytes(size)}: make room, or give another --data-dir")
 
     def _write_files(self) -> Iterator[int]:
         """{corruption}/{severity}/{file} of each image; a severity's folder is whole or absent."""
@@ -106,6 +119,8 @@ class Making:
                     images = self.dataset.images(domain, chunk)
                     list(pool.map(_save_jpeg, images, [paths[index] for index in chunk]))
                     yield len(chunk)
+                if hasattr(os, "sync"):  # once for all files, each of which would take its time
+                    os.sync()
                 part.rename(whole)
 
 
@@ -132,7 +147,7 @@ class Archives:
 
     def run(self) -> Iterator[int]:
         """As that of Making; an archive that is there is left as it is."""
-        with _writing(self.folder):
+        with _writing(self.folder), locked(self.folder, "cifar10_jpeg"):
             for part, clean in self.parts.items():
                 whole = cifar_jpeg.archive(self.folder, part)
                 if whole.is_file():
@@ -210,5 +225,5 @@ def _chunks(indices: np.ndarray) -> list[np.ndarray]:
 def _save_jpeg(pixels: np.ndarray, file: Path) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    with aside(file) as temporary:
+    with aside(file, durable=False) as temporary:
         temporary.write_bytes(content.getvalue())

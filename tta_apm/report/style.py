@@ -6,11 +6,13 @@ a README.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tta_apm.errors import UserError
+from tta_apm.writing import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,10 +67,8 @@ def save(made: Figure, path: Path) -> Path:
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: pictures are written as {' or '.join(FORMATS)}")
     metadata: Mapping[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "tta-apm"}):
-            made.savefig(path, dpi=160, metadata=metadata)
-    except OSError as error:
-        raise UserError(f"cannot write the picture {path}: {error.strerror}") from error
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "tta-apm"}):
+        made.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
+    write_aside(path, content.getvalue())
     return path

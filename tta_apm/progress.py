@@ -1,0 +1,64 @@
+"""What a long piece of work shows: a bar on a terminal; in a log, lines a few seconds apart."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+INTERVAL = 5.0  # seconds
+
+
+def bar(total: int, unit: str, label: str = "", start: int = 0) -> tqdm | Lines:
+    """A bar over `total` units of which `start` are done; to be closed, as by `with`."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=start, unit=unit, desc=label or None, dynamic_ncols=True,
+                    leave=False)
+    return Lines(total, unit, label, start)
+
+
+class Lines:
+    """In place of a bar, where none can be drawn: what tqdm's bar would say, as lines."""
+
+    def __init__(self, total: int, unit: str, label: str, start: int) -> None:
+        self.total, self.unit, self.label = total, unit, label
+        self.start = self.done = start
+        self.note = ""
+        self.began = self.shown = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.shown >= INTERVAL:
+            self.shown = now
+            self.write(self._line(now - self.began), sys.stderr)
+
+    def set_description(self, label: str) -> None:
+        self.label = label
+
+    def set_postfix_str(self, note: str, refresh: bool = False) -> None:
+        self.note = note
+
+    def write(self, line: str, file: TextIO | None = None) -> None:
+        print(line, file=file, flush=True)
+
+    def close(self) -> None:
+        """The last line is that of the work itself."""
+
+    def _line(self, seconds: float) -> str:
+        line = f"{self.done:,} of {self.total:,} {self.unit}"
+        if self.label:
+            line = f"{self.label}: {line}"
+        rate = (self.done - self.start) / seconds
+        if rate > 0:
+            left = tqdm.format_interval(max(self.total - self.done, 0) / rate)
+            line += f", {rate:.3g} {self.unit}/s, {left} left"
+        return f"{line}, {self.note}" if self.note else line
