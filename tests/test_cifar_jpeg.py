@@ -162,3 +162,16 @@ def test_what_cannot_be_packed_is_told(official, capsys, change, message):
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not list(folder.glob("cifar10_*"))
+
+
+@pytest.mark.parametrize("members, message", [
+    ({"test/cat/0000.jpg": bytes(70_000)}, "test/cat/0000.jpg is no JPEG file of 32×32"),
+    ({"notes.bin": bytes(2 ** 21)}, "unpacks to more than 1048576 bytes"),
+    ({f"test/cat/{number:04}.jpg": jpeg(7) for number in range(31)}, "more than 30 images")],
+    ids=["member", "archive", "number"])
+def test_an_archive_unpacks_no_further_than_is_sensible(members, message, folder, write,
+                                                        monkeypatch):
+    monkeypatch.setattr(cifar_jpeg, "MAX_UNPACKED", 2 ** 20)
+    write("test", members)
+    with pytest.raises(UserError, match=message):
+        cifar_jpeg.cifar10_jpeg(data_dir=str(folder), frost_dir=None)

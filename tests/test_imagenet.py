@@ -269,7 +269,99 @@ def test_a_sweep_over_any_folder_of_class_folders(tmp_path, capsys):
                      "OUTPUT_DIR", str(tmp_path / "results"), "DEVICE", "cpu"])
     assert code == cli.OK
     record = load_record(next((tmp_path / "results").rglob("source/clean*.json")))
-    assert record.images_from.startswith("class folders of my digits")
+    assert record.images_from.startswith("class folders of my digits, sorted by name, upright by "
+                                         "EXIF, shorter side")
     assert record.num_correct > 30
     with pytest.raises(UserError, match="must hold a folder of images per class"):
         imagenet.folder_of_classes(data_dir=str(tmp_path / "nowhere"), frost_dir=None)
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """Makes class folders with an image of each class; returns the data set."""
+    def make(*names, listed=None):
+        for name in names:
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (9, 9)).save(tmp_path / name / "0.png")
+        if listed is not None:
+            (tmp_path / "classnames.txt").write_bytes(listed)
+        return load("folder_of_classes", tmp_path)
+    return make
+
+
+def test_classes_are_in_the_order_of_their_names_and_it_is_said(animals):
+    data = animals("cat", "dog_house", "Ant")
+    assert data.class_names == ("Ant", "cat", "dog house")
+    assert ", sorted by name, " in data.origin
+    assert ", sorted by name ('Zebra' before 'ant')" in animals("Zebra", "ant").origin
+
+
+def test_numbers_that_sort_otherwise_elsewhere_are_pointed_out(animals):
+    data = animals("2", "10", "1")
+    assert data.class_names == ("1", "10", "2")
+    assert ", sorted by name ('10' before '2')" in data.origin
+
+
+@pytest.mark.parametrize("listed", [b"2\n10\n1\n", b"\xef\xbb\xbf2\r\n10\r\n1\r\n\r\n"])
+def test_a_list_gives_the_order_of_classes(listed, animals):
+    data = animals("2", "10", "1", listed=listed)
+    assert data.class_names == ("2", "10", "1")
+    assert [data.class_names[label] for label in data.labels] == [
+        file.split("/")[0] for file in data.files]
+    assert ", ordered by classnames.txt" in data.origin
+
+
+@pytest.mark.parametrize("listed, message", [
+    (b"2\n10\n", "classnames.txt lacks the class folder 1: it must name each of the 3"),
+    (b"2\n10\n1\n3\n", "names a folder that is not there: 3"),
+    (b"2\n10\n1\n2\n", "names twice 2"), (b"2\n\n10\n1\n", "line 2 is empty"),
+    (b"\xff\xfe2", "cannot read .*classnames.txt")])
+def test_a_list_that_does_not_fit_is_told(listed, message, animals):
+    with pytest.raises(UserError, match=message):
+        animals("2", "10", "1", listed=listed)
+
+
+def test_two_folders_of_one_name_in_prompts_are_told(animals):
+    with pytest.raises(UserError, match="a b and a_b of .* are all called 'a b' in prompts"):
+        animals("a_b", "a b", "c")
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.svg", "notes.txt", "more/x.png", "x.png.part"])
+def test_no_file_of_a_class_is_left_out_without_a_word(name, animals, tmp_path):
+    animals("cat", "dog")
+    (tmp_path / "cat" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "cat" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"cat holds 1 files or folders that are not read, such as "
+                                        f"{name.split('/')[0]}: "):
+        animals("cat", "dog")
+
+
+def test_hidden_files_and_those_beside_the_classes_are_passed_over(animals, tmp_path):
+    animals("cat", "dog")
+    for name in ("cat/.DS_Store", "cat/Thumbs.db", "cat/._0.png", "dog/desktop.ini", "README.md"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(animals("cat", "dog").labels) == 2
+
+
+@pytest.mark.parametrize("suffix", ["tif", "TIFF", "gif", "ppm", "pgm", "bmp", "webp"])
+def test_folders_of_pictures_of_other_formats(suffix, animals, tmp_path):
+    animals("cat")
+    Image.new("L", (9, 9), 255).save(tmp_path / f"cat/1.{suffix}")
+    data = animals("cat")
+    images = data.images(Domain("folder", CLEAN, 0), np.arange(2))
+    assert sorted(image.max() for image in images) == [0, 255]
+
+
+def test_a_users_photographs_are_turned_upright(animals, tmp_path):
+    """Benchmarks' are not: their published numbers come from loaders that do not either."""
+    animals("cat")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    stored = Image.new("RGB", (256, 256))
+    stored.paste((255, 255, 255), (0, 0, 256, 128))
+    stored.save(tmp_path / "cat/0.png", exif=exif)
+    data = load("folder_of_classes", tmp_path)
+    upright, = data.images(Domain("folder", CLEAN, 0), np.arange(1))
+    assert upright[:100].max() == 0 and upright[-100:].min() == 255
+    stored, = read_images([tmp_path / "cat/0.png"], resize_and_crop)
+    assert stored[:100].min() == 255 and stored[-100:].max() == 0

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tta_apm import cli
 from tta_apm.bench.records import load_record
-from tta_apm.data import imagenet_classes
+from tta_apm.data import imagenet_classes, tar_members
 from tta_apm.data.dataset import CLEAN, Domain, Outputs
 from tta_apm.data.digits import digits
 from tta_apm.errors import UserError
@@ -139,6 +139,28 @@ def test_classifiers_of_imagenet_keep_the_outputs_of_200_classes(tmp_path):
     assert load(tmp_path, "wds/imagenet-r").outputs is None
 
 
+@pytest.mark.parametrize("start, end", [("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n")])
+def test_lists_that_an_editor_saved_are_the_same(start, end, tmp_path):
+    folder = write_small(tmp_path / NAME)
+    for file, entries in (("classnames.txt", CLASSES), ("test/nshards.txt", "3"),
+                          ("zeroshot_classification_templates.txt", TEMPLATES.splitlines())):
+        text = start + "".join(line + end for line in entries) + end
+        (folder / file).write_bytes(text.encode())
+    data = load(tmp_path)
+    assert data.class_names == CLASSES
+    assert data.templates == ("a photo of a {}.", "a blurry photo of the {}.")
+
+
+def test_a_member_that_is_too_large_is_not_read(tar_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_members, "MAX_SIZE", 1000)
+    folder = write_small(tmp_path / NAME)
+    for large in ("a.png", "a.cls"):
+        sound = {"a.png": picture(0, image_format="png"), "a.cls": b"0"}
+        (folder / "test/2.tar").write_bytes(tar_of(sound | {large: bytes(1001)}))
+        with pytest.raises(UserError, match=f"{large} in .*2.tar has 1001 bytes"):
+            all_images(load(tmp_path))
+
+
 # What is wrong is told
 
 def test_an_absent_set_is_told_with_what_to_get(tmp_path, capsys):
@@ -226,6 +248,8 @@ def test_an_unreadable_image_is_named(content, tar_of, tmp_path):
     ("test/nshards.txt", None, "cannot read .*test/nshards.txt"),
     ("test/nshards.txt", b"0", "must hold the number of archives, not '0'"),
     ("test/nshards.txt", b"three", "must hold the number of archives, not 'three'"),
+    ("test/nshards.txt", b"7" * 5000, "must hold the number of archives, not '7777"),
+    ("classnames.txt", b"cat\n\ndog\n", "classnames.txt: line 2 is empty; get it anew"),
     ("test/nshards.txt", b"", "must hold the number of archives, not ''"),
     ("test/nshards.txt", b"4", "there is no .*test/3.tar, though .*nshards.txt counts it"),
 ])

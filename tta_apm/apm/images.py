@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tta_apm.apm.student import MEAN, STD
-from tta_apm.data.image_files import BAD_IMAGE, SUFFIXES
+from tta_apm.data.pictures import SUFFIXES, read_picture
 from tta_apm.errors import UserError, nearest
 
 # Photos that scikit-learn ships, as a folder: sklearn/china.jpg and sklearn/flower.jpg.
@@ -79,23 +79,25 @@ def find_image(name: str) -> Path:
     raise UserError(f"there is no image {name!r}: {nearest(name, known)}")
 
 
-def read_image(path: Path, size: int, corner: tuple[float, float, float] | None = None) -> Tensor:
-    """The image [3,size,size] in [0,1], squeezed into a square (bicubic, antialiased).
+Box = tuple[float, float, float, float]
+
+
+def read_image(path: Path, size: int, crop: Callable[[int, int], Box] | None = None) -> Tensor:
+    """The image [3,size,size] in [0,1], upright, squeezed into a square (bicubic, antialiased).
 
     Args:
-        corner: left, top and side in pixels of the square to take; None takes the whole image.
+        crop: gives left, top, right and bottom in pixels of the part to take, of the image's width
+            and height; None takes the whole image.
 
     Raises:
-        UserError: that names the file, if it is missing, no image or not a whole one.
+        UserError: that names the file, as read_picture does.
     """
-    try:
-        with Image.open(path) as image:
-            box = None if corner is None else (
-                corner[0], corner[1], corner[0] + corner[2], corner[1] + corner[2])
-            square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
-    except BAD_IMAGE as error:
-        raise UserError(f"cannot read the image {path}: {error}") from error
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+    def square(image: Image.Image) -> np.ndarray:
+        box = crop(*image.size) if crop else None
+        return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box))
+
+    pixels = read_picture(path, square, as_seen=True)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
 class Photos(Dataset):
@@ -120,25 +122,19 @@ class Photos(Dataset):
     def __getitem__(self, position: int) -> tuple[int, Tensor]:
         """Index of the file and image [3,size,size] in [0,1] at `position` of the stream."""
         index = self.index(position)
-        path = self.files[index]
-        return index, read_image(path, self.size, self._corner(path, position))
+        crop = partial(self._square, position) if self.crop else None
+        return index, read_image(self.files[index], self.size, crop)
 
     def index(self, position: int) -> int:
         """Which file is at `position`."""
         epoch, place = divmod(position, len(self.files))
         return int(_order(len(self.files), self.seed, epoch)[place])
 
-    def _corner(self, path: Path, position: int) -> tuple[float, float, float] | None:
-        if not self.crop:
-            return None
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except BAD_IMAGE as error:
-            raise UserError(f"cannot read the image {path}: {error}") from error
+    def _square(self, position: int, width: int, height: int) -> Box:
         fraction, left, top = np.random.default_rng((self.seed, 0, position)).random(3)
         side = min(width, height) * (self.crop + (1 - self.crop) * fraction)
-        return float(left * (width - side)), float(top * (height - side)), float(side)
+        corner = float(left * (width - side)), float(top * (height - side))
+        return *corner, corner[0] + float(side), corner[1] + float(side)
 
 
 @lru_cache(2)  # a batch may lie in two epochs; to draw an order for each image costs O(count) each

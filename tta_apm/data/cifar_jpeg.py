@@ -21,10 +21,12 @@ from PIL import Image
 from tta_apm.data.cifar import CIFAR10_CLASSES, IMAGE, NUM_TEST, NUM_TRAIN, TEMPLATE_SET
 from tta_apm.data.corrupted import Corrupted
 from tta_apm.data.dataset import Clean, DataSet
-from tta_apm.data.image_files import BAD_IMAGE
+from tta_apm.data.pictures import InMemory, read_picture
 from tta_apm.errors import UserError
 
 QUALITY = 75
+MAX_MEMBER = 2 ** 16  # bytes
+MAX_UNPACKED = 2 ** 29  # bytes of an archive; the official training images take a quarter of it
 ADVICE = "members are test/airplane/0000.jpg and the like, of 32×32"
 
 
@@ -77,15 +79,11 @@ def _read(folder: Path, part: str, num_images: int, name: str,
                         "`tta-apm data make cifar10_jpeg` makes it of the official CIFAR-10 there")
     images, labels = [], []
     try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                path = PurePosixPath(member.name)
-                if path.suffix != ".jpg" or path.parent.name not in CIFAR10_CLASSES:
-                    continue
-                content = tar.extractfile(member)
-                assert content is not None  # only directories and links have none
-                images.append(_decode(content.read(), f"{file}: {member.name}"))
-                labels.append(CIFAR10_CLASSES.index(path.parent.name))
+        for member, content in _members(file):
+            images.append(_decode(content, f"{file}: {member}"))
+            labels.append(CIFAR10_CLASSES.index(member.parent.name))
+            if len(images) > num_images:
+                raise UserError(f"{file} holds more than {num_images} images; {ADVICE}")
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} is not a whole archive: {error}") from error
     if len(images) != num_images:
@@ -96,12 +94,31 @@ def _read(folder: Path, part: str, num_images: int, name: str,
                  CIFAR10_CLASSES, TEMPLATE_SET, source)
 
 
+def _members(file: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """The images of an archive, which is unpacked as a stream and no further than is sensible."""
+    with _Limited(file) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if path.suffix != ".jpg" or path.parent.name not in CIFAR10_CLASSES:
+                continue
+            content = tar.extractfile(member)
+            if content is None or member.size > MAX_MEMBER:
+                raise UserError(f"{file}: {member.name} is no JPEG file of 32×32; {ADVICE}")
+            yield path, content.read()
+
+
+class _Limited(gzip.GzipFile):
+    """Ends with an error after MAX_UNPACKED bytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if self.tell() > MAX_UNPACKED:
+            raise UserError(f"{self.name} unpacks to more than {MAX_UNPACKED} bytes; {ADVICE}")
+        return content
+
+
 def _decode(content: bytes, where: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except BAD_IMAGE as error:
-        raise UserError(f"cannot read the image {where}: {error}") from error
+    pixels = read_picture(InMemory(where, content), np.asarray)
     if pixels.shape != IMAGE:
         raise UserError(f"the image {where} is {pixels.shape[1]}×{pixels.shape[0]}; {ADVICE}")
     return pixels

@@ -259,7 +259,7 @@ def _jpeg_compression(images: np.ndarray, generators: Generators, quality: int) 
     for image in images:
         file = BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)
-        results.append(np.asarray(Image.open(file)))
+        results.append(np.asarray(Image.open(file, formats=("JPEG",))))
     return np.stack(results)
 
 

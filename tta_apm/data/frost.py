@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from tta_apm.data.pictures import read_picture
 from tta_apm.errors import UserError
 
 # A sixth picture ships with these, but the official script never picks it.
@@ -79,8 +80,7 @@ def frost_picture(folder: Path | None, number: int, shrink: int, height: int, wi
 
 
 def _load(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    return read_picture(path, np.asarray)
 
 
 def _require_pictures(folder: Path) -> None:

@@ -7,27 +7,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files, refuse_corruption
+from tta_apm.data.pictures import SUFFIXES, Source, read_picture
 from tta_apm.errors import UserError
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 RESIZED = 256  # the shorter side, before the crop
 SIDE = 224
-
-# What PIL raises for a file that is none of its images, or not a whole one.
-BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-class Source(Protocol):
-    """Where an image is read from: a Path, or anything that opens like one and names itself."""
-
-    def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        ...
+# Hidden files are passed over by their dot: macOS leaves a "._x.jpg" beside each x.jpg.
+OF_WINDOWS = {"Thumbs.db", "desktop.ini"}
 
 
 class ImageFiles(DataSet):
@@ -40,11 +31,13 @@ class ImageFiles(DataSet):
         labels: int64 [N].
         origin: what they are, for the record.
         resized: the shorter side, in pixels, before the crop.
+        as_seen: see read_picture.
     """
 
     def __init__(self, name: str, folder: Path, files: Sequence[str], labels: np.ndarray, *,
                  class_names: Sequence[str], template_set: str, origin: str,
-                 outputs: Outputs | None = None, resized: int = RESIZED) -> None:
+                 outputs: Outputs | None = None, resized: int = RESIZED,
+                 as_seen: bool = False) -> None:
         self.name = name
         self.folder = folder
         self.files = files
@@ -54,10 +47,12 @@ class ImageFiles(DataSet):
         self.origin = origin
         self.outputs = outputs
         self.resized = resized
+        self.as_seen = as_seen
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         return read_images([self.folder / self.files[index] for index in indices],
-                           partial(resize_and_crop, resized=self.resized))
+                           partial(resize_and_crop, resized=self.resized),
+                           as_seen=self.as_seen)
 
     def check(self, domain: Domain) -> None:
         refuse_corruption(self.name, domain)
@@ -69,27 +64,36 @@ class ImageFiles(DataSet):
         return hash_files([self.folder / file for file in self.files[:count]], self.folder)
 
 
-def list_images(folder: Path, classes: Sequence[str], advice: str
+def list_images(folder: Path, classes: Sequence[str], advice: str, *, only_images: bool = False
                 ) -> tuple[list[str], np.ndarray]:
     """The images in class folders, as "class/file" in a fixed order that mixes the classes.
 
     Args:
         folder: that holds the class folders.
         classes: their names, in the order of the labels.
+        only_images: whether other files and folders among them are refused; hidden ones and those
+            that Windows makes never count.
 
     Returns:
         The files, and the position of each one's class in `classes`, int64 [N].
 
     Raises:
-        UserError: if a class folder is missing or holds no image.
+        UserError: if a class folder is missing or holds no image, or something else besides.
     """
     check_classes(folder, classes, advice)
     files: list[str] = []
     counts = []
     for name in classes:
-        inside = sorted(entry.name for entry in os.scandir(folder / name) if _is_image(entry.name))
+        visible = sorted(entry.name for entry in os.scandir(folder / name)
+                         if not entry.name.startswith(".") and entry.name not in OF_WINDOWS)
+        inside = [file for file in visible if Path(file).suffix.lower() in SUFFIXES]
         if not inside:
             raise UserError(f"{folder / name} holds no image. {advice}")
+        if only_images and len(inside) < len(visible):
+            others = sorted(set(visible).difference(inside))
+            raise UserError(f"{folder / name} holds {len(others)} files or folders that are not "
+                            f"read, such as {others[0]}: a class folder must hold images "
+                            f"({' '.join(sorted(SUFFIXES))}) and nothing else. {advice}")
         files += [f"{name}/{file}" for file in inside]
         counts.append(len(inside))
     order = mixed(len(files))
@@ -119,28 +123,20 @@ def class_folders(folder: Path) -> list[str]:
                   if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _is_image(name: str) -> bool:
-    # macOS leaves a "._x.jpg" beside each x.jpg when it unpacks.
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-
-
 def read_images(sources: Sequence[Source], prepare: Callable[[Image.Image], Image.Image],
-                side: int = SIDE) -> np.ndarray:
+                side: int = SIDE, *, as_seen: bool = False) -> np.ndarray:
     """Images uint8 [n,side,side,3], decoded in threads.
 
     Args:
         prepare: makes an RGB image as large as that.
+        as_seen: see read_picture.
 
     Raises:
-        UserError: that names the source, if one is missing, no image, or of another size in the
+        UserError: that names the source, as read_picture, and if one is of another size in the
             end.
     """
     def read(source: Source) -> np.ndarray:
-        try:
-            with source.open("rb") as file, Image.open(file) as image:
-                pixels = np.asarray(prepare(image.convert("RGB")))
-        except BAD_IMAGE as error:
-            raise UserError(f"cannot read the image {source}: {error}") from error
+        pixels = read_picture(source, lambda image: np.asarray(prepare(image)), as_seen=as_seen)
         if pixels.shape != (side, side, 3):
             height, width, _ = pixels.shape
             raise UserError(f"the image {source} is {width}×{height}, not {side}×{side}")

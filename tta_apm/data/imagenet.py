@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from tta_apm.data import imagenet_classes
+from tta_apm.data.class_order import read_order
 from tta_apm.data.corrupted import Corrupted
 from tta_apm.data.corruption_constants import SEVERITIES
 from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files
-from tta_apm.data.image_files import (ImageFiles, check_classes, class_folders, list_images,
-                                      read_images)
+from tta_apm.data.image_files import ImageFiles, check_classes, list_images, read_images
 from tta_apm.data.made import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
@@ -118,13 +118,13 @@ def imagenet_c_50k(*, data_dir: str, frost_dir: str | None) -> DataSet:
 def folder_of_classes(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
     """Any images: DATA_DIR holds a folder per class, named after it. `frost_dir` is unused."""
     root = Path(data_dir)
-    classes = class_folders(root) if root.is_dir() else []
-    if not classes:
-        raise UserError(f"DATASET folder: DATA_DIR {root} must hold a folder of images per class")
-    files, labels = list_images(root, classes, "Each folder there is a class")
+    order = read_order(root)
+    files, labels = list_images(root, order.folders, "Each folder there is a class",
+                                only_images=True)
     return ImageFiles("folder", root, files, labels, template_set="single",
-                      class_names=[name.replace("_", " ") for name in classes],
-                      origin=f"class folders of {root.resolve().name}")
+                      class_names=order.names, as_seen=True,
+                      origin=f"class folders of {root.resolve().name}, {order.text}, upright by "
+                             "EXIF")
 
 
 class OfficialC(DataSet):

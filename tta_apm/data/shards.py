@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tta_apm.data import hub, imagenet_classes
 from tta_apm.data.dataset import (DataSet, Domain, Outputs, hash_files, hash_text,
                                   refuse_corruption)
-from tta_apm.data.image_files import (BAD_IMAGE, SIDE, describe_crop, mixed, read_images,
-                                      resize_and_crop)
+from tta_apm.data.image_files import SIDE, describe_crop, mixed, read_images, resize_and_crop
+from tta_apm.data.lists import read_list
+from tta_apm.data.pictures import picture_size
 from tta_apm.data.tar_members import Member, members
 from tta_apm.errors import UserError
 
@@ -31,6 +31,7 @@ CLASSES, TEMPLATES, COUNT = (
 # Where DATA_DIR is a URL: its own default, so that the next run finds them without one.
 DOWNLOADS = Path("data")
 
+AGAIN = "get it anew"
 NUM_PROBES = 8  # images whose sizes tell whether all are small squares
 
 
@@ -90,7 +91,7 @@ def shards(*, data_dir: str, frost_dir: str | None, name: str = "wds") -> Shards
     if not NAME.fullmatch(name):
         raise UserError(f"DATASET {name!r} names no data set: write wds/NAME, e.g. wds/vtab/dtd")
     folder = _download(name, data_dir) if "://" in data_dir else _find(name, Path(data_dir))
-    class_names = _lines(folder / CLASSES)
+    class_names = read_list(folder / CLASSES, AGAIN)
     samples = [sample for archive in _archives(folder)
                for sample in _samples(archive, len(class_names))]
     if not samples:
@@ -123,17 +124,9 @@ def _download(name: str, base: str) -> Path:
     return folder
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}; get it anew") from error
-    return [line.strip() for line in text.rstrip().splitlines()]
-
-
 def _templates(file: Path) -> list[str]:
     """Templates with {} for the class name, where the file has {c}."""
-    templates = _lines(file)
+    templates = read_list(file, AGAIN)
     for template in templates or [""]:
         if template.count("{c}") != 1 or re.search("[{}]", template.replace("{c}", "")):
             raise UserError(f"{file}: the template {template!r} must have one {{c}} for the name "
@@ -142,8 +135,8 @@ def _templates(file: Path) -> list[str]:
 
 
 def _archives(folder: Path) -> list[Path]:
-    text = " ".join(_lines(folder / COUNT))
-    if not text.isdecimal() or int(text) == 0:
+    text = " ".join(read_list(folder / COUNT, AGAIN))
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) == 0:
         raise UserError(f"{folder / COUNT} must hold the number of archives, not {text[:40]!r}")
     return [folder / f"test/{number}.tar" for number in range(int(text))]
 
@@ -197,12 +190,7 @@ def _outputs(class_names: Sequence[str]) -> Outputs | None:
 
 def _side(sources: Sequence[Member]) -> int:
     """The side that small square images of one size share, SIDE for others."""
-    sizes = set()
-    for place in np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int):
-        try:
-            with sources[place].open("rb") as file, Image.open(file) as image:
-                sizes.add(image.size)
-        except BAD_IMAGE as error:
-            raise UserError(f"cannot read the image {sources[place]}: {error}") from error
+    places = np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int)
+    sizes = {picture_size(sources[place]) for place in places}
     width, height = sizes.pop()
     return width if not sizes and width == height < SIDE else SIDE

@@ -12,6 +12,7 @@ from typing import IO, Literal, NamedTuple
 from tta_apm.errors import UserError
 
 END = 1024  # bytes, all zero, that close an archive
+MAX_SIZE = 2 ** 28  # bytes of a member that is read as a whole
 
 
 class Member(NamedTuple):
@@ -23,6 +24,9 @@ class Member(NamedTuple):
     size: int
 
     def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
+        """Its content. Raises UserError if that is larger than any image."""
+        if self.size > MAX_SIZE:
+            raise UserError(f"{self} has {self.size} bytes, more than an image or a label can")
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             return BytesIO(file.read(self.size))
