@@ -28,6 +28,9 @@ def test_help_names_the_commands():
     (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITY", "6"), "SEVERITY 6"),
     (("table", "no/such/folder"), "no/such/folder"),
     ((), "--cfg"),
+    (("tabel", "some/folder"), "unknown command 'tabel': did you mean 'table'?"),
+    (("--cfg", ""), "no config file is named"),
+    (("SEVERITY", "5"), "unknown command 'SEVERITY'"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message):
     done = run(*arguments)

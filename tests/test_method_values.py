@@ -6,9 +6,12 @@ import json
 import math
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tta_apm import config
 from tta_apm.apm import recipe
+from tta_apm.apm.checkpoint import load_student
 from tta_apm.apm.recipe import Recipe, from_config, from_plain, keys
 from tta_apm.errors import UserError
 from tta_apm.registry import METHODS
@@ -86,6 +89,15 @@ def test_what_is_no_recipe_names_the_file(values):
         from_plain(values, "some/file")
 
 
+def test_a_student_with_a_recipe_that_cannot_be_names_file_and_key(tmp_path):
+    file = tmp_path / "student.safetensors"
+    about = {"tta_apm": "student", "recipe": json.dumps(vars(Recipe()) | {"lr": "fast"}),
+             "feature_dim": "3"}
+    save_file({"x": torch.zeros(1)}, file, metadata=about)
+    with pytest.raises(UserError, match="student.safetensors: lr of its recipe is 'fast'"):
+        load_student(file)
+
+
 def test_a_recipe_survives_its_file():
     made = Recipe(hidden=(5, 6), lr=1, crop=0.5)
-    assert from_plain(json.loads(json.dumps(vars(made)))) == made
+    assert from_plain(json.loads(json.dumps(vars(made))), "some/file") == made

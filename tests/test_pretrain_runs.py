@@ -31,7 +31,7 @@ from tta_apm.apm.pretrain import pretrain
 from tta_apm.apm.recipe import from_plain
 
 torch.set_num_threads(1)
-print(pretrain(from_plain(json.loads(sys.argv[1]))) is None)
+print(pretrain(from_plain(json.loads(sys.argv[1]), "argv")) is None)
 """
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tta_apm import __version__
 from tta_apm.console import INTERRUPTED, Interrupts, die_quietly_from_now_on, protect_output
 from tta_apm.data.metrics import METRICS
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -93,6 +93,9 @@ def _command(words: list[str]) -> int:
     if name in BESIDE:
         return int(importlib.import_module(BESIDE[name]).main(words[1:]))
     commands = {"run": _run, "table": _table}
+    options = any(word.startswith(("--cfg", "-h", "--help", "--version")) for word in words)
+    if name and name not in commands and not options:
+        raise UserError(f"unknown command {name!r}: {nearest(name, {*commands, *BESIDE})}")
     command = words.pop(0) if name in commands else "run"
     return commands[command](_parser(command).parse_intermixed_args(words))
 

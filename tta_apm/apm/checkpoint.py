@@ -123,7 +123,8 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Recipe, int]:
     if about.get("tta_apm") != kind:
         raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
     try:
-        recipe, feature_dim = from_plain(json.loads(about["recipe"])), int(about["feature_dim"])
+        recipe = from_plain(json.loads(about["recipe"]), str(path))
+        feature_dim = int(about["feature_dim"])
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

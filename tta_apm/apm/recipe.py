@@ -129,7 +129,7 @@ def from_config(cfg: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def from_plain(values: object, where: str = "the file") -> Recipe:
+def from_plain(values: object, where: str) -> Recipe:
     """The checked recipe of values as JSON gives them, with lists for tuples.
 
     Args:

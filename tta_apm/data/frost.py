@@ -87,7 +87,7 @@ def _require_pictures(folder: Path) -> None:
     missing = [name for name in PICTURES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"frost_dir {str(folder)!r} lacks {', '.join(missing)}: it must hold "
-                        f"{', '.join(PICTURES)}, or be None for another source of frost")
+                        f"{', '.join(PICTURES)}; left empty, another source of frost is used")
 
 
 def _installed_folder() -> Path | None:
