@@ -74,6 +74,17 @@ def test_lists_on_the_command_line(write, written, entries):
     assert cfg.PAPER.ROWS == entries
 
 
+def test_every_list_says_what_it_holds(write):
+    """Also those that are empty by default, which only a table in the config can tell."""
+    def lists(types):
+        for key, value in types.items():
+            yield from lists(value) if isinstance(value, dict) else [(key, value)]
+    found = {key: wanted.scalar for key, wanted in lists(config.CORE_TYPES) if wanted.is_list}
+    assert len(found) >= 8 and None not in found.values()
+    cfg = config.load(write("CLIP: {MEAN: [0, 0.5, 1e-1]}"), ["CLASSIFIER.STD", "[.5, 1, 2]"])
+    assert (cfg.CLIP.MEAN, cfg.CLASSIFIER.STD) == ([0.0, 0.5, 0.1], [0.5, 1.0, 2.0])
+
+
 def test_rows_hold_lists_and_text_with_spaces(write):
     rows = config.rows(config.load(write(""), [
         "METHODS", "[apm HIDDEN [8, 4], tpt PHRASE 'a  photo', tpt PHRASE \"it's, \" LR 1]"]))

@@ -86,6 +86,9 @@ CORE: dict[str, Any] = {
     "PLUGINS": [],
 }
 
+# What keys take whose default is an empty list.
+EMPTY_LISTS = {"PLUGINS": "list[str]", "ROWS": "list[str]", "MEAN": "list[float]",
+               "STD": "list[float]"}
 BASE = Type(str, or_none=True, is_path=True)
 COMMAND_LINE = "the command line"
 
@@ -275,9 +278,9 @@ def _types(name: str) -> dict[str, Any]:
 
 
 def _types_of(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What keys take, and sections of them, by their defaults; empty lists are of text."""
+    """What keys take, and sections of them, by their defaults."""
     return {key: _types_of(value) if isinstance(value, Mapping)
-            else type_of(key, value, "list[str]") for key, value in defaults.items()}
+            else type_of(key, value, EMPTY_LISTS.get(key, "")) for key, value in defaults.items()}
 
 
 def _merge(tree: Mapping[str, Any], layer: Mapping[str, Any], types: Mapping[str, Any],
