@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import ndimage
 
 from tta_apm.backbones.build import build
@@ -173,6 +174,16 @@ def write_cell(tmp_path):
         path = tmp_path / "cells" / f"{corruption}-{hash_bytes(repr(record).encode())}"
         save_cell(path, Record(**record), content)
         return path
+    return write
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    """Write the config.yaml that a run leaves beside its cells, with the given keys in it."""
+    def write(**keys):
+        content = dict(METHODS=["tent"], DATASET="digits_c", CORRUPTIONS=["fog"], SEVERITY=[5],
+                       SETTING="reset_each_domain", ORDER="shuffled", SEEDS=[0]) | keys
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     return write
 
 

@@ -14,7 +14,7 @@ from tta_apm import cli, config
 from tta_apm.apm.student import Student
 from tta_apm.episodes import stack
 from tta_apm.errors import UserError
-from tta_apm.report.ablations import PUBLISHED, paper_rows
+from tta_apm.report.ablations import PUBLISHED, Paper, paper_rows
 from tta_apm_baselines.one_sample import MEAN, STD, OneSample, build
 
 CONFIGS = Path(__file__).parents[1] / "configs/ablations"
@@ -108,7 +108,7 @@ def test_bad_values_are_told(digits_clip, keywords, message):
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_are_valid_and_name_a_row_of_the_paper_for_each_of_ours(name):
     cfg = config.load(CONFIGS / f"{name}.yaml")
-    rows = paper_rows(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS)
+    rows = paper_rows(Paper(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS))
     assert all(rows) and len(config.rows(cfg)) == len(rows)
     assert cfg.METRIC == "accuracy" and cfg.OUTPUT_DIR == f"results/ablations/{name}"
 
@@ -150,7 +150,8 @@ def test_a_run_prints_the_papers_rows_beside_ours(tmp_path, capsys):
     lines = (tmp_path / "ablation.md").read_text().splitlines()
     assert "digits_c, severity 5, and table 8 of Modi and Rawat" in lines[0]
     assert all(line in printed for line in lines)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines
+            if line.startswith("|")]
     head, _, ten, none, zero_shot = rows
     assert head[0] == "ours" and head[-2:] == ["table 8", "there, dtd"]
     assert ten[0] == "apm STEPS 10" and ten[-2:] == ["10 steps", "44.2 ± 0.6"]

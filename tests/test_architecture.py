@@ -14,7 +14,7 @@ from tta_apm.registry import DATASETS, METHODS, RUN_KEYWORDS
 ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
-FLOOR = {"cache", "errors", "lock", "progress", "registry", "writing"}
+FLOOR = {"cache", "errors", "lock", "names", "progress", "registry", "writing"}
 MODELS = FLOOR | {"batch_norm", "entropy", "method", "episodes", "precision", "backbones"}
 BENCH = MODELS | {"config", "data", "device", "bench"}
 ALLOWED = {
@@ -23,7 +23,8 @@ ALLOWED = {
     "console": set(),
     "lock": {"errors", "writing"},
     "progress": set(),
-    "registry": {"errors"},
+    "names": set(),
+    "registry": {"errors", "names"},
     "method": FLOOR,
     "entropy": set(),
     "batch_norm": set(),
@@ -43,7 +44,7 @@ ALLOWED = {
     "config": FLOOR | {"data", "backbones", "plugins", "values", "yaml_files"},
     "bench": BENCH,
     "hosts": MODELS | {"compat", "data"},
-    "report": {"errors", "bench", "data", "writing"},
+    "report": {"errors", "names", "bench", "data", "values", "writing"},
     "commands": BENCH | {"apm", "report"},
     "cli": BENCH | {"console", "report"},
     "baselines": MODELS | {"audit", "views"},

@@ -13,7 +13,7 @@ from tta_apm import cli
 from tta_apm.errors import UserError
 from tta_apm.report import imported, logs
 from tta_apm.report.robustbench_entry import DOMAINS
-from tta_apm.report.tables import write_tables
+from tta_apm.report.tables import make_tables
 
 HEAD = "[26/11/21 10:00:00] [{}]: "
 CONFIG = """BN:
@@ -175,7 +175,9 @@ def test_rows_stand_in_the_table_marked_and_without_intervals(log, ours, tmp_pat
     ours("gaussian_noise", 9)
     for found in log(online_tta(seed=1)) + log(online_tta(seed=2, fog="14.34"), "second.txt"):
         imported.save(found, tmp_path)
-    text = write_tables(tmp_path)
+    tables = make_tables(tmp_path)
+    tables.write(tmp_path)
+    text = tables.terminal
     frame = pd.read_csv(tmp_path / "table.csv").set_index("method")
     row = frame.loc["cotta (imported)"]
     assert row[["fog", "gaussian_noise", "mean"]].tolist() == [13.34, 40, 26.67]
@@ -191,7 +193,7 @@ def test_an_imported_row_is_never_best(log, ours, tmp_path):
     ours("fog", 2, row="norm")
     (found,) = log(online_tta(fog="0.00"))
     imported.save(found, tmp_path)
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "**80.0**" in table and "**0.0**" not in table and " 0.0 |" in table
 
@@ -201,7 +203,7 @@ def test_a_mean_is_not_taken_over_a_missing_cell(log, ours, tmp_path):
     ours("snow", 7)
     (found,) = log(online_tta())
     imported.save(found, tmp_path)
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     row = pd.read_csv(tmp_path / "table.csv").set_index("method").loc["cotta (imported)"]
     assert row["fog"] == 12.34 and row[["snow", "mean"]].isna().all()
 
@@ -209,7 +211,7 @@ def test_a_mean_is_not_taken_over_a_missing_cell(log, ours, tmp_path):
 def test_imported_rows_alone_make_a_table(log, tmp_path):
     (found,) = log(online_tta())
     imported.save(found, tmp_path)
-    write_tables(tmp_path, metric="accuracy")
+    make_tables(tmp_path, metric="accuracy").write(tmp_path)
     frame = pd.read_csv(io.StringIO((tmp_path / "table.csv").read_text()))
     assert frame.loc[0, ["fog", "mean", "metric"]].tolist() == [87.66, 73.83, "accuracy %"]
 

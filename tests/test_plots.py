@@ -15,7 +15,7 @@ from tta_apm.errors import UserError
 from tta_apm.report import drawings
 from tta_apm.report.blocks import make_blocks
 from tta_apm.report.plots import draw
-from tta_apm.report.results import group_rows, load_results
+from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
 from tta_apm.report.style import figure, save
 
 CONFIG = """\
@@ -45,7 +45,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def block(sweep):
-    (block,) = make_blocks(group_rows(load_results(sweep)), metric="accuracy")
+    (block,) = make_blocks(load_rows(sweep), metric="accuracy")
     return block
 
 
@@ -123,7 +123,7 @@ def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(block):
 
 def test_one_seed_has_no_spread_to_speak_of(sweep):
     first = [result for result in load_results(sweep) if result.record.seed == 0]
-    (block,) = make_blocks(group_rows(first), metric="accuracy")
+    (block,) = make_blocks(group_rows(first, Wanted()), metric="accuracy")
     made, _ = drawings.steps(block)
     assert made.axes[0].get_title("left") == "top-1 accuracy in %"
     assert not any("over seeds" in text.get_text() for made in drawings.audit(block)
@@ -188,7 +188,7 @@ def test_few_differences_are_drawn_with_bars_and_all_with_bars_within_100(write_
         right, teacher = {"fog": (8, 8), "snow": (8, 7)}.get(corruption, (10, 0))
         write_cell("apm", corruption, right, teacher=teacher)
         write_cell("apm STEPS 1", corruption, 10, teacher=0)
-    (block,) = make_blocks(group_rows(load_results(tmp_path)))
+    (block,) = make_blocks(load_rows(tmp_path))
     (made,) = drawings.teacher(block)
     for bars in made.axes[0].containers:
         _, _, (reach,) = bars.lines

@@ -11,7 +11,7 @@ from tta_apm import cli, config
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.registry import DATASETS
 from tta_apm.report import published
-from tta_apm.report.tables import write_tables
+from tta_apm.report.tables import make_tables
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def write(write_cell):
 
 
 def frame_of(folder, **options):
-    write_tables(folder, published=True, **options)
+    make_tables(folder, published=True, **options).write(folder)
     return pd.read_csv(folder / "table.csv").set_index("method")
 
 
@@ -111,8 +111,8 @@ def test_each_apm_row_is_followed_by_its_teachers(write, tmp_path):
 def test_every_format_marks_them_and_none_makes_them_best(write, tmp_path):
     for row, right in (("norm", 1), ("tent", 2)):
         write(row, "imagenet_c", "fog", 5, right)
-    printed = write_tables(tmp_path, metric="accuracy", published=True)
-    markdown, tex = ((tmp_path / f"table.{kind}").read_text() for kind in ("md", "tex"))
+    tables = make_tables(tmp_path, metric="accuracy", published=True)
+    printed, markdown, tex = tables.terminal, tables.files["table.md"], tables.files["table.tex"]
     assert len(re.findall(r"^\| \d+ +\| [^|]*\(published\)", markdown, re.M)) == 6
     assert re.findall(r"\*\*([\d.]+)\*\*", markdown) == ["20.0", "20.0"]  # ours, far below theirs
     assert tex.count("(published) &") == 6 and tex.count(r"\textbf{") == 2
@@ -122,9 +122,9 @@ def test_every_format_marks_them_and_none_makes_them_best(write, tmp_path):
 def test_our_lines_are_the_same_with_and_without_them(write, tmp_path):
     for corruption, right in (("fog", 9), ("snow", 7)):
         write("tent", "imagenet_c", corruption, 5, right)
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     alone = (tmp_path / "table.csv").read_text().splitlines()
-    write_tables(tmp_path, published=True)
+    make_tables(tmp_path, published=True).write(tmp_path)
     assert (tmp_path / "table.csv").read_text().splitlines()[:2] == alone
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tta_apm.data.corruption_constants import CORRUPTIONS
-from tta_apm.report.tables import write_tables
+from tta_apm.report.tables import make_tables
 
 
 def check_latex(text):
@@ -27,7 +27,7 @@ def check_latex(text):
 
 def test_names_are_escaped(write_cell, tmp_path):
     write_cell(r"my_tent A|B *x* __y__ 50% {z} \w <b> [a](b)", "fog", 9, backbone="net_1|2")
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     markdown = (tmp_path / "table.md").read_text()
     assert r"my_tent A\|B \*x\* \_\_y\_\_ 50% {z} \\w \<b\> [a\](b)" in markdown
     assert r"net_1\|2" in markdown
@@ -40,7 +40,7 @@ def test_markdown_tables_are_aligned(write_cell, tmp_path):
     for corruption in CORRUPTIONS:
         write_cell("a_long_name LR 0.001", corruption, 9, teacher=3)
         write_cell("tent", corruption, 10)
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     lines = (tmp_path / "table.md").read_text().splitlines()
     widths = {len(line) for line in lines if line.startswith("| ")}
     assert len(widths) == 2  # that of the main table, and of the one against the teacher
@@ -53,7 +53,7 @@ def test_latex_is_well_formed(write_cell, tmp_path):
             for seed in (0, 1):
                 write_cell("apm", corruption, 9 - seed, teacher=7, severity=severity, seed=seed)
                 write_cell("tent", corruption, 9, severity=severity, seed=seed)
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     text = (tmp_path / "table.tex").read_text()
     check_latex(text)
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 3
@@ -65,6 +65,6 @@ def test_the_terminal_text_keeps_to_the_width(write_cell, tmp_path, monkeypatch,
     for row in ("apm STEPS 10", "apm STEPS 20", "clip_zero_shot", "norm", "source", "tent"):
         for corruption in CORRUPTIONS:
             write_cell(row, corruption, 9, teacher=8 if row.startswith("apm") else None)
-    text = write_tables(tmp_path)
+    text = make_tables(tmp_path).terminal
     assert max(map(len, text.splitlines())) <= columns
     assert text.count("gaussian_noise") == text.count("\nmean ") >= 1

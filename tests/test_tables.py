@@ -11,22 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tta_apm import cli
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.errors import UserError
-from tta_apm.report import render
+from tta_apm.report import drawings, render
 from tta_apm.report.blocks import make_blocks
-from tta_apm.report.results import group_rows, load_results
-from tta_apm.report.tables import write_tables
+from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
+from tta_apm.report.tables import make_tables
 
 
 @pytest.fixture
 def blocks(tmp_path):
     """The blocks of what was written."""
-    return lambda **options: make_blocks(group_rows(load_results(tmp_path)), **options)
+    return lambda **options: make_blocks(group_rows(load_results(tmp_path), Wanted()), **options)
 
 
 def frame_of(folder, **options):
-    write_tables(folder, **options)
+    make_tables(folder, **options).write(folder)
     return pd.read_csv(folder / "table.csv")
 
 
@@ -78,9 +79,10 @@ def test_a_missing_cell_is_shown_and_never_averaged_over(write_cell, tmp_path):
     assert "& -- & \\textbf{10.0} & -- &" in (tmp_path / "table.tex").read_text()
 
 
-def test_what_the_sweep_wants_counts_as_missing_too(write_cell, tmp_path):
+def test_what_the_sweep_wants_counts_as_missing_too(write_cell, write_config, tmp_path):
     write_cell("tent", "fog", 9)
-    frame = frame_of(tmp_path, wanted=[("fog", 5), ("snow", 5)])
+    write_config(METHODS=["tent"], CORRUPTIONS=["fog", "snow"])
+    frame = frame_of(tmp_path)
     assert list(frame.columns[:4]) == ["method", "snow", "fog", "mean"]
     assert frame.loc[0, ["snow", "mean"]].isna().all()
 
@@ -118,12 +120,12 @@ def test_the_best_is_bold_and_so_are_ties(write_cell, tmp_path):
     for row, fog, snow in (("norm", 9, 5), ("source", 9, 4), ("tent", 8, 9)):
         write_cell(row, "fog", fog)
         write_cell(row, "snow", snow)
-    write_tables(tmp_path)
+    make_tables(tmp_path).write(tmp_path)
     bold = [re.findall(r"\*\*([\d.]+)\*\*", line)
             for line in (tmp_path / "table.md").read_text().splitlines()
             if re.match(r"\| \d", line)]
     assert bold == [["10.0"], ["10.0"], ["10.0", "15.0"]]
-    write_tables(tmp_path, metric="accuracy")
+    make_tables(tmp_path, metric="accuracy").write(tmp_path)
     assert (tmp_path / "table.tex").read_text().count(r"\textbf{90.0}") == 3
 
 
@@ -162,7 +164,7 @@ def test_the_same_cell_in_two_files_is_a_user_error(write_cell, tmp_path):
     write_cell("tent", "fog", 9)
     write_cell("tent", "fog", 8, fingerprint="another")
     with pytest.raises(UserError, match="hold the same cell"):
-        write_tables(tmp_path)
+        make_tables(tmp_path).write(tmp_path)
 
 
 def test_the_teacher_stands_beside_on_the_same_images(write_cell, tmp_path):
@@ -171,7 +173,9 @@ def test_the_teacher_stands_beside_on_the_same_images(write_cell, tmp_path):
             write_cell("apm STEPS 20", corruption, right, teacher=teacher, seed=seed)
     write_cell("tent", "fog", 8)
     write_cell("tent", "snow", 8)
-    printed = write_tables(tmp_path)
+    tables = make_tables(tmp_path)
+    tables.write(tmp_path)
+    printed = tables.terminal
     frame = pd.read_csv(tmp_path / "table.csv").set_index("method")
     apm = frame.loc["apm STEPS 20"]
     assert apm[["mean", "teacher_mean", "delta_mean"]].tolist() == [30, 40, -10]
@@ -195,7 +199,7 @@ def test_the_teacher_stands_beside_on_the_same_images(write_cell, tmp_path):
 def test_the_verdict_follows_the_interval_in_either_metric(
         write_cell, tmp_path, metric, right, verdict):
     write_cell("apm", "fog", right, teacher=80, num_images=100)
-    write_tables(tmp_path, metric=metric)
+    make_tables(tmp_path, metric=metric).write(tmp_path)
     assert verdict in (tmp_path / "table.md").read_text()
 
 
@@ -236,7 +240,9 @@ def test_clean_images_stand_first_and_outside_the_mean(write_cell, tmp_path):
 
 def test_a_clean_data_set_alone(write_cell, tmp_path):
     write_cell("apm", "clean", 9, severity=0, teacher=8)
-    assert "apm" in write_tables(tmp_path)
+    tables = make_tables(tmp_path)
+    tables.write(tmp_path)
+    assert "apm" in tables.terminal
     frame = pd.read_csv(tmp_path / "table.csv")
     assert frame.loc[0, ["clean", "mean", "delta_mean"]].tolist() == [10, 10, -10]
 
@@ -259,11 +265,12 @@ def test_columns_of_the_csv(write_cell, tmp_path):
     assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("tent,10.0,10.0,")
 
 
-def test_rows_come_in_natural_order(write_cell, tmp_path):
+def test_rows_come_in_natural_order(write_cell, write_config, tmp_path):
     for row in ("tent", "apm STEPS 20", "apm STEPS 5", "apm"):
         write_cell(row, "fog", 9)
     assert frame_of(tmp_path)["method"].tolist() == ["apm", "apm STEPS 5", "apm STEPS 20", "tent"]
-    ordered = frame_of(tmp_path, methods=["tent", "apm STEPS 20"])["method"]
+    write_config(METHODS=["tent", "apm STEPS  20"])
+    ordered = frame_of(tmp_path)["method"]
     assert ordered.tolist() == ["tent", "apm STEPS 20", "apm", "apm STEPS 5"]
 
 
@@ -273,13 +280,13 @@ def test_a_truncated_file_is_named(write_cell, tmp_path, ending):
     file = path.with_name(path.name + ending)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match=re.escape(str(file))):
-        write_tables(tmp_path)
+        make_tables(tmp_path).write(tmp_path)
 
 
 def test_a_record_at_odds_with_its_predictions_is_a_user_error(write_cell, tmp_path):
     write_cell("tent", "fog", 9, num_correct=10)
     with pytest.raises(UserError, match="10 of 10 images are right, its predictions say 9 of 10"):
-        write_tables(tmp_path)
+        make_tables(tmp_path).write(tmp_path)
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -287,7 +294,7 @@ def test_no_results_are_a_user_error(tmp_path, make):
     if make:
         (tmp_path / "cells").mkdir()
     with pytest.raises(UserError, match="holds no results"):
-        write_tables(tmp_path)
+        make_tables(tmp_path).write(tmp_path)
 
 
 def test_tables_need_no_torch():
@@ -298,9 +305,115 @@ def test_tables_need_no_torch():
 
 def test_the_tables_are_equal_each_time(write_cell, tmp_path):
     write_cell("apm", "fog", 8, teacher=6)
-    first = [write_tables(tmp_path)] + [(tmp_path / f"table.{kind}").read_text()
-                                        for kind in ("md", "csv", "tex")]
-    again = [write_tables(tmp_path)] + [(tmp_path / f"table.{kind}").read_text()
-                                        for kind in ("md", "csv", "tex")]
-    assert first == again
-    assert len(pd.read_csv(io.StringIO(first[2]))) == 1
+    first = make_tables(tmp_path)
+    assert first == make_tables(tmp_path)
+    assert len(pd.read_csv(io.StringIO(first.files["table.csv"]))) == 1
+
+
+@pytest.fixture
+def half_done(write_cell, write_config, tmp_path):
+    """A folder whose run wants two methods, two corruptions and two seeds, and was stopped."""
+    write_config(METHODS=["tent", "norm", "apm"], CORRUPTIONS=["fog", "snow"], SEEDS=[0, 1])
+    for seed in (0, 1):
+        write_cell("tent", "fog", 9, seed=seed, teacher=8)
+    write_cell("norm", "fog", 8)
+    write_cell("norm", "snow", 8)
+    return tmp_path
+
+
+def test_a_half_done_sweep_shows_gaps_as_gaps(half_done):
+    tables = make_tables(half_done)
+    frame = pd.read_csv(io.StringIO(tables.files["table.csv"])).set_index("method")
+    assert frame.loc["tent", "fog"] == 10
+    assert frame.loc["tent", ["snow", "mean", "seconds_per_image"]].isna().all()
+    assert frame.loc["norm", ["fog", "snow", "mean"]].isna().all()  # its second seed is missing
+    for text in (tables.terminal, tables.files["table.md"]):
+        folded = " ".join(text.split())
+        assert "Row 1: 2 of 4 cells missing; no average is taken over them." in folded
+        assert "Row 2: 2 of 4 cells missing; no average is taken over them. Seed 1 has none" in \
+            folded
+        assert "The run's METHODS without any cell yet: apm." in folded
+    assert re.search(r"^mean +– +–$", tables.terminal, re.M)
+
+
+def test_every_reader_has_the_gaps(half_done, capsys):
+    rows = load_rows(half_done)
+    assert rows.domains("digits_c") == {("fog", 5), ("snow", 5)}
+    (block,) = make_blocks(rows)
+    assert block.frame["mean"].isna().all()
+    assert cli.main(["plot", str(half_done), "--kind", "methods"]) == cli.OK
+    assert cli.main(["export", "csv", str(half_done)]) == cli.OK
+    text = capsys.readouterr().out
+    frame = pd.read_csv(io.StringIO(text[text.index("method,"):]))
+    assert frame["mean"].isna().all()
+    (made,) = drawings.methods(block)
+    assert [text.get_text() for text in made.axes[0].texts] == ["–", "10", "–", "–", "–", "–"]
+    assert made.axes[0].texts[0].get_color() == "black"  # on white paper
+    assert "incomplete" in made.axes[0].get_title("left")
+
+
+def test_an_ablation_has_the_gaps(half_done, write_config):
+    write_config(METHODS=["tent", "norm"], CORRUPTIONS=["fog", "snow"], SEEDS=[0, 1],
+                 PAPER={"TABLE": "table_8", "ROWS": ["10 steps", ""]})
+    text = make_tables(half_done).files["ablation.md"]
+    assert [line.split("|")[2].strip() for line in text.splitlines()
+            if line.startswith(("| tent", "| norm"))] == ["–", "–"]
+    assert "Row 1: 2 of 4 cells missing" in text and "Images: files, 10 per domain" in text
+
+
+def test_a_row_of_another_run_needs_its_own_seeds_and_the_domains_of_all(
+        half_done, write_cell):
+    for corruption in ("fog", "snow", "contrast"):
+        write_cell("old", corruption, 5, seed=7)
+    frame = pd.read_csv(io.StringIO(make_tables(half_done).files["table.csv"])).set_index("method")
+    assert frame.loc["old", ["fog", "snow", "contrast", "mean"]].tolist() == [50] * 4
+    assert frame.loc["tent", ["contrast", "mean"]].isna().all()
+
+
+@pytest.mark.parametrize("content", [None, "", "]", "DATASET: digits_c", "SEEDS: [a]", "\xff"])
+def test_where_nothing_tells_what_was_wanted_the_tables_say_so(
+        half_done, content):
+    (half_done / "config.yaml").unlink()
+    if content is not None:
+        (half_done / "config.yaml").write_text(content, encoding="latin-1")
+    tables = make_tables(half_done)
+    frame = pd.read_csv(io.StringIO(tables.files["table.csv"])).set_index("method")
+    assert frame.loc["norm", "mean"] == 20 and frame.loc["tent", ["snow", "mean"]].isna().all()
+    for text in (tables.terminal, tables.files["table.md"]):
+        assert "nothing tells what the run wanted" in " ".join(text.split())
+
+
+def test_a_config_of_another_data_set_is_named(half_done, write_cell):
+    write_cell("tent", "fog", 5, dataset="cifar10_c")
+    (other, own) = make_blocks(load_rows(half_done))
+    assert other.frame["mean"].tolist() == [0.5] and own.frame["mean"].isna().all()
+    assert any("config.yaml is of digits_c" in note for note in other.notes)
+    assert not any("config.yaml" in note for note in own.notes)
+
+
+def test_the_conditions_go_with_every_table(write_cell, tmp_path):
+    write_cell("norm", "fog", 9, images_from="official CIFAR-10-C")
+    write_cell("tent", "fog", 9, images_from="cifar10, corrupted on the fly", seed=3)
+    tables = make_tables(tmp_path)
+    for text in (tables.terminal, tables.files["table.md"], tables.files["table.tex"]):
+        folded = " ".join(text.split())
+        assert "Images of row 1: official CIFAR-10-C, 10 per domain, fog, seed 0." in folded
+        assert "Images of row 2: cifar10, corrupted on the fly, 10 per domain, fog, seed 3." \
+            in folded
+    assert "official CIFAR-10-C" in tables.files["table.csv"]
+
+
+def test_what_was_not_counted_everywhere_has_no_mean(write_cell, blocks):
+    write_cell("tent", "fog", 9)
+    write_cell("tent", "snow", 9, gflops_per_image=None)
+    (block,) = blocks()
+    assert block.frame["gflops_per_image"].isna().all()
+
+
+def test_a_folder_that_cannot_be_written_is_still_shown(write_cell, tmp_path, capsys):
+    write_cell("tent", "fog", 9)
+    (tmp_path / "table.md").mkdir()  # nobody can write there, an administrator neither
+    assert cli.main(["table", str(tmp_path)]) == cli.BAD_INPUT
+    said = capsys.readouterr()
+    assert re.search(r"^fog +10\.0$", said.out, re.M)
+    assert f"cannot write {tmp_path / 'table.md'}" in said.err

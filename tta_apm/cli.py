@@ -10,15 +10,16 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tta_apm import __version__
 from tta_apm.console import INTERRUPTED, Interrupts, die_quietly_from_now_on, protect_output
 from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError, nearest
+from tta_apm.names import clean_lines
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _command(list(sys.argv[1:] if arguments is None else arguments))
         except UserError as error:
             if not interrupts.came:
-                print(f"tta-apm: {error}", file=sys.stderr)
+                print(f"tta-apm: {clean_lines(str(error))}", file=sys.stderr)
                 return BAD_INPUT
         except KeyboardInterrupt:
             pass
@@ -169,8 +170,8 @@ def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
               f"{len(todo)} would run")
         return OK
     if cfg.PAPER.TABLE:  # a wrong name is told before hours of work
-        from tta_apm.report.ablations import paper_rows
-        paper_rows(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS)
+        from tta_apm.report.ablations import Paper, paper_rows
+        paper_rows(Paper(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS))
     # Before torch is imported and before anything is written: the likeliest thing to be missing.
     if reason and todo:
         raise reason
@@ -192,9 +193,7 @@ def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
                   f"{folder}; the same command goes on from there.", file=sys.stderr)
             return INTERRUPTED
     if len(failed) < len(cells):  # else there may be nothing to make a table of
-        _write_tables(folder, cfg.METRIC, cfg.METHODS, cfg.PUBLISHED,
-                      [(cell.domain.corruption, cell.domain.severity) for cell in cells])
-        _write_ablation(folder, cfg.PAPER, cfg.METHODS)
+        _show_tables(folder)
     if failed:
         print(f"{len(failed)} of {len(cells)} cells FAILED and are missing in the table: "
               f"{', '.join(failed)}. The same command tries them again.", file=sys.stderr)
@@ -203,13 +202,7 @@ def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from tta_apm.report.results import saved_config
-
-    saved = saved_config(options.results)
-    _write_tables(options.results, options.metric or saved.get("METRIC", "error"),
-                  saved.get("METHODS", []),
-                  options.published or saved.get("PUBLISHED", False), None)
-    _write_ablation(options.results, saved.get("PAPER", {}), saved.get("METHODS", []))
+    _show_tables(options.results, metric=options.metric or "", published=options.published)
     return OK
 
 
@@ -245,21 +238,15 @@ def _save_config(text: str, folder: Path) -> None:
                         "a folder of yours") from error
 
 
-def _write_tables(folder: Path, metric: str, methods: Sequence[str], published: bool,
-                  wanted: Sequence[tuple[str, int]] | None) -> None:
-    from tta_apm.report.tables import write_tables
+def _show_tables(folder: Path, metric: str = "", published: bool = False) -> None:
+    """Print the tables of a folder, then write them there: where nothing can be written, too."""
+    from tta_apm.report.tables import make_tables
 
-    print(write_tables(folder, metric=metric, methods=methods, wanted=wanted,
-                       published=published))
-    print(f"\n{folder}/table.md, table.csv and table.tex hold this table.")
-
-
-def _write_ablation(folder: Path, paper: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """Put the paper's rows beside ours, if the config names an ablation of it."""
-    if paper.get("TABLE"):
-        from tta_apm.report.ablations import write_ablation
-        print("\n" + write_ablation(folder, table=paper["TABLE"], rows=paper["ROWS"],
-                                    methods=methods))
+    tables = make_tables(folder, metric=metric, published=published)
+    print(tables.terminal)
+    tables.write(folder)
+    *others, last = tables.files
+    print(f"\n{folder}/{', '.join(others)} and {last} hold this.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tta_apm.errors import UserError, nearest
+from tta_apm.names import clean
 
 T = TypeVar("T")
 
@@ -72,7 +73,14 @@ class Registry:
         return sorted({*self._entry_points, *self._registered})
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Class decorator: make a class known under `name`. ValueError if the name is taken."""
+        """Class decorator: make a class known under `name`.
+
+        ValueError if the name is taken, or has signs that a terminal obeys or does not show.
+        """
+        if clean(name) != name:
+            raise ValueError(f"{name!r} is no name of a {self.noun}: letters and signs that can be "
+                             "seen make one")
+
         def add(cls: T) -> T:
             if name in self._registered or name in self._entry_points:
                 raise ValueError(f"there is a {self.noun} {name!r} already")

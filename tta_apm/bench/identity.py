@@ -123,7 +123,7 @@ def _hash_folder(folder: Path) -> str:
                           for file in _sources(folder)))
     try:
         done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
-                              capture_output=True, text=True, timeout=30)
+                              capture_output=True, text=True, encoding="utf-8", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return sources
     return f"{done.stdout.strip()} {sources}".strip()

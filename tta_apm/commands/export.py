@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tta_apm.report.leaderboards import FORMATS, robustbench
-from tta_apm.report.results import group_rows, load_results, saved_config
+from tta_apm.report.results import load_rows
 from tta_apm.writing import write_aside
 
 
 def main(words: Sequence[str]) -> int:
     """Write or print what is asked for; returns 0."""
     options = _parser().parse_args(words)
-    rows = group_rows(load_results(options.results),
-                      saved_config(options.results).get("METHODS", []))
+    rows = load_rows(options.results)
     if options.format == "robustbench":
         for path in robustbench(rows, row=options.row, name=options.name,
                                 folder=options.to or Path("model_info"),

@@ -8,58 +8,69 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 from tta_apm.errors import UserError, nearest
 from tta_apm.report import render, wording
 from tta_apm.report.blocks import Block, make_blocks
 from tta_apm.report.published import FOLDER, PAPER
-from tta_apm.report.results import group_rows, load_results
-from tta_apm.writing import write_aside
+from tta_apm.report.results import Rows
 
 # A file per table: accuracy in %, as printed; std_* over the seeds 0, 7 and 42.
 PUBLISHED = FOLDER / "ablations"
 
 
-def paper_rows(table: str, rows: Sequence[str], methods: Sequence[str]) -> list[dict[str, str]]:
-    """The paper's row for each of ours, {} where there is none.
+@dataclass(frozen=True)
+class Paper:
+    """Which of the paper's rows stands beside each of ours.
 
     Args:
         table: name of a file in PUBLISHED, such as "table_8".
-        rows: what the paper's row is called there, "" for none, one for each of `methods`.
-        methods: METHODS of the config.
+        rows: the paper's name for each of `methods`, "" for none.
+        methods: texts of our rows.
+    """
+
+    table: str
+    rows: Sequence[str]
+    methods: Sequence[str]
+
+
+def paper_of(saved: Mapping[str, Any]) -> Paper | None:
+    """What a config asks for, None if that is nothing."""
+    paper, methods = saved.get("PAPER"), saved.get("METHODS")
+    if not isinstance(paper, Mapping) or not paper.get("TABLE") or not isinstance(methods, list):
+        return None
+    return Paper(str(paper["TABLE"]), [str(row) for row in paper.get("ROWS") or ()],
+                 [" ".join(str(entry).split()) for entry in methods])
+
+
+def paper_rows(paper: Paper) -> list[dict[str, str]]:
+    """The paper's row for each of ours, {} where there is none.
 
     Raises:
         UserError: for an unknown table or row, or another number of rows.
     """
     known = sorted(file.stem for file in PUBLISHED.glob("*.csv"))
-    if table not in known:
-        raise UserError(f"PAPER.TABLE: unknown {table!r}: {nearest(table, known)}")
-    if len(rows) != len(methods):
-        raise UserError(f"PAPER.ROWS names {len(rows)} rows of {table}, METHODS has "
-                        f"{len(methods)}: give one for each, '' for none, or PAPER.TABLE ''")
-    with (PUBLISHED / f"{table}.csv").open(newline="", encoding="utf-8") as file:
+    if paper.table not in known:
+        raise UserError(f"PAPER.TABLE: unknown {paper.table!r}: {nearest(paper.table, known)}")
+    if len(paper.rows) != len(paper.methods):
+        raise UserError(f"PAPER.ROWS names {len(paper.rows)} rows of {paper.table}, METHODS has "
+                        f"{len(paper.methods)}: give one for each, '' for none, or PAPER.TABLE ''")
+    with (PUBLISHED / f"{paper.table}.csv").open(encoding="utf-8", newline="") as file:
         published = {line.pop("row"): line for line in csv.DictReader(file)}
-    for row in rows:
+    for row in paper.rows:
         if row and row not in published:
-            raise UserError(f"PAPER.ROWS: {table} has no row {row!r}: {nearest(row, published)}")
-    return [published.get(row, {}) for row in rows]
+            raise UserError(f"PAPER.ROWS: {paper.table} has no row {row!r}: "
+                            f"{nearest(row, published)}")
+    return [published.get(row, {}) for row in paper.rows]
 
 
-def write_ablation(folder: Path, *, table: str, rows: Sequence[str],
-                   methods: Sequence[str]) -> str:
-    """Put the paper's rows beside ours: a Markdown table, also written to folder/ablation.md.
-
-    Args:
-        folder: of the results.
-        table, rows, methods: see paper_rows.
-    """
-    methods = [" ".join(entry.split()) for entry in methods]  # as records name their rows
-    theirs = dict(zip(methods, zip(rows, paper_rows(table, rows, methods))))
-    blocks = make_blocks(group_rows(load_results(folder), methods), metric="accuracy")
-    text = "\n\n".join(_beside(block, table, theirs) for block in blocks)
-    write_aside(folder / "ablation.md", (text + "\n").encode())
-    return text
+def ablation(rows: Rows, paper: Paper) -> str:
+    """A Markdown table of `rows` with the paper's beside them, for each data set and severity."""
+    theirs = dict(zip(paper.methods, zip(paper.rows, paper_rows(paper))))
+    return "\n\n".join(_beside(block, paper.table, theirs)
+                       for block in make_blocks(rows, metric="accuracy"))
 
 
 def _beside(block: Block, table: str,
@@ -72,10 +83,14 @@ def _beside(block: Block, table: str,
     grid = []
     for _, line in wording.lines(block):
         row, figures = theirs.get(line["method"], ("", {}))
-        grid.append([line["method"], wording.figure(line, "mean"), *wording.teacher_figures(line),
-                     row, *(_printed(figures, dataset) for dataset in datasets)])
-    return (f"{wording.title(block)}, and {name} of {PAPER}: top-1 accuracy in %; theirs is on "
-            f"other images with another teacher\n\n{render.pipe_table(head, grid, text=1)}")
+        grid.append([render.escape_markdown(line["method"]), wording.figure(line, "mean"),
+                     *wording.teacher_figures(line), row,
+                     *(_printed(figures, dataset) for dataset in datasets)])
+    parts = [f"{wording.title(block)}, and {name} of {PAPER}: top-1 accuracy in %; theirs is on "
+             "other images with another teacher", render.pipe_table(head, grid, text=1),
+             "\n".join(f"- {render.escape_markdown(note)}"
+                       for note in (*wording.conditions(block), *block.notes))]
+    return "\n\n".join(parts)
 
 
 def _printed(figures: Mapping[str, str], dataset: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tta_apm.bench.statistics import paired_interval, per_image
 from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError, nearest
-from tta_apm.report.results import DomainKey, TableRow
+from tta_apm.report.results import DomainKey, Rows, TableRow
 
 CLEAN_KEY: DomainKey = ("clean", 0)
 LIKENESS = ("agreement", "cosine")
@@ -60,24 +60,22 @@ class Block:
         return ("clean",) * self.clean + self.columns + ("mean",)
 
 
-def make_blocks(rows: Sequence[TableRow], *, metric: str = "error",
-                wanted: Sequence[DomainKey] | None = None) -> list[Block]:
+def make_blocks(rows: Rows, *, metric: str = "error") -> list[Block]:
     """The tables of all data sets: each severity, then the mean over severities if several.
 
     Args:
-        rows: see group_rows.
+        rows: see load_rows; a row is whole if it has the domains and seeds that they want.
         metric: "error" or "accuracy".
-        wanted: the domains that a row must have to be whole; by default those that any row on the
-            same data set has.
     """
     if metric not in METRICS:
         raise UserError(f"unknown metric {metric!r}: {nearest(metric, METRICS)}")
     blocks = []
     for dataset in sorted({row.protocol.dataset for row in rows}):
-        of_dataset = [row for row in rows if row.protocol.dataset == dataset]
-        domains = set(wanted or (domain for row in of_dataset for domain, _ in row.results))
-        blocks += [_block(of_dataset, dataset, severity, layout, CLEAN_KEY in domains, metric)
-                   for severity, layout in layouts(domains)]
+        domains = rows.domains(dataset)
+        blocks += [replace(block, notes=(*block.notes, *rows.notes(dataset)))
+                   for severity, layout in layouts(domains)
+                   for block in [_block(rows.of(dataset), dataset, severity, layout,
+                                        CLEAN_KEY in domains, metric)]]
     return blocks
 
 
@@ -191,15 +189,15 @@ def _teacher_likeness(row: TableRow, name: str, layout: Layout) -> dict[str, flo
 
 
 def _cost(row: TableRow, domains: Sequence[DomainKey]) -> dict[str, Any]:
-    """Cost over the cells that are there (peak memory: the highest), and where they come from."""
+    """Cost over all cells (peak memory: the highest), and where those that are there come from."""
     records = [result.record for result in row.within(domains)]
     line: dict[str, Any] = dict.fromkeys(COST, math.nan)
-    if records:
+    if not row.missing(domains):
         images = sum(record.num_images for record in records)
         line["seconds_per_image"] = sum(record.seconds for record in records) / images
         counted = [record.gflops_per_image for record in records
                    if record.gflops_per_image is not None]
-        if counted:
+        if len(counted) == len(records):
             line["gflops_per_image"] = float(np.mean(counted))
         line["peak_memory_mb"] = max(record.peak_memory_mb for record in records)
     line |= {name: "; ".join(sorted({getattr(record, name) for record in records}))
@@ -252,8 +250,9 @@ def _missing_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout]) -> I
         domains = _shown_domains(figures)
         missing = len(row.missing(domains))
         if missing:
+            absent = "".join(f" Seed {seed} has none yet." for seed in row.absent_seeds)
             yield (f"Row {number}: {missing} of {len(domains) * len(row.seeds)} cells missing; no "
-                   "average is taken over them.")
+                   f"average is taken over them.{absent}")
 
 
 def _mixture_notes(rows: Sequence[TableRow], figures: Mapping[str, Layout]) -> Iterable[str]:

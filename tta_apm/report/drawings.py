@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tta_apm.report import wording
 from tta_apm.report.blocks import Block
-from tta_apm.report.style import COLOURS, GREY, MARKERS, figure
+from tta_apm.report.style import COLOURS, GREY, MARKERS, figure, plain
 from tta_apm.report.wording import Line
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def methods(block: Block) -> list[Figure]:
     for row, of_line in enumerate(values):
         for column, value in enumerate(of_line):
             red, green, blue, _ = image.to_rgba(value)
-            pale = 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
+            # A gap has no colour: it shows the paper.
+            pale = math.isnan(value) or 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
             axes.text(column, row, wording.number_text(value, ".0f"), ha="center", va="center",
                       fontsize=9, color="black" if pale else "white")
     axes.set_xticks(range(len(block.shown)), [_plain(name) for name in block.shown], rotation=40,
@@ -98,16 +99,16 @@ def audit(block: Block) -> list[Figure]:
 
 def _series(block: Block) -> list[list[Line]]:
     """Rows that differ in their steps only, in the order of these, where they have a teacher."""
-    groups: dict[str, dict[int, Line]] = {}
+    groups: dict[str, list[tuple[int, Line]]] = {}
     for _, line in wording.lines_with_teacher(block):
         settings = json.loads(line["hyper_parameters"])
         count = settings.pop("steps", None)
         if count is not None:
             key = json.dumps([line["method"].split()[0], settings, line["survives"], line["order"],
                               *(line[name] for name in COMMON)])
-            groups.setdefault(key, {})[count] = line
-    return [[group[count] for count in sorted(group)] for group in groups.values()
-            if len(group) > 1]
+            groups.setdefault(key, []).append((count, line))
+    return [[line for _, line in sorted(group, key=lambda pair: pair[0])]
+            for group in groups.values() if len({count for count, _ in group}) > 1]
 
 
 def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> Figure:
@@ -166,17 +167,18 @@ def _draw_comparison(axes: Axes, block: Block, group: Sequence[Line]) -> None:
                       linestyle="", capsize=2.5, markersize=6,
                       marker=MARKERS[orders.index(line["order"])],
                       color=list(COLOURS.values())[survives.index(line["survives"])],
-                      label=f"{line['survives']} survives, {line['order']}")
+                      label=plain(f"{line['survives']} survives, {line['order']}"))
     for column, name in enumerate(block.shown):
-        value = 100 * group[0][f"teacher_{name}"]
-        if not math.isnan(value):
+        values = [100 * line[f"teacher_{name}"] for line in group]
+        for value in sorted({value for value in values if not math.isnan(value)}):
             axes.hlines(value, column - 0.42, column + 0.42, color=GREY, linewidth=1.5, zorder=1,
                         label="teacher")
     axes.set_xticks(range(len(block.shown)), [_plain(name) for name in block.shown])
     axes.grid(False, axis="x")
-    has_teacher = any(not math.isnan(line["delta_mean"]) for line in group)
+    has_teacher = any(not math.isnan(line[f"delta_{name}"]) for line in group
+                      for name in block.shown)
     bars = "95 % interval of Δ teacher" if has_teacher else "std over seeds"
-    axes.set_ylabel(f"{group[0]['method'].split()[0]}: {block.metric} in %"
+    axes.set_ylabel(f"{plain(group[0]['method'].split()[0])}: {block.metric} in %"
                     + f"\n({bars})" * (has_teacher or _has_spread(group)))
 
 
@@ -213,7 +215,7 @@ def _labels(lines: Iterable[tuple[int, Line]]) -> list[str]:
     that does not tell them apart."""
     lines = list(lines)
     several = len({line["order"] for _, line in lines}) > 1
-    labels = [line["method"] + f", {line['order']}" * several for _, line in lines]
+    labels = [plain(line["method"] + f", {line['order']}" * several) for _, line in lines]
     if len(set(labels)) < len(labels):
         labels = [f"{number} {label}" for (number, _), label in zip(lines, labels)]
     return labels
@@ -227,12 +229,14 @@ def _has_spread(lines: Iterable[Line]) -> bool:
 def _title(block: Block, what: str) -> str:
     lines = [line for _, line in wording.lines(block)]
     images = ", ".join(sorted({str(line["num_images"]) for line in lines}))
-    seeds = len(lines[0]["seeds"].split())
-    return f"{wording.title(block)}: {what} · {images} images · {seeds} seed{'s' * (seeds > 1)}"
+    seeds = max(len(line["seeds"].split()) for line in lines)
+    gaps = any(line["num_missing"] for line in lines)
+    return plain(f"{wording.title(block)}: {what} · {images} images · "
+                 f"{seeds} seed{'s' * (seeds > 1)}" + " · incomplete" * gaps)
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ")
+    return plain(name.replace("_", " "))
 
 
 def _or_zero(value: float) -> float:

@@ -63,7 +63,7 @@ def draw_panels(rows: Sequence[Sequence[Panel]], path: Path, bar: str = "") -> P
         limits = {"vmin": 0, "vmax": max(map(np.max, scalars))} if scalars else {}
         drawn = None
         for place, panel in zip(places, row):
-            style.for_images(place, panel.title)
+            style.for_images(place, style.plain(panel.title))
             if panel.values.ndim == 2:
                 drawn = place.imshow(panel.values, cmap=COLOUR_MAP, **limits)
             else:

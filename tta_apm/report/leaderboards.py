@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tta_apm.errors import UserError, nearest
 from tta_apm.report import render, robustbench_entry
 from tta_apm.report.blocks import Block, make_blocks
-from tta_apm.report.results import TableRow
+from tta_apm.report.results import Rows
 
 CITATIONS = Path(__file__).with_name("citations.bib")
 # As benchmark.md writes them; what it has not keeps our name.
@@ -29,17 +29,17 @@ DATASETS = {"cifar10_c": "CIFAR10-C", "cifar100_c": "CIFAR100-C", "imagenet_c": 
 METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1"}
 
 
-def csv_table(rows: Sequence[TableRow]) -> str:
+def csv_table(rows: Rows) -> str:
     """See render.csv_text."""
     return render.csv_text(make_blocks(rows))
 
 
-def latex_table(rows: Sequence[TableRow]) -> str:
+def latex_table(rows: Rows) -> str:
     """See render.latex."""
     return render.latex(make_blocks(rows))
 
 
-def online_tta(rows: Sequence[TableRow]) -> str:
+def online_tta(rows: Rows) -> str:
     """Mean errors in the layout of benchmark.md: per setting and data set, a line per backbone.
 
     Severity 5 only, as there; data sets without corruptions as they are. The best of a line is
@@ -69,13 +69,13 @@ def online_tta(rows: Sequence[TableRow]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def bibtex(rows: Sequence[TableRow]) -> str:
+def bibtex(rows: Rows) -> str:
     """The entries for the methods and data sets of `rows`."""
     used = {name for row in rows for name in (row.protocol.method, row.protocol.dataset)}
     return "\n\n".join(text for text, found in _citations() if used & _keywords(found)) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[TableRow]], str]] = {
+FORMATS: dict[str, Callable[[Rows], str]] = {
     "csv": csv_table, "latex": latex_table, "online-tta": online_tta, "bibtex": bibtex}
 
 
@@ -116,7 +116,7 @@ def _bold(cell: str, best: str) -> str:
     return f"**{value}**{sign}{spread}" if value == best != "-" else cell
 
 
-def robustbench(rows: Sequence[TableRow], *, row: str, name: str, folder: Path,
+def robustbench(rows: Rows, *, row: str, name: str, folder: Path,
                 additional_data: bool) -> list[Path]:
     """Write a row's JSON and its line of unaggregated_results.csv below `folder`.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tta_apm.errors import UserError
 from tta_apm.report import drawings
 from tta_apm.report.blocks import Block, make_blocks
-from tta_apm.report.results import group_rows, load_results, saved_config
+from tta_apm.report.results import load_rows, saved_config
 from tta_apm.report.style import save
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ def draw(folder: Path, *, kind: str | None = None, out: Path | None = None,
         UserError: if there are no results, a file of them is not whole, or `kind` has nothing to
             draw.
     """
-    config = saved_config(folder)
-    blocks = make_blocks(group_rows(load_results(folder), config.get("METHODS", [])),
-                         metric=metric or config.get("METRIC", "error"))
+    blocks = make_blocks(load_rows(folder),
+                         metric=metric or saved_config(folder).get("METRIC", "error"))
     last = {block.dataset: block for block in blocks}
     pictures: list[tuple[str, Figure]] = []
     for name in [kind] if kind else KINDS:

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +20,10 @@ HEADS = {
     "jpeg_compression": "jpeg",
 }
 HEAD_WIDTH = 14  # of a method's name in the terminal
+
+# What makes a cell a formula; the last four in spreadsheets of East Asian languages.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 Grid = Sequence[Sequence[str]]
 
@@ -46,22 +51,34 @@ def csv_text(blocks: Sequence[Block]) -> str:
              "agreement", "cosine"]
     rest = [name for name in lines[0] if name not in first + percent + cosines + ["protocol"]]
     last = [name for name in percent + cosines if name not in first]
-    frame = pd.DataFrame(lines, columns=first + rest + last)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return csv_of(pd.DataFrame(lines, columns=first + rest + last))
+
+
+def csv_of(frame: pd.DataFrame) -> str:
+    """A frame as CSV in which no text is taken for a formula by a spreadsheet."""
+    inert = frame.rename(columns=_inert).map(_inert)
+    return str(inert.to_csv(index=False, lineterminator="\n"))
+
+
+def _inert(cell: Any) -> Any:
+    """A text that a spreadsheet would run gets an apostrophe before it; numbers stay numbers."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA) or NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def markdown(blocks: Sequence[Block]) -> str:
     """All tables with what a reader must know, aligned so that they read as plain text too."""
     parts = ["# Results"]
     for block in blocks:
-        grid = _grid(block, bold="**{}**", escape=_escape_markdown)
-        parts += [f"## {_escape_markdown(wording.title(block))}",
-                  _escape_markdown(wording.introduction(block)), pipe_table(*grid, text=3)]
+        grid = _grid(block, bold="**{}**", escape=escape_markdown)
+        parts += [f"## {escape_markdown(wording.title(block))}",
+                  escape_markdown(wording.introduction(block)), pipe_table(*grid, text=3)]
         if wording.lines_with_teacher(block):
-            parts += [_escape_markdown(wording.teacher_caption(block)),
+            parts += [escape_markdown(wording.teacher_caption(block)),
                       pipe_table(*_teacher_grid(block), text=1)]
         notes = [*wording.verdicts(block), *block.notes]
-        parts.append("\n".join(f"- {_escape_markdown(note)}" for note in notes))
+        parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -121,8 +138,8 @@ def _grid(block: Block, *, bold: str, escape: Callable[[str], str],
 def _teacher_grid(block: Block) -> tuple[list[str], list[list[str]]]:
     """Head and lines of a Markdown table with a line per corruption, a column per method."""
     rows = wording.lines_with_teacher(block)
-    head = ["", *(f"{number} {_escape_markdown(line['method'])}" for number, line in rows)]
-    return head, [[_escape_markdown(name), *(wording.delta(line, name) for _, line in rows)]
+    head = ["", *(f"{number} {escape_markdown(line['method'])}" for number, line in rows)]
+    return head, [[escape_markdown(name), *(wording.delta(line, name) for _, line in rows)]
                   for name in block.shown]
 
 
@@ -169,7 +186,8 @@ def _turned(block: Block, width: int) -> str:
     paragraphs = [textwrap.fill(heading, width)]
     paragraphs += _side_by_side([""] * height + labels, columns, width)
     paragraphs += ["\n".join(textwrap.fill(note, width, subsequent_indent="  ") for note in notes)
-                   for notes in (protocols, wording.verdicts(block), block.notes) if notes]
+                   for notes in (wording.conditions(block), protocols, wording.verdicts(block),
+                                 block.notes) if notes]
     return "\n\n".join(paragraphs)
 
 
@@ -193,7 +211,7 @@ def _side_by_side(labels: Sequence[str], columns: Grid, width: int) -> list[str]
     return tables
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """`text` so that Markdown shows it as it is; an underscore within a word already is."""
     return re.sub(r"([\\`*<>|~$&]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 

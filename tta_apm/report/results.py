@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 
 from tta_apm.bench.records import Record, find_records, load_predictions, load_record
 from tta_apm.bench.statistics import agreement
+from tta_apm.data.streams import domains as domains_of
 from tta_apm.errors import UserError
+from tta_apm.names import clean, clean_all
 
 CELLS = "cells"
 # What a row is made of: two cells that differ in one of these never share a mean.
@@ -47,10 +49,50 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What the last run in a folder was asked for: a table is whole where all of it is there.
+
+    Args:
+        dataset, setting, order: of the run, as records name them.
+        methods: texts of its rows, in their order.
+        domains, seeds: which each of these rows must have.
+        doubt: a sentence on why nothing tells, then the others are empty.
+    """
+
+    dataset: str = ""
+    setting: str = ""
+    order: str = ""
+    methods: tuple[str, ...] = ()
+    domains: tuple[DomainKey, ...] = ()
+    seeds: tuple[int, ...] = ()
+    doubt: str = ""
+
+    def is_of_run(self, record: Record) -> bool:
+        """Whether the run was asked for the row of `record`."""
+        return record.row in self.methods and self._place == (
+            record.dataset, record.setting, record.order)
+
+    @property
+    def _place(self) -> tuple[str, str, str]:
+        return self.dataset, self.setting, self.order
+
+    def missing_rows(self, rows: Sequence[TableRow]) -> list[str]:
+        """The texts of the rows that have no cell at all."""
+        there = {row.protocol.row for row in rows if self.is_of_run(row.protocol)}
+        return [text for text in self.methods if text not in there]
+
+
+@dataclass(frozen=True)
 class TableRow:
-    """The results of one method under one protocol, by domain and seed."""
+    """The results of one method under one protocol, by domain and seed.
+
+    Args:
+        results: the cells that are there.
+        wanted_seeds: the seeds that the row must have besides those of its results.
+    """
 
     results: dict[tuple[DomainKey, int], Result]
+    wanted_seeds: tuple[int, ...]
 
     @property
     def protocol(self) -> Record:
@@ -59,7 +101,17 @@ class TableRow:
 
     @property
     def seeds(self) -> list[int]:
-        return sorted({seed for _, seed in self.results})
+        """Those that are wanted and those that any domain has."""
+        return sorted({seed for _, seed in self.results}.union(self.wanted_seeds))
+
+    @property
+    def absent_seeds(self) -> list[int]:
+        """The wanted seeds that no domain has."""
+        return sorted(set(self.wanted_seeds).difference(seed for _, seed in self.results))
+
+    @property
+    def domains(self) -> set[DomainKey]:
+        return {domain for domain, _ in self.results}
 
     def missing(self, domains: Sequence[DomainKey]) -> list[DomainKey]:
         """The domains that lack a seed of the row, once per seed."""
@@ -77,6 +129,36 @@ class TableRow:
                          for result in self.within(domains))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a folder, with what makes them whole: all tables and pictures start from here."""
+
+    rows: tuple[TableRow, ...]
+    wanted: Wanted
+
+    def __iter__(self) -> Iterator[TableRow]:
+        return iter(self.rows)
+
+    def of(self, dataset: str) -> list[TableRow]:
+        return [row for row in self.rows if row.protocol.dataset == dataset]
+
+    def domains(self, dataset: str) -> set[DomainKey]:
+        """The domains that a row on `dataset` must have: the run's, and those that any row has."""
+        found = {domain for row in self.of(dataset) for domain in row.domains}
+        return found.union(self.wanted.domains if dataset == self.wanted.dataset else ())
+
+    def notes(self, dataset: str) -> list[str]:
+        """What a reader of the tables on `dataset` must know of what was wanted."""
+        if self.wanted.doubt:
+            return [self.wanted.doubt]
+        if dataset != self.wanted.dataset:
+            return [f"The folder's config.yaml is of {self.wanted.dataset}: a row on {dataset} is "
+                    "taken as whole if it has every domain that any row has."
+                    ] if self.wanted.dataset else []
+        missing = self.wanted.missing_rows(self.rows)
+        return [f"The run's METHODS without any cell yet: {', '.join(missing)}."] if missing else []
+
+
 def domain_key(record: Record) -> DomainKey:
     return record.corruption, record.severity
 
@@ -87,9 +169,41 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def wanted(folder: Path) -> Wanted:
+    """What the config.yaml of a results folder asks for."""
+    from tta_apm.values import split
+
+    saved = saved_config(folder)
+    texts = [saved.get(key) for key in ("DATASET", "SETTING", "ORDER")]
+    lists = [saved.get(key) for key in ("METHODS", "CORRUPTIONS", "SEVERITY", "SEEDS")]
+    kinds = (str, str, int, int)
+    if not all(isinstance(text, str) for text in texts) or not all(
+            isinstance(values, list) and all(isinstance(value, kind) for value in values)
+            for values, kind in zip(lists, kinds)):
+        return Wanted(doubt=(
+            f"{clean(str(folder / 'config.yaml'))} is missing or not one of ours: nothing tells "
+            "what the run wanted, so that a row is taken as whole if it has every domain that any "
+            "row has, for each of its own seeds."))
+    dataset, setting, order = map(str, texts)
+    methods, corruptions, severities, seeds = (values or [] for values in lists)
+    if order == "dirichlet":
+        order = f"{order} {saved.get('DIRICHLET')}"
+    return Wanted(
+        dataset=dataset, setting=setting, order=order,
+        methods=tuple(clean(" ".join(split(entry, " "))) for entry in methods),
+        domains=tuple((domain.corruption, domain.severity)
+                      for domain in domains_of(dataset, corruptions, severities)),
+        seeds=tuple(seeds))
+
+
+def load_rows(folder: Path) -> Rows:
+    """The rows of a results folder, and what makes them whole. UserError as load_results."""
+    return group_rows(load_results(folder), wanted(folder))
 
 
 def load_results(folder: Path) -> list[Result]:
@@ -108,7 +222,7 @@ def load_results(folder: Path) -> list[Result]:
 
 def _load_result(path: Path, shared: dict[bytes, np.ndarray]) -> Result:
     """Read one cell. Cells on the same images share one index array, kept in `shared`."""
-    record = load_record(path)
+    record = Record(**clean_all(vars(load_record(path))))
     predictions = load_predictions(path, record)
     index = np.sort(predictions.index)
     correct = predictions.correct()
@@ -125,12 +239,8 @@ def _load_result(path: Path, shared: dict[bytes, np.ndarray]) -> Result:
         cosine=None if cosine is None else float(np.mean(cosine, dtype=np.float64)))
 
 
-def group_rows(results: Sequence[Result], methods: Sequence[str] = ()) -> list[TableRow]:
-    """The rows of a table.
-
-    Args:
-        methods: the texts of rows that come first, in this order; the others follow, ordered by
-            backbone and text.
+def group_rows(results: Sequence[Result], wanted: Wanted) -> Rows:
+    """The rows of a table: those of the run first, in its order, the others by backbone and text.
 
     Raises:
         UserError: if two files hold the same cell.
@@ -143,9 +253,11 @@ def group_rows(results: Sequence[Result], methods: Sequence[str] = ()) -> list[T
             raise UserError(f"{group[place].path} and {result.path} hold the same cell "
                             "(they differ in nothing that a row shows): move one of them away")
         group[place] = result
-    rank = {text: place for place, text in enumerate(methods)}
-    return sorted((TableRow(group) for group in groups.values()),
-                  key=lambda row: (rank.get(row.protocol.row, len(rank)), _place(row.protocol)))
+    rank = {text: place for place, text in enumerate(wanted.methods)}
+    rows = [TableRow(group, wanted.seeds if wanted.is_of_run(record) else ())
+            for group in groups.values() for record in [next(iter(group.values())).record]]
+    return Rows(tuple(sorted(rows, key=lambda row: (
+        rank.get(row.protocol.row, len(rank)), _place(row.protocol)))), wanted)
 
 
 def _key(record: Record) -> str:

@@ -56,6 +56,11 @@ def for_images(axes: Axes, title: str = "") -> None:
     axes.spines[:].set_visible(False)
 
 
+def plain(text: str) -> str:
+    """`text` as matplotlib shows it without reading what stands between two $ as a formula."""
+    return text.replace("$", r"\$")
+
+
 def save(made: Figure, path: Path) -> Path:
     """Write a figure to `path`, a .png or .svg; equal figures give equal files.
 

@@ -3,45 +3,69 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from tta_apm.report import imported, render
+from tta_apm.report import ablations, imported, render
 from tta_apm.report.blocks import make_blocks
 from tta_apm.report.given import add_given
 from tta_apm.report.published import add_published
-from tta_apm.report.results import CELLS, DomainKey, group_rows, load_results
+from tta_apm.report.results import (CELLS, Rows, group_rows, load_rows, saved_config, wanted)
 from tta_apm.writing import write_aside
 
 
-def write_tables(folder: Path, *, metric: str = "error",
-                 wanted: Sequence[DomainKey] | None = None, methods: Sequence[str] = (),
-                 published: bool = False) -> str:
-    """Compute the tables of `folder` anew from its cells and write them there.
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a folder as texts.
+
+    Args:
+        files: the content of each file, by name.
+        terminal: what is printed, as wide as the terminal.
+    """
+
+    files: Mapping[str, str]
+    terminal: str
+
+    def write(self, folder: Path) -> None:
+        """Write the files. UserError if the folder cannot be written to."""
+        for name, text in self.files.items():
+            write_aside(folder / name, text.encode())
+
+
+def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> Tables:
+    """Compute the tables of `folder` anew from its cells; nothing is written.
+
+    What is not asked for here is as the config.yaml of the folder says: which cells make a row
+    whole, the order of the rows, and the ablation of the paper to put beside them.
 
     Args:
         folder: of the results, with the records below cells/ and imported logs in imported/.
-        metric: "error" or "accuracy".
-        wanted: corruption and severity of the columns that a row must have to be whole; by default
-            those that any row has.
-        methods: the rows that come first, in this order, as METHODS of the config names them.
+        metric: "error" or "accuracy"; "" takes the run's.
         published: put the rows of the paper's tables below ours, where it has such a table.
 
-    Returns:
-        The tables for the terminal.
-
     Raises:
-        UserError: if there are no results, a file of them is not whole, or the folder cannot be
-            written to.
+        UserError: if there are no results, or a file of them is not whole.
     """
+    saved = saved_config(folder)
+    metric = metric or str(saved.get("METRIC", "error"))
     given = imported.rows(imported.load(folder))
-    results = load_results(folder) if not given or (folder / CELLS).is_dir() else []
-    blocks = make_blocks(group_rows(results, methods), metric=metric, wanted=wanted)
-    blocks = add_given(blocks, given, metric)
-    if published:
+    rows = _rows(folder, required=not given)
+    blocks = add_given(make_blocks(rows, metric=metric), given, metric)
+    if published or saved.get("PUBLISHED") is True:
         blocks = add_published(blocks, metric)
-    texts = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
+    files = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
              "table.tex": render.latex(blocks)}
-    for name, text in texts.items():
-        write_aside(folder / name, text.encode())
-    return render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)
+    texts = [render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)]
+    paper = ablations.paper_of(saved)
+    if paper is not None:
+        texts.append(ablations.ablation(rows, paper))
+        files["ablation.md"] = texts[-1] + "\n"
+    return Tables(files, "\n\n".join(texts))
+
+
+def _rows(folder: Path, required: bool) -> Rows:
+    """The folder's own rows; none of them are `required` beside imported ones."""
+    if required or (folder / CELLS).is_dir():
+        return load_rows(folder)
+    return group_rows([], wanted(folder))

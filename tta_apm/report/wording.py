@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.report.blocks import COST, Block
 
 MISSING = "–"
@@ -55,11 +57,36 @@ def introduction(block: Block) -> str:
     backbones = sorted({f"{line['backbone']} ({_made_of(line)})" for line in all_lines
                         if line["backbone"]})
     texts.append(f"Backbones: {'; '.join(backbones)}.")
-    for label, name in (("Images", "images_from"), ("Devices", "device")):
-        values = {value for line in all_lines for value in line[name].split("; ") if value}
-        if values:
-            texts.append(f"{label}: {'; '.join(sorted(values))}.")
+    texts += conditions(block)
+    devices = {value for line in all_lines for value in line["device"].split("; ") if value}
+    if devices:
+        texts.append(f"Devices: {'; '.join(sorted(devices))}.")
     return " ".join(texts)
+
+
+def conditions(block: Block) -> list[str]:
+    """On what images its rows are, one sentence for each kind: no result goes without."""
+    groups: dict[str, list[int]] = {}
+    for number, line in lines(block):
+        count, seeds = str(line["num_images"]), str(line["seeds"])
+        text = ", ".join([line["images_from"] or "nothing tells which",
+                          f"{count} per domain" if count else "nothing tells how many",
+                          corruptions(block.columns),
+                          f"seed{'s' * (' ' in seeds)} {seeds}" if seeds else "no seed told"])
+        groups.setdefault(text, []).append(number)
+    return [f"Images{of_rows(numbers) if len(groups) > 1 else ''}: {text}."
+            for text, numbers in groups.items()]
+
+
+def of_rows(numbers: Sequence[int]) -> str:
+    return f" of row{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def corruptions(names: Collection[str]) -> str:
+    """Which they are, in short where they are the usual ones."""
+    if set(names) == set(CORRUPTIONS):
+        return f"the {len(CORRUPTIONS)} corruptions"
+    return " ".join(names)
 
 
 def _made_of(line: Line) -> str:
