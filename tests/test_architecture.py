@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may know of tta_apm, besides itself. Nothing on one floor reaches up.
 FLOOR = {"cache", "errors", "lock", "names", "progress", "registry", "writing"}
-MODELS = FLOOR | {"batch_norm", "entropy", "method", "episodes", "precision", "backbones"}
+MODELS = FLOOR | {"batch_norm", "entropy", "method", "episodes", "precision", "randomness",
+                  "backbones"}
 BENCH = MODELS | {"config", "data", "device", "bench"}
 ALLOWED = {
     "cache": set(),
@@ -35,6 +36,7 @@ ALLOWED = {
     "episodes": {"errors"},
     "precision": {"errors"},
     "device": {"errors"},
+    "randomness": set(),
     "views": set(),
     "audit": {"method"},
     "compat": {"errors"},

@@ -74,7 +74,9 @@ def text_of(error: BaseException) -> str:
     """What an exception says, on one line; also of one whose text cannot be made."""
     try:
         return " ".join(str(error).split()) or NO_MESSAGE
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return "its message cannot be shown"
 
 

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -29,6 +31,11 @@ class Stopwatch:
     def __exit__(self, *error: object) -> None:
         synchronize(self.device)
         self.seconds += time.perf_counter() - self._start
+
+    def time(self, function: Callable[..., T], *arguments: object) -> T:
+        """What `function(*arguments)` gives, timed."""
+        with self:
+            return function(*arguments)
 
 
 def synchronize(device: torch.device) -> None:

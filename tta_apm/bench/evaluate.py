@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from tta_apm.bench import cost
+from tta_apm.bench.isolation import Guard, MethodError, Trespass
 from tta_apm.bench.records import Predictions
 from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_images, hash_pixels
-from tta_apm.data.streams import Batch, Stream, prefetched
+from tta_apm.data.streams import Stream, prefetched
 from tta_apm.method import Method
 
 
 # What a method may tell of each image besides its logits: the columns that may be missing.
 DETAILS = tuple(field.name for field in fields(Predictions) if field.default is None)
-
-
-class MethodError(RuntimeError):
-    """A method broke its contract: wrong shape, logits that are not finite, unknown details."""
+# Columns of Predictions, by name.
+Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,37 +52,43 @@ class Evaluation:
 
 
 def evaluate(method: Method, stream: Stream, device: torch.device,
-             progress: Callable[[int, int], None] = lambda images, correct: None
-             ) -> dict[Domain, Evaluation]:
+             progress: Callable[[int, int], None] = lambda images, correct: None,
+             guard: Guard | None = None) -> dict[Domain, Evaluation]:
     """Adapt to and predict every batch of `stream`; what came of it, for each of its domains.
+
+    Labels are looked up after a call, so that no frame holds them while the method runs.
 
     Args:
         method: on `device`, reset beforehand by the caller where the setting asks for it.
         progress: called after each batch with its number of images and of right predictions.
+        guard: of the method's run; one of its own by default.
 
     Raises:
-        MethodError: if logits are not [B,K] or not finite, or for details that no record holds.
+        MethodError: if logits are not [B,K] or not finite, or for details that no record holds;
+            Trespass if the method changed the images that it was handed, or the process.
     """
-    num_classes = len(stream.dataset.class_names)
-    batches: list[Predictions] = []
+    guard = guard or Guard(seed=0)
+    outputs: list[Columns] = []
     image_hashes: list[bytes] = []
     loaded = load_batches(stream, device)
     if device.type != "cpu":  # there, it would take the cores that are being timed
         loaded = prefetched(loaded)
     stopwatch = cost.Stopwatch(device)
     cost.reset_peak_memory(device)
-    for batch, pixels, digests in loaded:
+    for indices, pixels, digests in loaded:
         images = to_device(pixels, device)
-        with torch.no_grad(), stopwatch:
-            logits = method(images)
-        check_logits(logits, len(batch.labels), num_classes)
-        confidence, prediction = logits.detach().float().softmax(-1).max(-1)
-        details = checked_details(method.details, len(batch.labels))
-        batches.append(Predictions(batch.indices, batch.labels, prediction.cpu().numpy(),
-                                   confidence.cpu().numpy(), **details))
+        with torch.no_grad():
+            logits = guard.call(stopwatch.time, method, images)
+        if not torch.equal(images, to_device(pixels, device)):
+            raise Trespass(["the images that it was handed"])
+        details = guard.call(getattr, method, "details")
+        outputs.append(_output(logits, details, len(indices), len(stream.dataset.class_names)))
         image_hashes += digests
-        progress(len(batch.labels), int((batches[-1].prediction == batch.labels).sum()))
-    predictions, hashes = Predictions.joined(batches), np.array(image_hashes)
+        progress(len(indices), int((outputs[-1]["prediction"]
+                                    == stream.dataset.labels[indices]).sum()))
+    predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
+                              **_joined(outputs))
+    hashes = np.array(image_hashes)
     peak = cost.peak_memory_mb(device)
     of_domain = [stream.places == place for place in range(len(stream.domains))]
     return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
@@ -92,20 +97,40 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
 
 
 def load_batches(stream: Stream, device: torch.device
-                 ) -> Iterator[tuple[Batch, Tensor, list[bytes]]]:
-    """The batches of `stream`, their images as tensors uint8 [B,H,W,3] and hashes of these."""
+                 ) -> Iterator[tuple[np.ndarray, Tensor, list[bytes]]]:
+    """The batches of `stream`: positions int64 [B], images uint8 [B,H,W,3], hashes of these."""
     for batch in stream:
         pixels = torch.from_numpy(np.ascontiguousarray(batch.images))
         if device.type == "cuda":  # page-locked memory is copied without the CPU
             pixels = pixels.pin_memory()
-        yield batch, pixels, [hash_pixels(image) for image in pixels.numpy()]
+        yield batch.indices, pixels, [hash_pixels(image) for image in pixels.numpy()]
 
 
-def warm_up(method: Method, stream: Stream, device: torch.device) -> float | None:
+def _output(logits: Tensor, details: Mapping[str, Tensor], num_images: int,
+            num_classes: int) -> Columns:
+    """What a record keeps of a batch, checked."""
+    check_logits(logits, num_images, num_classes)
+    confidence, prediction = logits.detach().float().softmax(-1).max(-1)
+    return {"prediction": prediction.cpu().numpy(), "confidence": confidence.cpu().numpy(),
+            **checked_details(details, num_images)}
+
+
+def _joined(outputs: Sequence[Columns]) -> Columns:
+    """Those of all batches in one."""
+    names = {name for output in outputs for name in output}
+    for name in sorted(names):
+        if not all(name in output for output in outputs):
+            raise MethodError(f"has details {name!r} for some batches and not for others")
+    return {name: np.concatenate([output[name] for output in outputs]) for name in names}
+
+
+def warm_up(method: Method, stream: Stream, device: torch.device,
+            guard: Guard | None = None) -> float | None:
     """Run `method` on the first images of `stream`, reset it, return its GFLOPs per image.
 
     On a GPU it takes the whole first batch, so that what is set up per shape is set up.
     """
+    guard = guard or Guard(seed=0)
     batch = next(iter(stream))
     images = to_device(batch.images, device)
     # One image where it is adapted to alone: torch counts the gradient of a convolution vmapped
@@ -113,9 +138,9 @@ def warm_up(method: Method, stream: Stream, device: torch.device) -> float | Non
     few = images[:1 if method.scope == "image" else 8]
     with torch.no_grad():
         if device.type == "cuda":  # before counting: a first call may run to size its chunks
-            method(images)
-        gflops = cost.count_gflops(lambda: method(few))
-    method.reset()
+            guard.call(method, images)
+        gflops = guard.call(cost.count_gflops, lambda: method(few))
+    guard.call(method.reset)
     return None if gflops is None else gflops / len(few)
 
 
@@ -144,8 +169,10 @@ class SourceImages:
         return to_device(images, self.device), labels
 
 
-def checked_details(details: Mapping[str, Tensor], num_images: int) -> dict[str, np.ndarray]:
+def checked_details(details: Mapping[str, Tensor], num_images: int) -> Columns:
     """Details of `num_images` images as arrays [num_images]. MethodError for any others."""
+    if not isinstance(details, Mapping):
+        raise MethodError(f"has details of type {type(details).__name__} instead of a dict")
     arrays = {}
     for name, value in details.items():
         if name not in DETAILS:
@@ -154,6 +181,8 @@ def checked_details(details: Mapping[str, Tensor], num_images: int) -> dict[str,
         if not isinstance(value, Tensor) or value.shape != (num_images,):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise MethodError(f"has details {name!r} of {shape} instead of [{num_images}]")
+        if not torch.isfinite(value).all():
+            raise MethodError(f"has details {name!r} that are not finite")
         value = value.detach().cpu()
         # numpy has no bfloat16.
         arrays[name] = (value.float() if value.is_floating_point() else value).numpy()

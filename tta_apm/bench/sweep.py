@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from yacs.config import CfgNode
 
@@ -20,6 +21,7 @@ from tta_apm.backbones.prompts import templates
 from tta_apm.bench import cost
 from tta_apm.bench.cells import Cell, carries_on, order_of
 from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
+from tta_apm.bench.isolation import Guard, MethodError, Trespass
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.provenance import commit, versions
 from tta_apm.bench.records import Record, hash_bytes, save_cell
@@ -27,13 +29,22 @@ from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
 from tta_apm.device import choose_device, describe
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, text_of
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
 
+class Built(NamedTuple):
+    """A method on the device, and the guard that stood around its constructor."""
+
+    method: Method
+    guard: Guard
+
+
 class Sweep:
     """The cells of a config that are yet to run.
+
+    Every call into a method goes through a Guard, so that no row's numbers depend on the others.
 
     Args:
         cfg: as `config.load` gives it.
@@ -52,8 +63,7 @@ class Sweep:
         self.device = choose_device(cfg.DEVICE)
         self.dataset = dataset
         self.backbones: dict[str, Backbone] = {}
-        self.checked: list[Method] = []  # of the first run, built already
-        self.resolved: dict[str, dict[str, Any]] = {}  # of each row: see Method.resolved
+        self.checked: list[Built] = []  # of the first run, built already
         self.failed: list[str] = []
         self.commit = commit()
         self.versions = versions()
@@ -87,16 +97,19 @@ class Sweep:
         for run in reversed(firsts.values()):
             if self.checked:
                 self._free()
-            self.checked.append(self._build(run[0].row, run[0].seed))
+            try:
+                self.checked.append(self._build(run[0].row, run[0].seed))
+            except MethodError:  # no setting is bad: the row fails by name in its turn
+                pass
 
     def _run(self, run: Sequence[Cell], progress: Progress) -> None:
         """One row with one seed over its streams."""
         cells = {cell.domain: cell for cell in run}
         streams = self._streams(run)
         try:
-            method = (self.checked.pop() if self.checked
-                      else self._build(run[0].row, run[0].seed))
-        except UserError as error:  # it could be built before: memory ran short, say
+            method, guard = (self.checked.pop() if self.checked
+                             else self._build(run[0].row, run[0].seed))
+        except (UserError, MethodError) as error:  # the one: memory ran short, say
             progress.start(cells[streams[0].domains[0]], len(streams[0].domains))
             self._lose(streams, cells, error, progress)
             return
@@ -107,14 +120,20 @@ class Sweep:
             progress.start(cells[stream.domains[0]], len(stream.domains))
             try:
                 if place == 0:
-                    gflops = warm_up(method, stream, self.device)
+                    gflops = warm_up(method, stream, self.device, guard)
                 if place == 0 or not self._carries_on(run):
-                    method.reset()
-                evaluations = evaluate(method, stream, self.device, progress.update)
-            except Exception as error:  # a stranger's method may raise anything: its cells fail
-                carries_on = self._carries_on(run)
-                self._lose(streams[place:] if carries_on else [stream], cells, error, progress)
-                if carries_on:
+                    guard.restart()
+                    guard.call(method.reset)
+                evaluations = evaluate(method, stream, self.device, progress.update, guard)
+                guard.check()
+                resolved = checked_resolved(guard.call(getattr, method, "resolved"))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a stranger's method may raise anything, exit as well
+                error = self._with_backbone(error, guard)
+                to_the_end = self._carries_on(run) or isinstance(error, Trespass)
+                self._lose(streams[place:] if to_the_end else [stream], cells, error, progress)
+                if to_the_end:
                     break
                 continue
             for domain, evaluation in evaluations.items():
@@ -122,7 +141,7 @@ class Sweep:
                                 else evaluation)
                 waiting[domain] -= 1
                 if not waiting[domain]:
-                    self._finish(cells[domain], done.pop(domain), gflops, progress)
+                    self._finish(cells[domain], done.pop(domain), resolved, gflops, progress)
 
     def _free(self) -> None:
         """Let go of the method before; not of the last one, as it takes a quarter of a second."""
@@ -144,26 +163,38 @@ class Sweep:
     def _carries_on(self, run: Sequence[Cell]) -> bool:
         return carries_on(self.cfg.SETTING, run[0].row.scope)
 
-    def _finish(self, cell: Cell, evaluation: Evaluation, gflops: float | None,
-                progress: Progress) -> None:
+    def _finish(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any],
+                gflops: float | None, progress: Progress) -> None:
         if cell.name in self.todo:
-            self._save(cell, evaluation, gflops)
+            try:
+                self._save(cell, evaluation, resolved, gflops)
+            except UserError:  # the disk: it fails all cells
+                raise
+            except Exception as error:
+                self._fail(cell, error, progress)
+                return
         progress.finish(cell, evaluation)
 
-    def _lose(self, streams: Sequence[Stream], cells: Mapping[Domain, Cell], error: Exception,
+    def _lose(self, streams: Sequence[Stream], cells: Mapping[Domain, Cell], error: BaseException,
               progress: Progress) -> None:
         """Of `streams`, the first of which is under way, nothing will come."""
         progress.skip(sum(map(len, streams)))
         for domain in dict.fromkeys(domain for stream in streams for domain in stream.domains):
-            cell = cells[domain]
-            progress.fail(cell, _explain(error))
-            # One that is there already was run through for its state only; and a domain that is
-            # visited twice may fail twice.
-            if cell.name in self.todo and cell.name not in self.failed:
-                self.failed.append(cell.name)
+            self._fail(cells[domain], error, progress)
 
-    def _build(self, row: Row, seed: int) -> Method:
-        """The method of a row, on the device. UserError if it cannot be built, whatever it raises.
+    def _fail(self, cell: Cell, error: BaseException, progress: Progress) -> None:
+        progress.fail(cell, _explain(error))
+        # One that is there already was run through for its state only; and a domain that is visited
+        # twice may fail twice.
+        if cell.name in self.todo and cell.name not in self.failed:
+            self.failed.append(cell.name)
+
+    def _build(self, row: Row, seed: int) -> Built:
+        """The method of a row, on the device.
+
+        Raises:
+            Trespass: if its constructor changed what is not its own.
+            UserError: if it cannot be built, whatever it raises.
         """
         try:
             backbone = self._backbone(row.needs)
@@ -172,13 +203,31 @@ class Sweep:
                 keywords["seed"] = seed
             if "source" in row.signature.defaults:
                 keywords["source"] = self.source
-            method: Method = METHODS.load(row.method)(backbone, **keywords)
-            self.resolved[row.text] = method.resolved
-            return method.to(self.device)
-        except UserError:
+            make = METHODS.load(row.method)
+            guard = Guard(seed, backbone)
+            try:
+                method = guard.call(lambda: make(backbone, **keywords).to(self.device))
+                guard.check()
+            except BaseException as error:
+                raise self._with_backbone(error, guard)
+            return Built(method, guard)
+        except (UserError, MethodError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise UserError(f"method {row.text!r} cannot be built: {_explain(error)}") from error
+
+    def _with_backbone(self, error: BaseException, guard: Guard) -> BaseException:
+        """The error of a method; with what it did to the backbone, which is then built anew."""
+        changes = guard.backbone_changes()
+        if not changes:
+            return error
+        self.backbones = {kind: backbone for kind, backbone in self.backbones.items()
+                          if backbone is not guard.backbone}
+        if isinstance(error, (Trespass, KeyboardInterrupt)):
+            return error
+        trespass = Trespass(changes)
+        trespass.__cause__ = error
+        return trespass
 
     @cached_property
     def source(self) -> SourceImages | None:
@@ -204,13 +253,14 @@ class Sweep:
         own = self.dataset.templates if self.cfg.TEMPLATES == "auto" else None
         return own or templates(self._template_set())
 
-    def _save(self, cell: Cell, evaluation: Evaluation, gflops: float | None) -> None:
+    def _save(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any],
+              gflops: float | None) -> None:
         row, backbone = cell.row, self.backbones[cell.row.needs]
         predictions = evaluation.predictions
         content = predictions.to_bytes()
         record = Record(
             row=row.text, method=row.method,
-            hyper_parameters={**row.hyper_parameters, **self.resolved[row.text]},
+            hyper_parameters={**row.hyper_parameters, **resolved},
             scope=row.scope, survives=row.survives, backbone=backbone.name,
             weights=backbone.weights,
             templates=self._template_set() if row.needs == "clip" else "",
@@ -227,10 +277,30 @@ class Sweep:
         save_cell(cell.path(self.folder), record, content)
 
 
-def _explain(error: Exception) -> str:
-    """The error in one line, with the place that raised it unless it is meant for users."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
+def checked_resolved(resolved: Any) -> dict[str, Any]:
+    """What a method resolved, if a record can hold it. MethodError for anything else."""
+    if not isinstance(resolved, dict):
+        raise MethodError(f"has `resolved` of type {type(resolved).__name__} instead of a dict")
+    for key, value in resolved.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise MethodError(f"has `resolved` {key!r} that no record holds: numbers must be "
+                              "finite, and other values text, true, false, none or lists of these")
+    return resolved
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return (value is None or isinstance(value, (bool, int, str))
+            or isinstance(value, float) and math.isfinite(value))
+
+
+def _explain(error: BaseException) -> str:
+    """The error in one line, with the place that raised it unless it is a sentence of ours."""
+    text = text_of(error)
+    if isinstance(error, Trespass) and error.__cause__:
+        return f"{text}; then it failed: {_explain(error.__cause__)}"
+    if isinstance(error, (UserError, MethodError)):
         return text
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"

@@ -26,16 +26,14 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """Images of one batch.
+    """Images of one batch. It carries no labels: they are looked up when the method is done.
 
     Args:
         images: uint8 [B,H,W,3].
-        labels: int64 [B].
         indices: positions in the data set, int64 [B].
     """
 
     images: np.ndarray
-    labels: np.ndarray
     indices: np.ndarray
 
 
@@ -78,7 +76,7 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         for part in self._parts():
             indices, places = self.indices[part], self.places[part]
-            yield Batch(self._images(indices, places), self.dataset.labels[indices], indices)
+            yield Batch(self._images(indices, places), indices)
 
     def _images(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Images of a batch, fetched domain by domain."""

@@ -12,14 +12,12 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from tta_apm.errors import UserError, nearest
 from tta_apm.hosts import launch
 from tta_apm.hosts.online_tta import INSIDE, MARKER, MODULES, PACKAGES
 from tta_apm.method import Method, register
+from tta_apm.randomness import Randomness
 
 # The modules of each clone that was used, which are not in sys.modules.
 _loaded: dict[Path, dict[str, ModuleType]] = {}
@@ -94,40 +93,6 @@ class OnlineTta(Method):
         with _host(self.folder), self.randomness:
             logits: Tensor = self.adapted(images)
         return logits.detach()
-
-
-class Randomness:
-    """The global random numbers of Python, numpy and torch, inside `with` a stream of its own."""
-
-    def __init__(self, seed: int) -> None:
-        before = _get_state()
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # it takes no larger one
-        torch.manual_seed(seed)
-        self.state = _get_state()
-        _set_state(before)
-
-    def __enter__(self) -> None:
-        self.outside = _get_state()
-        _set_state(self.state)
-
-    def __exit__(self, *error: object) -> None:
-        self.state = _get_state()
-        _set_state(self.outside)
-
-
-def _get_state() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_state(state: tuple[Any, ...]) -> None:
-    of_python, of_numpy, of_torch, cuda = state
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(of_torch)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""backbone_state: all that a method could change in a shared network, in a form to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Any]
+
+
+def backbone_state(network: nn.Module) -> State:
+    """What `network` consists of, by the names of its parts; equal states mean no change.
+
+    Weights and buffers stand in it as checksums of their bytes, beside dtype, shape, layout,
+    device, gradient and hooks; of every module its class, children, mode, hooks and plain
+    attributes (a CLIP's logit scale, names, sizes). Other objects are compared by identity.
+    """
+    parts = dict(_parts(network))
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    for (name, tensor), sums in zip(tensors.items(), _checksums(list(tensors.values()))):
+        parts[name] = _appearance(tensor), sums
+    return parts
+
+
+def changed_parts(before: State, after: State) -> list[str]:
+    """The names of the parts that differ."""
+    missing = object()
+    # In tuples, where a NaN equals itself.
+    return [name for name in {**before, **after}
+            if (before.get(name, missing),) != (after.get(name, missing),)]
+
+
+class Same:
+    """An object that is compared by identity; held, so that no other takes its address."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.held is other.held
+
+
+def _parts(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and contents of a network's parts; tensors as they are."""
+    for path, module in network.named_modules():
+        yield path or "the network", (Same(module), Same(type(module)), tuple(module._modules))
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers"):
+                for key, tensor in value.items():
+                    yield _join(path, key), tensor
+            elif name != "_modules":
+                yield from _flat(_join(path, name), value)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _flat(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """A value under its name; the values that a container holds, under names of their own."""
+    if isinstance(value, (*PLAIN, Tensor)):
+        yield name, value
+    elif isinstance(value, Mapping) and depth < DEPTH:
+        for key, part in value.items():
+            yield from _flat(f"{name}.{key}", part, depth + 1)
+    elif isinstance(value, (list, tuple)) and depth < DEPTH:
+        if all(isinstance(part, PLAIN) for part in value):
+            yield name, tuple(value)
+        else:
+            for place, part in enumerate(value):
+                yield from _flat(f"{name}.{place}", part, depth + 1)
+    else:
+        yield name, Same(value)
+
+
+PLAIN = (type(None), bool, int, float, str, bytes)
+DEPTH = 4
+
+
+def _appearance(tensor: Tensor) -> tuple[Any, ...]:
+    """All but the values of a tensor."""
+    return (type(tensor), tensor.dtype, tensor.shape, tensor.device, tensor.layout,
+            tensor.stride() if _is_dense(tensor) else (), tensor.requires_grad,
+            tensor.is_leaf and tensor.grad is not None, tuple(tensor._backward_hooks or ()))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _checksums(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """Three sums over the bytes of each tensor's storage.
+
+    Bytes are summed as words of eight, weighted by their places, so that values that change places
+    count as well.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    for device in {tensor.device for tensor in tensors if _is_dense(tensor)}:
+        places = [place for place, tensor in enumerate(tensors)
+                  if _is_dense(tensor) and tensor.device == device]
+        # Most tensors are small: what is left of each beyond whole rows is summed in one go.
+        rests = torch.zeros(len(places), ROW, dtype=torch.uint8, device=device)
+        sums = torch.zeros(len(places), 3, dtype=torch.int64, device=device)
+        for row, place in enumerate(places):
+            content = torch.empty(0, dtype=torch.uint8, device=device)
+            content.set_(tensors[place].untyped_storage())
+            whole = len(content) // ROW * ROW
+            if whole:
+                words = content[:whole].view(torch.int64).view(-1, ROW // 8)
+                sums[row, 0], sums[row, 1] = _weighted(words.sum(1)), _weighted(words.sum(0))
+            rests[row, :len(content) - whole] = content[whole:]
+        sums[:, 2] = _weighted(rests.view(torch.int64))
+        found.update(zip(places, map(tuple, sums.tolist())))
+    return [found.get(place, ()) for place in range(len(tensors))]
+
+
+def _weighted(words: Tensor) -> Tensor:
+    """The sum over the last axis, each word times its place; it wraps around."""
+    return (words * torch.arange(1, words.shape[-1] + 1, device=words.device)).sum(-1)
+
+
+ROW = 8192  # bytes
