@@ -30,6 +30,13 @@ def test_help_names_the_commands():
     ((), "--cfg"),
     (("tabel", "some/folder"), "unknown command 'tabel': did you mean 'table'?"),
     (("--cfg", ""), "no config file is named"),
+    (("--cfg", "x" * 300), "a name is too long for the file system: xxx"),
+    (("plot", "x" * 300), "a name is too long for the file system: xxx"),
+    (("data", "check", "cifar10", "--data-dir", "x" * 300), "a name is too long for the file"),
+    (("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "BATCH_SIZE", "9000000000000000000"),
+     "there is not enough memory for what is asked"),
+    (("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "IMAGE_SIZE", "100000000", "PATCH", "10"),
+     "weights, too many for any memory"),
     (("SEVERITY", "5"), "unknown command 'SEVERITY'"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message):

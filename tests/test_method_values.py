@@ -45,7 +45,7 @@ def test_numbers_out_of_range_are_told_when_a_method_is_built(backbones, name, k
 
 
 def test_a_student_that_no_memory_holds_is_told_at_once(digits_clip):
-    with pytest.raises(UserError, match="a student of 1e.14 weights is too large"):
+    with pytest.raises(UserError, match="a student of widths .* has 1e.14 weights"):
         METHODS.load("apm")(digits_clip, hidden=(10**7, 10**7), image_size=32, patch=8)
 
 
@@ -54,6 +54,8 @@ def test_a_student_that_no_memory_holds_is_told_at_once(digits_clip):
     (("SEED", "-1"), "SEED -1: a seed is 0 to"), (("DEVICE", "cpu:3"), "use auto, cpu, cuda"),
     (("CROP", ".inf"), "CROP: .inf is no finite"), (("RGB_WEIGHT", "1e999"), "RGB_WEIGHT: inf is"),
     (("STEPS", "010"), "takes a whole number, not '010'"),
+    (("HIDDEN", "[10000000,10000000]"), "has 1e+14 weights"), (("OUTPUT_DIR", ""), "is empty"),
+    (("CODE", "4000000000000"), "weights, too many"),
     (("OUTPUT_DIR", "x" * 256), "has 256 bytes"), (("HIDDEN", "[4,'']"), "takes a whole number"),
     (("IMAGES", "a\0"), "a character of code 0"), (("SEED", "1", "SEED", "2"), "given twice")])
 def test_recipes_are_checked_before_anything_is_loaded(overrides, message):

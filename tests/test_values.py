@@ -197,6 +197,8 @@ def test_seeds_that_no_generator_takes_are_refused(refused, seeds, told):
     (["OUTPUT_DIR", "a\0b"], "a character of code 0"),
     (["OUTPUT_DIR", "a\udc80b"], "no UTF-8 text"),
     (["DATA_DIR", "x" * 300], "DATA_DIR: xxx"),
+    (["DATA_DIR", ""], "DATA_DIR is empty"),
+    (["METHODS", "source source"], "METHODS: 'source source': overrides come as KEY VALUE pairs"),
     (["METHODS", "coop WEIGHTS " + "x" * 300], "WEIGHTS: xxx"),
     (["SEEDS", "1", "SEEDS", "2"], "the command line: SEEDS is given twice"),
     (["TENT.LR", "1", "TENT.LR", "1"], "the command line: TENT.LR is given twice"),

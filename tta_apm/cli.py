@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tta_apm import __version__
 from tta_apm.console import INTERRUPTED, Interrupts, die_quietly_from_now_on, protect_output
 from tta_apm.data.metrics import METRICS
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, beyond_the_machine, nearest
 from tta_apm.names import clean_lines
 
 if TYPE_CHECKING:
@@ -67,9 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return BAD_INPUT
         except KeyboardInterrupt:
             pass
-        except Exception:  # of code that takes an interrupt for something else
+        except Exception as error:  # of code that takes an interrupt for something else
             if not interrupts.came:
-                raise
+                sentence = beyond_the_machine(error)
+                if sentence is None:
+                    raise
+                print(f"tta-apm: {clean_lines(sentence)}", file=sys.stderr)
+                return BAD_INPUT
         print("\nStopped: what is whole is kept; the same command goes on from there.",
               file=sys.stderr)
         return INTERRUPTED

@@ -208,7 +208,8 @@ def _read_layers(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _parse_overrides(overrides: Sequence[str], where: str) -> dict[str, Any]:
     if len(overrides) % 2:
-        raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no value")
+        raise UserError(f"{where}: overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no "
+                        "value")
     tree: dict[str, Any] = {}
     for key, text in zip(overrides[::2], overrides[1::2]):
         *sections, leaf = key.split(".")
@@ -344,6 +345,8 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
                             f"{row.needs!r}; kinds: {', '.join(KINDS)}")
     DATASETS.check(cfg.DATASET)
+    if not cfg.DATA_DIR:
+        raise UserError("DATA_DIR is empty: give a folder, or . for the one you are in")
     for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("ORDER", ORDERS),
                        ("METRIC", METRICS),
                        ("TEMPLATES", ("auto", *template_sets()))):

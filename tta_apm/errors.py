@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -78,6 +79,17 @@ def text_of(error: BaseException) -> str:
         raise
     except BaseException:
         return "its message cannot be shown"
+
+
+def beyond_the_machine(error: BaseException) -> str | None:
+    """A sentence for what a value asks for and no code of ours can check before: a name that the
+    file system does not take, more memory than there is. None for any other error."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"a name is too long for the file system: {str(error.filename)[:100]}..."
+    text = text_of(error)
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        return f"there is not enough memory for what is asked: {explain(error)}"
+    return None
 
 
 def explain(error: BaseException) -> str:

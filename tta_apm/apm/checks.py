@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tta_apm.apm.recipe import check_size
 from tta_apm.apm.student import HEADS
 from tta_apm.errors import UserError
-
-# Of a student; as float32, with gradients and moments, 160 GB for each image.
-MOST_WEIGHTS = 10**10
 
 
 def check_numbers(hidden: Sequence[int], pooling: str, image_size: int, patch: int, kernels: int,
@@ -21,11 +19,7 @@ def check_numbers(hidden: Sequence[int], pooling: str, image_size: int, patch: i
     if kernels < 1 or steps < 0 or not hidden or min(hidden) < 1:
         raise UserError(f"apm: kernels {kernels}, steps {steps} and hidden {list(hidden)} "
                         "must be positive (steps may be 0)")
-    widths = [kernels * (image_size // patch)**2 + code, *hidden, feature_dim]
-    num_weights = sum(a * b for a, b in zip(widths, widths[1:]))
-    if num_weights > MOST_WEIGHTS:
-        raise UserError(f"apm: a student of {num_weights:.0e} weights is too large: see hidden "
-                        f"{list(hidden)}, kernels {kernels}, code {code}, image_size {image_size}")
+    check_size("apm: a student", [kernels * (image_size // patch)**2 + code, *hidden, feature_dim])
     if not 0 <= columns <= (image_size // patch) ** 2:
         raise UserError(f"apm: columns {columns}: there are {(image_size // patch) ** 2} columns, "
                         "and 0 means all")

@@ -6,7 +6,7 @@ Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +15,8 @@ from tta_apm.values import LARGEST, check_device, check_seed, shortened
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
+# Of a student; as float32, with gradients and moments, 160 GB.
+MOST_WEIGHTS = 10**10
 # Keys that say where and how long to compute, not what: they may change when a run is resumed.
 FREE = ("steps", "precision", "device", "num_workers", "save_every", "cache", "output_dir")
 
@@ -103,11 +105,22 @@ class Recipe:
         if not 0 < self.lr < math.inf or self.steps < 0 or self.num_workers < 0:
             raise UserError(f"LR {self.lr} must be positive and finite, STEPS {self.steps} and "
                             f"NUM_WORKERS {self.num_workers} not negative")
+        check_size("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
         check_seed("SEED", self.seed)
+        if not self.output_dir:
+            raise UserError("OUTPUT_DIR is empty: give a folder, or . for the one you are in")
         check_device("DEVICE", self.device)
         if self.precision not in PRECISIONS:
             raise UserError(f"PRECISION: unknown {self.precision!r}: "
                             f"{nearest(self.precision, PRECISIONS)}")
+
+
+def check_size(what: str, widths: Sequence[int]) -> None:
+    """Raise UserError for layers of more weights than any memory holds."""
+    num_weights = sum(inputs * outputs for inputs, outputs in zip(widths, widths[1:]))
+    if num_weights > MOST_WEIGHTS:
+        raise UserError(f"{what} of widths {list(widths)} has {num_weights:.0e} weights, too many "
+                        "for any memory")
 
 
 def keys() -> dict[str, Any]:
