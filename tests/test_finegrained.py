@@ -233,7 +233,8 @@ def test_corrupt_makes_the_corruptions_of_a_clean_set(small, tmp_path, capsys):
     clean, bright = (load_record(next((tmp_path / "results").rglob(f"{domain}-seed42.json")))
                      for domain in ("clean", "brightness-3"))
     assert bright.images_from == (clean.images_from
-                                  + ", corrupted on the fly with imagenet-C constants")
+                                  + ", corrupted on the fly with imagenet-C constants (the nearest "
+                                    "to 224×224)")
     assert bright.images_hash != clean.images_hash
 
 
@@ -242,6 +243,25 @@ def test_corrupt_leaves_clean_cells_as_they_are(small, tmp_path, capsys):
     assert run(tmp_path) == cli.OK
     assert run(tmp_path, "CORRUPTIONS", "[fog]", "--corrupt", "SEVERITY", "[0,3]") == cli.OK
     assert "1 of 2 cells to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key, name", [("auto", "imagenet"), ("imagenet", "imagenet"),
+                                       ("cifar", "cifar")])
+def test_whose_severities_are_meant_can_be_said(key, name, small, tmp_path):
+    write_tree(tmp_path, "dtd")
+    assert run(tmp_path, "--corrupt", "CORRUPTIONS", "[contrast]", "SEVERITY", "[5]",
+               "CORRUPTION_CONSTANTS", key) == cli.OK
+    record = load_record(next((tmp_path / "results").rglob("contrast-5-seed42.json")))
+    assert f"on the fly with {name}-C constants (" in record.images_from
+    assert ("by CORRUPTION_CONSTANTS" in record.images_from) == (key != "auto")
+
+
+def test_constants_for_corruptions_that_have_their_own_are_refused():
+    with pytest.raises(UserError, match="CORRUPTION_CONSTANTS cifar is for CORRUPT true: .* of "
+                                        "DATASET imagenet_r have constants of their own"):
+        config.load("cfgs/imagenet_r/apm.yaml", ["CORRUPTION_CONSTANTS", "cifar"])
+    with pytest.raises(UserError, match="CORRUPTION_CONSTANTS: unknown 'cifer'"):
+        config.load("cfgs/imagenet_r/apm.yaml", ["CORRUPTION_CONSTANTS", "cifer"])
 
 
 def test_corrupt_without_a_severity_is_refused():

@@ -330,8 +330,11 @@ def test_a_gpu_holds_one_kind_of_backbone_at_a_time(tmp_path, monkeypatch):
 def test_a_folder_without_frost_pictures_is_told_before_anything_runs(sweep, tmp_path):
     code, folder, printed = sweep("source", "CORRUPTIONS", "[fog,frost]", "FROST_DIR",
                                   str(tmp_path))
-    assert code == cli.BAD_INPUT and "lacks frost1.png" in printed.err
+    assert code == cli.BAD_INPUT and f"FROST_DIR '{tmp_path}' lacks frost1.png" in printed.err
+    assert "left empty, another source of frost" in printed.err
     assert not list(folder.rglob("*"))  # the folder itself may be there, which was locked
+    code, _, _ = sweep("source", "CORRUPTIONS", "[frost]", "FROST_DIR", "")
+    assert code == cli.OK
     code, _, _ = sweep("source", "CORRUPTIONS", "[fog]", "FROST_DIR", str(tmp_path))
     assert code == cli.OK
 

@@ -217,7 +217,7 @@ def _dataset(cfg: CfgNode) -> tuple[DataSet | None, UserError | None]:
 
     try:
         return load_dataset(cfg.DATASET, data_dir=cfg.DATA_DIR, frost_dir=cfg.FROST_DIR,
-                            corrupt=cfg.CORRUPT,
+                            corrupt=cfg.CORRUPT, constants=cfg.CORRUPTION_CONSTANTS,
                             domains=domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)), None
     except UserError as error:
         return None, error

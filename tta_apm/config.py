@@ -19,7 +19,7 @@ from tta_apm import yaml_files
 
 from tta_apm.backbones.kinds import KINDS
 from tta_apm.backbones.prompts import template_sets
-from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
+from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES, SIDES
 from tta_apm.data.metrics import METRICS
 from tta_apm.data.streams import ORDERS, SETTINGS
 from tta_apm.errors import UserError, nearest
@@ -41,6 +41,9 @@ CORE: dict[str, Any] = {
     "SEVERITY": [5],
     # Make the corruptions on the fly from the clean images, for a data set that has none.
     "CORRUPT": False,
+    # Whose severities CORRUPT means: "cifar" (made for 32 pixels), "imagenet" (224), or "auto" for
+    # those of the size nearest to the images', on a logarithmic scale.
+    "CORRUPTION_CONSTANTS": "auto",
     # Images per domain: the first ones of the data set's order; -1 takes all.
     "NUM_IMAGES": -1,
     # reset_each_domain, continual (no reset between domains), gradual (continual, severities rise
@@ -348,7 +351,7 @@ def _check(cfg: CfgNode) -> None:
     if not cfg.DATA_DIR:
         raise UserError("DATA_DIR is empty: give a folder, or . for the one you are in")
     for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("ORDER", ORDERS),
-                       ("METRIC", METRICS),
+                       ("METRIC", METRICS), ("CORRUPTION_CONSTANTS", ("auto", *SIDES)),
                        ("TEMPLATES", ("auto", *template_sets()))):
         values = cfg[key] if isinstance(cfg[key], list) else [cfg[key]]
         for value in values:
@@ -361,6 +364,9 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"SEVERITY {severity}: severities are 1 to 5, and 0 for clean images")
     if cfg.CORRUPT and not any(cfg.SEVERITY):
         raise UserError("CORRUPT true with SEVERITY [0] leaves all images clean: add SEVERITY 5")
+    if cfg.CORRUPTION_CONSTANTS != "auto" and not cfg.CORRUPT:
+        raise UserError(f"CORRUPTION_CONSTANTS {cfg.CORRUPTION_CONSTANTS} is for CORRUPT true: "
+                        f"the corruptions of DATASET {cfg.DATASET} have constants of their own")
     if cfg.NUM_IMAGES == 0 or cfg.NUM_IMAGES < -1:
         raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
     if cfg.BATCH_SIZE < 1:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from tta_apm.data import corruptions, frost
+from tta_apm.data.corruption_constants import SIDES
 from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_files, hash_text
 
-CIFAR_SIDE = 32
+AUTO = "auto"
 
 
 class Corrupted(DataSet):
@@ -20,14 +22,16 @@ class Corrupted(DataSet):
         name: of the corrupted set, e.g. "digits_c".
         clean: the set to corrupt.
         constants: "cifar" or "imagenet", whose severities are meant.
+        chosen: how they were, for the record; "" where they belong to the set.
         frost_dir: folder of the official frost pictures, None for the best installed source.
     """
 
-    def __init__(self, name: str, clean: DataSet, *, constants: str,
+    def __init__(self, name: str, clean: DataSet, *, constants: str, chosen: str = "",
                  frost_dir: str | None = None) -> None:
         self.name = name
         self.clean = clean
         self.constants = constants
+        self.chosen = chosen
         self.frost_dir = frost_dir
         self.labels = clean.labels
         self.class_names = clean.class_names
@@ -63,6 +67,7 @@ class Corrupted(DataSet):
         if domain.severity == 0:
             return text
         text += f", corrupted on the fly with {self.constants}-C constants"
+        text += f" ({self.chosen})" if self.chosen else ""
         if domain.corruption == "frost":
             text += f", {corruptions.frost_source(self.frost_dir)} frost pictures"
         return text
@@ -82,8 +87,18 @@ class Corrupted(DataSet):
         return Domain(self.clean.name, CLEAN, 0)
 
 
-def on_the_fly(clean: DataSet, frost_dir: str | None) -> Corrupted:
-    """`clean` under the corruptions, at the severities that were made for images of its size."""
-    side = clean.images(Domain(clean.name, CLEAN, 0), np.array([0])).shape[1]
-    return Corrupted(clean.name, clean, constants="cifar" if side == CIFAR_SIDE else "imagenet",
-                     frost_dir=frost_dir)
+def on_the_fly(clean: DataSet, frost_dir: str | None, constants: str = AUTO) -> Corrupted:
+    """`clean` under the corruptions.
+
+    Args:
+        constants: whose severities are meant; AUTO takes those that were made for images of the
+            nearest size, on a logarithmic scale: CIFAR-C's up to a side of 84 pixels.
+    """
+    if constants != AUTO:
+        return Corrupted(clean.name, clean, constants=constants, chosen="by CORRUPTION_CONSTANTS",
+                         frost_dir=frost_dir)
+    height, width = clean.images(Domain(clean.name, CLEAN, 0), np.array([0])).shape[1:3]
+    side = math.sqrt(height * width)
+    nearest = min(SIDES, key=lambda name: abs(math.log(side / SIDES[name])))
+    return Corrupted(clean.name, clean, constants=nearest, frost_dir=frost_dir,
+                     chosen=f"the nearest to {height}×{width}")

@@ -20,6 +20,7 @@ CORRUPTIONS = (
     "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 )
 SEVERITIES = (1, 2, 3, 4, 5)
+SIDES = {"cifar": 32, "imagenet": 224}  # pixels of the images that the constants were made for
 
 
 def _rows(*values: float) -> Rows:

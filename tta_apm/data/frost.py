@@ -86,7 +86,7 @@ def _load(path: Path) -> np.ndarray:
 def _require_pictures(folder: Path) -> None:
     missing = [name for name in PICTURES if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"frost_dir {str(folder)!r} lacks {', '.join(missing)}: it must hold "
+        raise UserError(f"FROST_DIR {str(folder)!r} lacks {', '.join(missing)}: it must hold "
                         f"{', '.join(PICTURES)}; left empty, another source of frost is used")
 
 
