@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import tarfile
 import urllib.error
@@ -146,6 +147,19 @@ def zoom_reference():
 
 
 # Files
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder],
+                          capture_output=True)
+    if done.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
 
 @pytest.fixture
 def write_cell(tmp_path):

@@ -19,7 +19,7 @@ from tta_apm.data.dataset import CLEAN, Domain
 from tta_apm.data.imagenet import LAYOUTS
 from tta_apm.data.load import load_dataset
 from tta_apm.data.made import MARK
-from tta_apm.data.make import prepare
+from tta_apm.data.make import Making, prepare
 from tta_apm.errors import UserError
 from tta_apm.registry import DATASETS
 from tta_apm.writing import TEMPORARY
@@ -106,6 +106,22 @@ def test_a_run_that_was_killed_goes_on(cifar10):
     assert files["brightness.npy"] == whole
     assert set(files) == {"brightness.npy", "contrast.npy", "labels.npy", MARK}
     load("cifar10_c", cifar10).check(Domain("cifar10_c", "contrast", 5))
+
+
+def test_a_full_disk_is_told_before_and_while_it_is_written_to(cifar10, small_disk, capfd,
+                                                             monkeypatch):
+    """In a process of its own, which a bus error would end."""
+    (small_disk / "cifar-10-batches-bin").symlink_to(cifar10 / "cifar-10-batches-bin")
+    words = ("make", "cifar10_c", "--corruptions", "brightness", "--data-dir", small_disk)
+    assert data(*words) == cli.BAD_INPUT
+    assert "has room for 0.0 GB, but each corruption takes" in capfd.readouterr().err
+    monkeypatch.setattr(Making, "_require_room", lambda self, size: None)  # as if taken meanwhile
+    pid = os.fork()
+    if not pid:
+        os._exit(data(*words))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == cli.BAD_INPUT
+    assert "No space left on device; the same command goes on" in capfd.readouterr().err
+    assert set(files_of(small_disk / "CIFAR-10-C")) == {"labels.npy", MARK}
 
 
 def test_imagenet_is_made_goes_on_and_is_read(validation):

@@ -157,6 +157,31 @@ def test_an_archive_that_points_outside_is_refused_as_a_whole(name, kind, tar_of
     assert not list(target.iterdir())
 
 
+def test_names_that_no_disk_takes_are_told(tar_of, tmp_path):
+    file, target = tmp_path / "weather.tar", tmp_path / "target"
+    target.mkdir()
+    for names in (("fog/x", "fog/x/y"), (f"fog/{'x' * 300}",)):  # a file that is a folder, too
+        file.write_bytes(tar_of(dict.fromkeys(names, b"")))
+        with pytest.raises(UserError, match="weather.tar cannot be unpacked in .*target: "):
+            unpack(file, ["fog"], target)
+        assert not list(target.iterdir())
+    # NUL: only the records of pax can write it.
+    header = tarfile.TarInfo("fog/x")
+    header.pax_headers = {"path": "fog/a\0b"}
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(header)
+    with pytest.raises(UserError, match="weather.tar cannot be unpacked in .*target: .*null"):
+        unpack(file, ["fog"], target)
+    assert not list(target.iterdir())
+
+
+def test_a_disk_that_runs_full_while_unpacking_is_told(tar_of, tmp_path, small_disk):
+    (tmp_path / "weather.tar").write_bytes(tar_of({"fog/x": bytes(1 << 20)}))
+    with pytest.raises(UserError, match="cannot be unpacked in .*: No space left on device"):
+        unpack(tmp_path / "weather.tar", ["fog"], small_disk)
+    assert not list(small_disk.iterdir())
+
+
 @pytest.mark.parametrize("content_of, message", [
     (lambda tar_of: b"no archive", "is no whole archive"),
     (lambda tar_of: tar_of({"fog/x": b"y" * 2000})[:900], "no whole arch"),

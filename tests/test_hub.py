@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tta_apm.data.dataset import CLEAN, Domain
-from tta_apm.data.hub import url_of
+from tta_apm.data.hub import bring, url_of
 from tta_apm.errors import UserError
 from tta_apm.registry import DATASETS
 from tta_apm.writing import TEMPORARY
@@ -114,6 +114,21 @@ def test_a_download_that_breaks_off_leaves_nothing_that_looks_whole(server, repo
     server.most_bytes = -1
     assert len(load(server.base).labels) == 10
     assert not list(tmp_path.rglob(f"*{TEMPORARY}"))
+
+
+def test_a_part_is_told_from_the_whole_where_no_length_is_said(server, repository, tmp_path,
+                                                               monkeypatch):
+    monkeypatch.setattr(Handler, "send_header", lambda self, name, value: (
+        None if name == "Content-Length" else SimpleHTTPRequestHandler.send_header(
+            self, name, value)))
+    url = f"{server.base}/{repository.name}/test"
+    bring(f"{url}/0.tar", tmp_path / "0.tar")
+    assert (tmp_path / "0.tar").read_bytes() == (repository / "test/0.tar").read_bytes()
+    for file, most_bytes in (("1.tar", 512), ("1.tar", 1000), ("nshards.txt", 1)):
+        server.most_bytes = most_bytes
+        with pytest.raises(UserError, match="could be taken for the whole"):
+            bring(f"{url}/{file}", tmp_path / file)
+    assert {path.name for path in tmp_path.iterdir()} == {"0.tar", "served"}
 
 
 def test_what_cannot_be_downloaded_is_told(server, tmp_path, monkeypatch):

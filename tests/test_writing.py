@@ -93,19 +93,6 @@ def test_a_path_that_cannot_be_is_told(tmp_path, name, reason):
     require_path(tmp_path / "not" / "there", "OUTPUT_DIR")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 256 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder],
-                          capture_output=True)
-    if done.returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_disk_that_runs_full_keeps_what_was_there(small_disk):
     file = small_disk / "file.txt"
     write_aside(file, b"old")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import BinaryIO, Protocol, TextIO
 
 from tqdm import tqdm
 
@@ -14,9 +14,22 @@ INTERVAL = 5.0  # seconds
 def bar(total: int, unit: str, label: str = "", start: int = 0) -> tqdm | Lines:
     """A bar over `total` units of which `start` are done; to be closed, as by `with`."""
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=start, unit=unit, desc=label or None, dynamic_ncols=True,
+        return tqdm(total=total or None, initial=start, unit=unit, desc=label or None, dynamic_ncols=True,
                     leave=False)
     return Lines(total, unit, label, start)
+
+
+def copy(source: Readable, target: BinaryIO, total: int, label: str) -> None:
+    """Copy a download of `total` bytes, 0 where that is not known."""
+    with bar(total, "B", label) as shown:
+        while part := source.read(1 << 18):
+            target.write(part)
+            shown.update(len(part))
+
+
+class Readable(Protocol):
+    def read(self, size: int) -> bytes:
+        ...
 
 
 class Lines:
@@ -54,11 +67,13 @@ class Lines:
         """The last line is that of the work itself."""
 
     def _line(self, seconds: float) -> str:
-        line = f"{self.done:,} of {self.total:,} {self.unit}"
+        of_all = f" of {self.total:,}" if self.total else ""
+        line = f"{self.done:,}{of_all} {self.unit}"
         if self.label:
             line = f"{self.label}: {line}"
         rate = (self.done - self.start) / seconds
         if rate > 0:
-            left = tqdm.format_interval(max(self.total - self.done, 0) / rate)
-            line += f", {rate:.3g} {self.unit}/s, {left} left"
+            line += f", {rate:,.3g} {self.unit}/s"
+            if self.total:
+                line += f", {tqdm.format_interval(max(self.total - self.done, 0) / rate)} left"
         return f"{line}, {self.note}" if self.note else line

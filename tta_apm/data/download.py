@@ -1,13 +1,15 @@
 """download: CIFAR-10-C, CIFAR-100-C and ImageNet-C from Zenodo, checked before they are unpacked.
 
-robustbench does the loading. Its own way from there is not ours: a download that breaks off leaves
-half an archive that it then takes for a whole one, and it unpacks what an archive says, wherever
-that points. Here an archive is loaded aside, its size and checksum are compared with Zenodo's, each
-member's name is looked at, and a folder is renamed into its place when it is whole.
+robustbench's own way is not ours: a download that breaks off leaves half an archive that it then
+takes for a whole one, and it unpacks what an archive says, wherever that points. Here an archive is
+loaded aside, its size and checksum are compared with Zenodo's, each member's name is looked at, and
+a folder is renamed into its place when it is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -17,14 +19,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tta_apm.compat import import_robustbench
 from tta_apm.data import cifar, imagenet
 from tta_apm.data.made import MARK
 from tta_apm.errors import UserError, nearest
-from tta_apm.writing import TEMPORARY
+from tta_apm.lock import locked
+from tta_apm.progress import copy
+from tta_apm.writing import TEMPORARY, aside
 
 ZENODO = "https://zenodo.org"
 CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 60.0  # without a byte: the connection is broken
 
 
 class Archive(NamedTuple):
@@ -122,9 +126,13 @@ class Download:
             UserError: for want of room, if the connection breaks, or for an archive that is not
                 Zenodo's.
         """
-        import_robustbench()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, self.record):
+            self._run()
+
+    def _run(self) -> None:
         for archive in self.missing:
+            if not self._absent(archive):
+                continue  # of another process, while this one waited for it
             file, remote = self.folder / archive.file, self.remote[archive.file]
             found = file.is_file()  # loaded by other means: it is kept
             self._require_room(remote.size * (1 if found else 2))
@@ -149,33 +157,29 @@ class Download:
 
 
 def _load(remote: Remote, file: Path) -> None:
-    """Load `file` aside, with robustbench; what an earlier try left there is thrown away."""
-    from robustbench.zenodo_download import download_file
-
-    aside = file.with_name(file.name + TEMPORARY)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    """Load `file` aside."""
     try:
-        loaded = download_file(remote.url, aside, remote.size)
-        flaw = _flaw(loaded, remote)
-        if flaw:
-            raise OSError(flaw)
-        os.replace(loaded, file)
-    except OSError as error:  # also those of requests
+        with urllib.request.urlopen(remote.url, timeout=SILENT_SECONDS) as answer, \
+                aside(file) as temporary:
+            with open(temporary, "wb") as content:
+                copy(answer, content, remote.size, file.name)
+            if flaw := _flaw(temporary, remote):
+                raise OSError(flaw)
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"the download of {file.name} failed ({error}): the same command tries "
                         "again") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _flaw(file: Path, remote: Remote) -> str | None:
     """How `file` differs from what Zenodo has, None if it does not."""
-    from robustbench.zenodo_download import file_md5
-
     size = file.stat().st_size
     if size != remote.size:
         return f"it has {size} of {remote.size} bytes"
-    return None if file_md5(file) == remote.md5 else "its checksum is not Zenodo's"
+    digest = hashlib.md5()
+    with open(file, "rb") as content:
+        while part := content.read(1 << 20):
+            digest.update(part)
+    return None if digest.hexdigest() == remote.md5 else "its checksum is not Zenodo's"
 
 
 def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
@@ -185,8 +189,8 @@ def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
         UserError: if a member is neither file nor folder or points outside, before anything is
             written; if the archive is not whole or lacks a folder.
     """
-    aside = target / f"{file.name}.unpacked{TEMPORARY}"
-    shutil.rmtree(aside, ignore_errors=True)
+    part = target / f"{file.name}.unpacked{TEMPORARY}"
+    shutil.rmtree(part, ignore_errors=True)
     try:
         with tarfile.open(file) as archive:
             for member in _members(archive):
@@ -196,18 +200,23 @@ def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
                 place = _place(member, folders, file)
                 content = archive.extractfile(member) if place else None
                 if content is not None and place is not None:
-                    path = aside / place
+                    path = part / place
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with content, open(path, "wb") as copy:
                         shutil.copyfileobj(content, copy)
         for name in folders:
-            if not (aside / name).is_dir():
+            if not (part / name).is_dir():
                 raise UserError(f"{file} holds no {name}")
-            os.replace(aside / name, target / name)
+            os.replace(part / name, target / name)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{file} is no whole archive ({error}): delete it") from error
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a full disk; names that cannot be, or are twice there
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{file} cannot be unpacked in {target}: {reason}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
-import shutil
+import io
+import tarfile
 import urllib.request
 from pathlib import Path
 
 from tta_apm.errors import UserError
-from tta_apm.writing import aside
+from tta_apm.progress import copy
+from tta_apm.writing import aside, remove_leftovers
 
 HUB = "https://huggingface.co/datasets/clip-benchmark"
 TIMEOUT = 30.0  # seconds without an answer
@@ -49,13 +51,27 @@ def bring(url: str, path: Path) -> None:
     """
     if path.is_file():
         return
+    remove_leftovers(path.parent)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, aside(path) as temporary:
+            expected = answer.headers.get("Content-Length")
             with open(temporary, "wb") as file:
-                shutil.copyfileobj(answer, file, 1 << 20)
-            size, expected = temporary.stat().st_size, answer.headers.get("Content-Length")
+                copy(answer, file, int(expected or 0), path.name)
+            size = temporary.stat().st_size
             if expected is not None and size != int(expected):
                 raise OSError(f"{size} of {expected} bytes came")
+            if expected is None and not answer.chunked and not _ends_as_a_tar(temporary):
+                raise OSError("the server does not say how large it is, so that a part of it could "
+                              "be taken for the whole; get it by other means")
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"cannot download {url} to {path}: {error}; the same command tries again, "
                         "without the files that are there") from error
+
+
+def _ends_as_a_tar(file: Path) -> bool:
+    """Whether a file closes with the two empty blocks that end every archive."""
+    end = tarfile.BLOCKSIZE * 2
+    with open(file, "rb") as content:
+        size = content.seek(0, io.SEEK_END)
+        content.seek(-min(size, end), io.SEEK_END)
+        return size % tarfile.BLOCKSIZE == 0 and content.read() == bytes(end)
