@@ -108,8 +108,8 @@ def test_a_run_that_was_killed_goes_on(cifar10):
     load("cifar10_c", cifar10).check(Domain("cifar10_c", "contrast", 5))
 
 
-def test_a_full_disk_is_told_before_and_while_it_is_written_to(cifar10, small_disk, capfd,
-                                                             monkeypatch):
+def test_a_full_disk_is_told_before_it_is_written_to_and_meanwhile(
+        cifar10, small_disk, capfd, monkeypatch):
     """In a process of its own, which a bus error would end."""
     (small_disk / "cifar-10-batches-bin").symlink_to(cifar10 / "cifar-10-batches-bin")
     words = ("make", "cifar10_c", "--corruptions", "brightness", "--data-dir", small_disk)

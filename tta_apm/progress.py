@@ -14,8 +14,8 @@ INTERVAL = 5.0  # seconds
 def bar(total: int, unit: str, label: str = "", start: int = 0) -> tqdm | Lines:
     """A bar over `total` units of which `start` are done; to be closed, as by `with`."""
     if sys.stderr.isatty():
-        return tqdm(total=total or None, initial=start, unit=unit, desc=label or None, dynamic_ncols=True,
-                    leave=False)
+        return tqdm(total=total or None, initial=start, unit=unit, desc=label or None,
+                    dynamic_ncols=True, leave=False)
     return Lines(total, unit, label, start)
 
 
