@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.report import logs
-from tta_apm.report.imported import save
+from tta_apm.errors import UserError
+from tta_apm.names import clean, clean_lines
+from tta_apm.report import imported, logs, wording
+from tta_apm.report.logs import Log
+
+SOME_SKIPPED = 1
 
 
 def main(words: Sequence[str]) -> int:
-    """Keep the logs in a results folder; returns 0."""
+    """Keep the logs in a results folder; returns 0, or 1 if some of the files were left out.
+
+    UserError if all were.
+    """
     options = _parser().parse_args(words)
-    found = [log for file in options.logs
-             for log in logs.read(file, dataset=options.dataset, models=options.models)]
-    for log in found:
-        path = save(log, options.into)
-        mean = sum(error for _, _, error, _ in log.errors) / len(log.errors)
-        print(f"{log.host} {log.method} · {log.backbone} · {log.dataset}: {len(log.errors)} "
-              f"domains, mean error {100 * mean:.2f} %  ->  {path}")
-    print(f"tta-apm table {options.into} shows them beside the results there, marked as imported.")
-    return 0
+    kept, skipped = imported.load(options.into), []
+    for file in options.logs:
+        try:
+            for log in logs.read(file, dataset=options.dataset, models=options.models):
+                if log not in kept:
+                    imported.rows([*kept, log])  # it may hold a cell that is there already
+                    kept.append(log)
+                print(f"{_told(log)}  ->  {clean(str(imported.save(log, options.into)))}")
+        except UserError as error:
+            skipped.append(file)
+            why = str(error).replace(f"{file} ", "it ").removeprefix(f"{file}: ")
+            print(f"skipped {clean(str(file))}: {clean_lines(why)}", file=sys.stderr)
+    if len(skipped) == len(options.logs):
+        raise UserError(f"nothing is imported: none of the {len(skipped)} files can be read")
+    print(f"{len(options.logs) - len(skipped)} of {len(options.logs)} files are imported"
+          + f", {len(skipped)} skipped" * bool(skipped)
+          + f". tta-apm table {clean(str(options.into))} shows them beside the results there, "
+          "marked as imported.")
+    return SOME_SKIPPED if skipped else 0
+
+
+def _told(log: Log) -> str:
+    """What was run on which images, in one line."""
+    severities = sorted({severity for _, severity, _, _ in log.errors} - {0})
+    counts = sorted({count for *_, count in log.errors if count is not None})
+    parts = [f"{log.host} {log.method}", log.backbone,
+             f"{log.dataset}: {wording.corruptions({name for name, *_ in log.errors})}"
+             + f" at severity {' '.join(map(str, severities))}" * bool(severities),
+             f"{' or '.join(map(str, counts)) or 'an untold number of'} images each",
+             f"images {log.settings.get('images', 'not told')}",
+             "seed not told" if log.seed is None else f"seed {log.seed}"]
+    if log.missing:
+        return " · ".join([*parts, f"{len(log.missing)} domains missing, no mean"])
+    mean = sum(error for _, _, error, _ in log.errors) / len(log.errors)
+    return " · ".join([*parts, f"mean error {100 * mean:.2f} % over {len(log.errors)} domains"])
 
 
 def _parser() -> argparse.ArgumentParser:

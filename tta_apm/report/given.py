@@ -30,6 +30,8 @@ class GivenRow:
         protocol: what its source tells of how they were measured, in short.
         source: what a note below the table says of where they come from.
         mark: stands behind the method: "imported" or "published".
+        place: stands there, too: whose method it is and where it ran.
+        wanted: domains that it was to have besides those of `errors`.
         told: columns of a block's frame that its source tells, such as "setting".
     """
 
@@ -41,6 +43,8 @@ class GivenRow:
     source: str
     mark: str
     told: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
+    wanted: frozenset[DomainKey] = frozenset()
 
     @property
     def seeds(self) -> list[int | None]:
@@ -48,38 +52,58 @@ class GivenRow:
 
     @property
     def domains(self) -> set[DomainKey]:
-        return {domain for domain, _ in self.errors}
+        return {domain for domain, _ in self.errors} | self.wanted
+
+    @property
+    def heading(self) -> str:
+        return f"{self.method} ({', '.join(filter(None, [self.mark, self.place]))})"
+
+    def missing(self, domains: Iterable[DomainKey]) -> int:
+        """How many cells of `domains` it lacks, over its seeds."""
+        return sum((domain, seed) not in self.errors for domain in domains for seed in self.seeds)
 
 
 def add_given(blocks: Sequence[Block], rows: Sequence[GivenRow], metric: str) -> list[Block]:
-    """The blocks with given rows below ours, and blocks for data sets that only they are on."""
-    known = {block.dataset for block in blocks}
-    new = [block for dataset in sorted({row.dataset for row in rows} - known)
-           for block in _empty_blocks(dataset, rows, metric)]
-    return [_with_rows(block, rows) for block in (*blocks, *new)]
+    """The blocks with given rows below ours, and blocks for what only they are on."""
+    blocks = list(blocks)
+    for dataset in sorted({row.dataset for row in rows}):
+        there = [block for block in blocks if block.dataset == dataset]
+        shown = {domain for block in there for domain in _shown(block)}
+        homeless = [row for row in rows if row.dataset == dataset and not row.domains & shown]
+        if homeless:  # a table of theirs, rather than none
+            blocks += _empty_blocks(dataset, homeless, metric)
+    return [with_rows(block, rows) for block in blocks]
 
 
 def _empty_blocks(dataset: str, rows: Iterable[GivenRow], metric: str) -> list[Block]:
-    domains = {domain for row in rows if row.dataset == dataset for domain in row.domains}
+    domains = {domain for row in rows for domain in row.domains}
     return [Block(dataset, severity, metric, tuple(layout),
                   CLEAN_KEY in domains and severity != "0",
                   pd.DataFrame(), frozenset(), ()) for severity, layout in layouts(domains)]
 
 
-def _with_rows(block: Block, rows: Sequence[GivenRow]) -> Block:
-    figures = _figures(block)
-    shown = {domain for layout in figures.values() for column in layout.values()
-             for domain in column}
+def with_rows(block: Block, rows: Sequence[GivenRow]) -> Block:
+    """A block with those of the given rows that have any of its domains below its own."""
+    shown = _shown(block)
     fitting = [row for row in rows if row.dataset == block.dataset and row.domains & shown]
     if not fitting:
         return block
-    lines = [_line(row, block, figures) for row in fitting]
-    first = len(block.frame) + 1
-    notes = [f"Row {number} is {row.mark}: {row.source}. There are no predictions behind it, so "
-             "it has no interval and is never marked best."
-             for number, row in enumerate(fitting, first)]
+    lines = [_line(row, block, _figures(block)) for row in fitting]
+    notes = []
+    for number, row in enumerate(fitting, len(block.frame) + 1):
+        notes.append(f"Row {number} is {row.mark}: {row.source}. There are no predictions behind "
+                     "it, so it has no interval and is never marked best.")
+        missing = row.missing(shown)
+        if missing:
+            notes.append(f"Row {number}: {missing} of {len(shown) * len(row.seeds)} cells missing; "
+                         "no average is taken over them.")
     frame = pd.DataFrame([*block.frame.to_dict("records"), *lines])
     return replace(block, frame=frame, notes=(*block.notes, *notes))
+
+
+def _shown(block: Block) -> set[DomainKey]:
+    return {domain for layout in _figures(block).values() for column in layout.values()
+            for domain in column}
 
 
 def _figures(block: Block) -> dict[str, Layout]:
@@ -95,11 +119,12 @@ def _line(row: GivenRow, block: Block, figures: Mapping[str, Layout]) -> dict[st
     # What is not told stays empty: a NaN would turn our whole numbers into floats.
     line: dict[str, Any] = {
         **dict.fromkeys(map(str, block.frame.columns), ""),
-        "method": f"{row.method} ({row.mark})", "metric": block.metric,
+        "method": row.heading, "metric": block.metric,
         "severity": block.severity, "dataset": row.dataset, "backbone": row.backbone,
         "weights": "not told", "templates": "", "resolution": 0, "preprocessing": "",
         "seeds": " ".join("?" if seed is None else str(seed) for seed in row.seeds),
-        "protocol": row.protocol, "device": "", "images_from": "", "num_missing": 0, **row.told}
+        "protocol": row.protocol, "device": "", "images_from": "not told",
+        "num_missing": row.missing(_shown(block)), **row.told}
     line |= dict.fromkeys((*COST, "agreement", "cosine"), math.nan)
     for name, layout in figures.items():
         line |= dict.fromkeys((f"{kind}_{name}" for kind in (

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tta_apm.errors import UserError
+from tta_apm.bench.records import hash_bytes
+from tta_apm.errors import UserError, explain
 from tta_apm.report.given import GivenRow
-from tta_apm.report.logs import Log
+from tta_apm.report.logs import FIELDS, Log, checked
+from tta_apm.report.results import DomainKey
 from tta_apm.writing import write_aside
 
 FOLDER = "imported"
+# Fields that logs of version 0.1.0 have not.
+LATER = {"settings": {}, "missing": [], "ours": False}
+# Settings in which rows of one name differ, as many as its heading takes.
+MANY = 3
 
 
 def save(log: Log, folder: Path) -> Path:
     """Keep a log in a results folder; the same log again replaces itself."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{log.host}-{log.method}-{log.backbone}")
-    path = folder / FOLDER / f"{name}-{log.file_hash}.json"
-    content = {"imported": True, **asdict(log)}
-    write_aside(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{log.host}-{log.method}-{log.backbone}")[:100]
+    content = json.dumps({"imported": True, **asdict(log)}, indent=1, sort_keys=True).encode()
+    path = folder / FOLDER / f"{name}-{hash_bytes(content)}.json"
+    write_aside(path, content)
     return path
 
 
@@ -33,42 +41,95 @@ def load(folder: Path) -> list[Log]:
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Log(**{field.name: content[field.name] for field in fields(Log)}))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{path} is no imported log ({error!r}): delete it and import the log "
-                            "again") from error
+            content = {**LATER, **json.loads(path.read_text(encoding="utf-8"))}
+            content = {name: content[name] for name in FIELDS}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is no imported log ({explain(error)}): delete it and import "
+                            "the log again") from error
+        found.append(checked(content, str(path)))
     return found
 
 
 def rows(found: Sequence[Log]) -> list[GivenRow]:
-    """The rows of a table: logs that differ in nothing but their seed and domains share one."""
+    """The rows of a table: logs that differ in nothing but their seed and domains share one.
+
+    Raises:
+        UserError: if two logs hold the same cell.
+    """
     groups: dict[str, list[Log]] = {}
     for log in found:
-        key = json.dumps([log.host, log.method, log.hyper_parameters, log.backbone, log.dataset,
-                          log.setting, log.batch_size, _counts(log)], sort_keys=True)
-        groups.setdefault(key, []).append(log)
-    return [_row(group) for group in groups.values()]
+        groups.setdefault(json.dumps(_protocol(log), sort_keys=True), []).append(log)
+    counts = Counter(_heading(group[0]) for group in groups.values())
+    return [_row(group, [other[0] for other in groups.values()
+                         if counts[_heading(group[0])] > 1
+                         and _heading(other[0]) == _heading(group[0])])
+            for group in groups.values()]
 
 
-def _row(group: Sequence[Log]) -> GivenRow:
+def _protocol(log: Log) -> dict[str, Any]:
+    """Everything in which two rows may differ."""
+    return {"host": log.host, "ours": log.ours, "method": log.method, "backbone": log.backbone,
+            "dataset": log.dataset, "setting": log.setting, "batch_size": log.batch_size,
+            "images": " ".join(map(str, _counts(log))), **log.hyper_parameters, **log.settings}
+
+
+def _heading(log: Log) -> tuple[str, str, str]:
+    return log.dataset, log.method, _place(log)
+
+
+def _place(log: Log) -> str:
+    return f"ours in {log.host}" if log.ours else log.host
+
+
+def _row(group: Sequence[Log], alike: Sequence[Log]) -> GivenRow:
+    """Args: alike: a log of each row that has the same heading, if there are several."""
     first = group[0]
+    told = [f"{name} {_protocol(first).get(name, 'not told')}" for name in _differences(alike)]
+    seeds = sorted({"not told" if log.seed is None else str(log.seed) for log in group})
     parts = [first.setting, *(f"n={count}" for count in _counts(first))]
     if first.batch_size is not None:
         parts.append(f"b{first.batch_size}")
+    parts += [f"seed{'s' * (len(seeds) > 1)} {' '.join(seeds)}"]
     parts += [f"{name} {value}" for name, value in first.hyper_parameters.items()
               if value is not None]
+    parts += [text for text in told if text not in parts]
     files = ", ".join(sorted({log.file for log in group}))
     return GivenRow(
-        method=first.method, backbone=first.backbone, dataset=first.dataset,
-        errors={((corruption, severity), log.seed): error
-                for log in group for corruption, severity, error, _ in log.errors},
+        method=" ".join([first.method, *told[:MANY], *["..."] * (len(told) > MANY)]),
+        backbone=first.backbone, dataset=first.dataset, errors=_errors(group),
         protocol=" · ".join([first.host, *parts]), source=f"from {first.host}, {files}",
-        mark="imported", told={
+        mark="imported", place=_place(first), wanted=frozenset(
+            (name, severity) for log in group for name, severity in log.missing),
+        told={
             "setting": first.setting, "batch_size": first.batch_size,
             "num_images": " ".join(map(str, _counts(first))),
+            "images_from": first.settings.get("images", "not told"),
             "hyper_parameters": json.dumps(first.hyper_parameters, sort_keys=True)})
 
 
+def _differences(alike: Sequence[Log]) -> list[str]:
+    """The settings in which they are not all the same."""
+    protocols: list[Mapping[str, Any]] = [_protocol(log) for log in alike]
+    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    return [name for name in names
+            if len({json.dumps(protocol.get(name)) for protocol in protocols}) > 1]
+
+
+def _errors(group: Sequence[Log]) -> dict[tuple[DomainKey, int | None], float]:
+    errors: dict[tuple[DomainKey, int | None], float] = {}
+    files: dict[tuple[DomainKey, int | None], Log] = {}
+    for log in group:
+        for corruption, severity, error, _ in log.errors:
+            place = (corruption, severity), log.seed
+            if place in errors:
+                raise UserError(
+                    f"{files[place].file} ({files[place].file_hash}) and {log.file} "
+                    f"({log.file_hash}) hold the same cell, {log.method} of {log.host} on "
+                    f"{corruption} {severity} with the same settings and seed: leave one out, or "
+                    f"delete its file in {FOLDER}/")
+            errors[place], files[place] = error, log
+    return errors
+
+
 def _counts(log: Log) -> list[int]:
-    return sorted({count for *_, count in log.errors if count is not None and count > 0})
+    return sorted({count for *_, count in log.errors if count is not None})

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tta_apm.bench.records import hash_bytes
-from tta_apm.errors import UserError
+from tta_apm.data.corruption_constants import SEVERITIES
+from tta_apm.errors import UserError, explain
+from tta_apm.names import clean_all
+
+CLEAN = "clean"
+# [corruption, severity, error as a fraction, number of images or None]
+Errors = list[tuple[str, int, float, "int | None"]]
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,14 @@ class Log:
         host: where the log comes from.
         file, file_hash: of the log.
         method, backbone: as the host names them.
+        hyper_parameters: those to show; `settings` has all.
         dataset: as ours are named.
         setting: in the host's own words, whose meaning may differ from ours.
         batch_size, seed: None where the log is silent.
-        errors: [corruption, severity, error as a fraction, number of images or None] each.
+        errors: of each domain that was run.
+        settings: all that the log says of how it was run, by dotted keys.
+        missing: corruption and severity of what the run was asked for and has no figure of.
+        ours: whether the method is one of ours, run by the host.
     """
 
     host: str
@@ -46,20 +56,34 @@ class Log:
     setting: str
     batch_size: int | None
     seed: int | None
-    errors: list[tuple[str, int, float, int | None]]
+    errors: Errors
+    settings: dict[str, Any] = field(default_factory=dict)
+    missing: list[tuple[str, int]] = field(default_factory=list)
+    ours: bool = False
 
 
 # Data sets that hosts name otherwise than we do.
 _DATASETS = {"imagenet_k": "imagenet_sketch", "cifar10": "cifar10_c", "cifar100": "cifar100_c",
              "imagenet": "imagenet_c"}
 NUM_VALIDATION = 50_000
+# Of a host's config: where a run is logged, and what tells the runs of one row apart.
+_OF_THE_RUN = {"RNG_SEED", "LOG_DEST", "LOG_TIME", "SAVE_DIR", "OUTPUT", "DESC", "CORRUPTION.TYPE",
+               "CORRUPTION.SEVERITY"}
+_OF_TTABS_RUN = {"seed", "data_names", "job_name", "job_id", "timestamp", "python_path",
+                 "main_file", "script_path", "script_class_name", "num_jobs_per_node",
+                 "num_jobs_per_script", "wait_in_seconds_per_job", "root_path", "num_cpus",
+                 "tta_apm"}
 
-_HEAD = re.compile(r"^\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\] \[[^\]]*\]: ?", re.MULTILINE)
+_HEAD = re.compile(r"^\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\] \[[^\]]*\]: ?", re.ASCII)
 _RESULT = re.compile(r"^(?:(?P<dataset>\w+) )?(?P<metric>error|accuracy) % "
                      r"\[(?P<domain>\w*?)(?P<severity>\d?)\](?:\[#samples=(?P<count>\d+)\])?: "
-                     r"(?P<value>[\d.]+)%$")
-_OF_MIXTURE = re.compile(r"^(?P<domain>\w+) +error: (?P<value>[\d.]+)%$")
+                     r"(?P<value>.*)%$", re.ASCII)
+# The host pads the name to 20 signs; "mean error: 26.17%" is none of these.
+_OF_MIXTURE = re.compile(r"^(?=.{20,} error: )(?P<domain>\w+) +error: (?P<value>.*)%$", re.ASCII)
 _OURS = re.compile(r"^tta-apm runs (?P<method>\w+) over (?P<backbone>.+?): (?P<settings>\{.*\})$")
+_CONFIG = re.compile(r"^CORRUPTION:$")
+_OF_TTAB = re.compile(r"(\w+?_c)_(deterministic|stochastic)-(\w+)-(\d)", re.ASCII)
+_MADE = {"deterministic": "files on disk", "stochastic": "made by the host on the fly"}
 
 
 def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[Log]:
@@ -70,45 +94,157 @@ def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[L
         models: of a table with a line per model, those to take; all by default.
 
     Raises:
-        UserError: if the file is none of the known kinds, or does not tell its data set.
+        UserError: if the file is none of the known kinds, does not tell its data set, or says
+            something that no run can have had.
     """
     try:
         content = file.read_bytes()
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text: {error}") from error
     of = {"file": str(file.name), "file_hash": hash_bytes(content)}
-    if file.suffix == ".csv":
-        return _robustbench(file, of, dataset, models)
-    if file.suffix == ".json":
-        return [_ttab(file, text, of, dataset)]
-    return [_text_log(file, text, of, dataset)]
+    try:
+        if file.suffix == ".csv":
+            found = _robustbench(file, of, dataset, models)
+        elif file.suffix == ".json":
+            found = [_ttab(file, text, of, dataset)]
+        else:
+            found = [_text_log(run, of, dataset) for run in _runs(file, text)]
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise UserError(f"{file} is no whole log of a kind that is known here: {explain(error)}") \
+            from error
+    return [checked(vars(log), str(file)) for log in found]
 
 
-def _text_log(file: Path, text: str, of: Mapping[str, str], dataset: str) -> Log:
-    messages = [message.strip() for message in _HEAD.split(text)]
-    lines = [line.strip() for message in messages for line in message.splitlines()]
-    results = [found for line in lines if (found := _RESULT.match(line))]
-    if not results:
+def checked(content: Mapping[str, Any], where: str) -> Log:
+    """A log whose names are clean and whose figures can be. UserError that names `where`."""
+    log = Log(**{name: clean_all(value) for name, value in content.items()})
+
+    def need(holds: bool, what: str, value: Any) -> None:
+        if not holds:
+            raise UserError(f"{where}: its {what} is {value!r}, which no run has: leave the file "
+                            "out, or mend it")
+
+    for name in ("host", "file", "file_hash", "method", "backbone", "dataset", "setting"):
+        value = getattr(log, name)
+        need(isinstance(value, str) and bool(value), name, value)
+    for name in ("hyper_parameters", "settings"):
+        need(isinstance(getattr(log, name), dict), name, getattr(log, name))
+    need(log.batch_size is None or _is_int(log.batch_size, 1), "batch size", log.batch_size)
+    need(log.seed is None or _is_int(log.seed, -(1 << 63)), "seed", log.seed)
+    need(isinstance(log.errors, list) and bool(log.errors), "list of errors", log.errors)
+    seen = set()
+    for entry in log.errors:
+        need(isinstance(entry, list) and len(entry) == 4, "domain", entry)
+        name, severity, error, count = entry
+        need(isinstance(name, str) and bool(name) and _is_int(severity, 0)
+             and severity <= max(SEVERITIES) and (name == CLEAN) == (severity == 0),
+             "domain (a corruption and a severity of 1 to 5)", [name, severity])
+        need(isinstance(error, (int, float)) and not isinstance(error, bool) and 0 <= error <= 1,
+             f"error on {name} {severity}, as a fraction,", error)
+        need(count is None or _is_int(count, 1), f"number of images of {name} {severity}", count)
+        need((name, severity) not in seen, "domain that it has twice", [name, severity])
+        seen.add((name, severity))
+    return replace(log, errors=[(name, severity, error, count)
+                                for name, severity, error, count in log.errors],
+                   missing=[(str(name), severity) for name, severity in log.missing])
+
+
+def _is_int(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run in a text log: its config, and its lines with their numbers."""
+
+    file: Path
+    config: dict[str, Any]
+    lines: list[tuple[int, str]]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of the config, {} if it is not there. UserError if it is none."""
+        content = self.config.get(name, {})
+        if not isinstance(content, dict):
+            raise UserError(f"{self.file}: {name} of its config is {content!r}, no section")
+        return content
+
+    def results(self) -> list[tuple[int, re.Match[str]]]:
+        return [(number, found) for number, line in self.lines if (found := _RESULT.match(line))]
+
+
+def _runs(file: Path, text: str) -> list[_Run]:
+    """The runs with results: each begins with the config that the host prints."""
+    lines = list(enumerate(text.split("\n"), 1))
+    starts = [place for place, (_, line) in enumerate(lines) if _HEAD.match(line)]
+    ends = [*starts[1:], len(lines)]
+    configs = [(start, end) for start, end in zip(starts, ends) if any(
+        _CONFIG.match(_bare(line)) for _, line in lines[start:end])]
+    runs = []
+    for place, (start, end) in enumerate([(0, 0), *configs]):
+        until = configs[place][0] if place < len(configs) else len(lines)
+        message = "\n".join(_HEAD.sub("", line.rstrip()) for _, line in lines[start:end])
+        run = _Run(file, _config(file, lines[start][0], message) if message else {},
+                   [(number, _bare(line)) for number, line in lines[end:until]])
+        if run.results():
+            runs.append(run)
+    if not runs:
         raise UserError(f"{file} holds no results that are known here: no line like 'cifar10_c "
                         "error % [fog5][#samples=10000]: 12.34%'")
-    cfg = _config(messages)
-    ours = next((found for line in lines if (found := _OURS.match(line))), None)
-    model, optim = cfg.get("MODEL", {}), cfg.get("OPTIM", {})
-    method = ours["method"] if ours else model.get("ADAPTATION", "not told")
+    return runs
+
+
+def _bare(line: str) -> str:
+    return _HEAD.sub("", line).strip()
+
+
+def _config(file: Path, number: int, message: str) -> dict[str, Any]:
+    """The config that a host prints as YAML."""
+    import yaml
+
+    try:
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(message))
+        content = None if aliases else yaml.safe_load(message)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: its config in line {number} is no YAML: {explain(error)}") \
+            from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: its config in line {number} is none that a host prints")
+    return content
+
+
+def _text_log(run: _Run, of: Mapping[str, Any], dataset: str) -> Log:
+    results, file = run.results(), run.file
+    first = results[0][1]
+    for number, result in results:
+        if (result["dataset"], result["metric"]) != (first["dataset"], first["metric"]):
+            raise UserError(f"{file}: lines {results[0][0]} and {number} are of two data sets or "
+                            "of two hosts: import their logs one by one")
+    said = {found[0]: found for _, line in run.lines if (found := _OURS.match(line))}
+    if len(said) > 1:
+        raise UserError(f"{file} holds runs of two methods or settings of ours, without the config "
+                        "between them: import their logs one by one")
+    ours = next(iter(said.values()), None)
+    model, optim, corruption = (run.section(name) for name in ("MODEL", "OPTIM", "CORRUPTION"))
     settings = json.loads(ours["settings"]) if ours else {
         key.lower(): optim[key] for key in ("LR", "METHOD", "STEPS") if key in optim}
     settings.pop("seed", None)
-    host = _host(results[0])
-    named = results[0]["dataset"] or cfg.get("CORRUPTION", {}).get("DATASET", "")
-    errors = _errors(results, lines, cfg.get("CORRUPTION", {}).get("NUM_EX"))
+    errors = _errors(run, results)
     return Log(
-        host=host, **of, method=method, hyper_parameters=settings,
-        backbone=ours["backbone"] if ours else str(model.get("ARCH", "not told")),
-        dataset=dataset or _our_dataset(named, errors, file),
-        setting=str(cfg.get("SETTING", "reset at each domain")),
-        batch_size=cfg.get("TEST", {}).get("BATCH_SIZE", cfg.get("BATCH_SIZE")),
-        seed=cfg.get("RNG_SEED"), errors=errors)
+        host=_host(first), **of,
+        method=ours["method"] if ours else model.get("ADAPTATION", "not told"),
+        hyper_parameters=_plain(settings),
+        backbone=ours["backbone"] if ours else model.get("ARCH", "not told"),
+        dataset=dataset or _our_dataset(first["dataset"] or corruption.get("DATASET", ""), errors,
+                                        file),
+        setting=run.config.get("SETTING", "reset at each domain"),
+        batch_size=run.section("TEST").get("BATCH_SIZE", run.config.get("BATCH_SIZE")),
+        seed=run.config.get("RNG_SEED"), errors=errors,
+        settings={name: value for name, value in _plain(run.config).items()
+                  if name not in _OF_THE_RUN},
+        missing=_missing(run, errors), ours=ours is not None)
 
 
 def _host(result: re.Match[str]) -> str:
@@ -117,45 +253,76 @@ def _host(result: re.Match[str]) -> str:
     return "online-tta" if result["metric"] == "error" else "benchmark-tta"
 
 
-def _config(messages: Iterable[str]) -> dict[str, Any]:
-    """The config that hosts print as YAML, {} if it is not there."""
-    import yaml
-
-    for message in messages:
-        if re.search(r"^CORRUPTION:$", message, re.MULTILINE):
-            try:
-                content = yaml.safe_load(message)
-            except yaml.YAMLError:
-                continue
-            if isinstance(content, dict):
-                return content
-    return {}
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections as dotted keys; what JSON has not, such as dates, as text."""
+    return dict(_flat(content, ""))
 
 
-def _errors(results: Sequence[re.Match[str]], lines: Sequence[str],
-            num_ex: int | None) -> list[tuple[str, int, float, int | None]]:
-    """Errors by domain; of a domain that was visited twice, the mean."""
-    found: dict[tuple[str, int], list[tuple[float, int | None]]] = {}
-    for result in results:
-        value = float(result["value"]) / 100
-        error = 1 - value if result["metric"] == "accuracy" else value
-        count = int(result["count"]) if result["count"] else num_ex
-        parts = [part for line in lines if (part := _OF_MIXTURE.match(line))]
-        if result["domain"] == "mixed" and parts:
-            for part in parts:
-                found.setdefault((part["domain"], int(result["severity"] or 0)), []).append(
-                    (float(part["value"]) / 100, None))
-            continue
+def _flat(content: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            plain = isinstance(value, (str, int, float, list, type(None)))
+            yield f"{before}{key}", json.loads(json.dumps(value if plain else str(value),
+                                                          default=str))
+
+
+def _errors(run: _Run, results: Sequence[tuple[int, re.Match[str]]]) -> Errors:
+    """Errors by domain; of one that a gradual run visits twice, the mean."""
+    count_of_all = run.section("CORRUPTION").get("NUM_EX")
+    gradual = "gradual" in str(run.config.get("SETTING"))
+    parts = [(number, part) for number, line in run.lines if (part := _OF_MIXTURE.match(line))]
+    found: dict[tuple[str, int], list[tuple[int, float, int | None]]] = {}
+    for number, result in results:
+        error = _fraction(run.file, number, result["value"])
+        error = 1 - error if result["metric"] == "accuracy" else error
+        count = int(result["count"]) if result["count"] else count_of_all
         severity = int(result["severity"] or 0)
+        if result["domain"] == "mixed" and parts:
+            for place, part in parts:
+                found.setdefault((part["domain"], severity), []).append(
+                    (place, _fraction(run.file, place, part["value"]), None))
+            continue
         without = result["domain"] in ("", "none")  # a corruption
-        domain = ("clean", 0) if without else (result["domain"], severity)
-        found.setdefault(domain, []).append((error, count))
-    return [(name, severity, round(sum(error for error, _ in values) / len(values), 6),
-             values[0][1]) for (name, severity), values in found.items()]
+        if not without and not severity:
+            raise UserError(f"{run.file}: line {number}: {result['domain']} has no severity, and "
+                            "no table of ours has a place for it")
+        domain = (CLEAN, 0) if without else (result["domain"], severity)
+        found.setdefault(domain, []).append(
+            (number, error, count if _is_int(count, 1) else None))
+    for (name, severity), visits in found.items():
+        if len(visits) > 1 and not gradual:
+            raise UserError(f"{run.file}: {name} {severity} stands in lines {visits[0][0]} and "
+                            f"{visits[1][0]}, and its run is not gradual: where it holds two runs, "
+                            "import their logs one by one")
+    return [(name, severity, round(sum(error for _, error, _ in visits) / len(visits), 6),
+             visits[0][2]) for (name, severity), visits in found.items()]
 
 
-def _our_dataset(named: str, errors: Sequence[tuple[str, int, float, int | None]],
-                 file: Path) -> str:
+def _fraction(file: Path, number: int, text: str) -> float:
+    """Per cent as a fraction. UserError that names the line for what is none of 0 to 100."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 0 <= float(text) <= 100:
+        raise UserError(f"{file}: line {number}: {text}% is no share of images: 0 to 100 % are")
+    return float(text) / 100
+
+
+def _missing(run: _Run, errors: Errors) -> list[tuple[str, int]]:
+    """What a run over corruptions was asked for, by its config, and did not come to."""
+    section = run.section("CORRUPTION")
+    names, severities = section.get("TYPE"), section.get("SEVERITY")
+    if not isinstance(names, list) or not isinstance(severities, list):
+        return []
+    if "gradual" in str(run.config.get("SETTING")):
+        severities = list(SEVERITIES)
+    there = {(name, severity) for name, severity, _, _ in errors}
+    if not {name for name, _ in there} <= set(map(str, names)):
+        return []  # the clean images, or a mixture that was not told apart
+    return [(str(name), severity) for severity in severities for name in names
+            if (name, severity) not in there]
+
+
+def _our_dataset(named: str, errors: Errors, file: Path) -> str:
     if not named:
         raise UserError(f"{file} does not tell its data set: give --dataset")
     dataset = _DATASETS.get(named, named)
@@ -163,34 +330,48 @@ def _our_dataset(named: str, errors: Sequence[tuple[str, int, float, int | None]
     return f"{dataset}_50k" if whole else dataset
 
 
-def _ttab(file: Path, text: str, of: Mapping[str, str], dataset: str) -> Log:
+def _ttab(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> Log:
     beside = file.with_name("arguments.json")
     try:
-        entries, arguments = json.loads(text), json.loads(beside.read_text(encoding="utf-8"))
+        entries = json.loads(text)
+        arguments = json.loads(beside.read_text(encoding="utf-8"))
         overall = [entry for entry in entries if entry.get("type") == "overall"]
-        accuracy = overall[-1]["accuracy_top1"] / 100
+        accuracy = overall[-1]["accuracy_top1"]
         domains = arguments["data_names"].split(";")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        method = arguments["model_adaptation_method"]
+        ours = arguments.get("tta_apm", {}).get(method.upper())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no whole log of ttab with {beside.name} beside it: "
                         f"{error!r}") from error
+    if len(overall) > 1:
+        raise UserError(f"{file} holds {len(overall)} runs: import their logs one by one")
+    if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) \
+            or not 0 <= accuracy <= 100:
+        raise UserError(f"{file}: accuracy_top1 {accuracy!r} is no share of images: 0 to 100 % are")
     if len(domains) > 1:
         raise UserError(f"{file} holds one accuracy over {len(domains)} domains, which no table "
                         "of ours has: run ttab once per domain")
-    found = re.fullmatch(r"(\w+?_c)_(?:deterministic|stochastic)-(\w+)-(\d)", domains[0])
-    name, corruption, severity = found.groups() if found else (domains[0], "clean", "0")
-    ours = arguments.get("tta_apm", {}).get(arguments["model_adaptation_method"].upper())
-    settings = ({key.lower(): value for key, value in ours.items()} if ours else
-                {key: arguments[key] for key in ("lr", "n_train_steps") if key in arguments})
+    found = _OF_TTAB.fullmatch(domains[0])
+    if not found and any(f"_{kind}-" in domains[0] for kind in _MADE):
+        raise UserError(f"{beside}: data_names {domains[0]!r} has no severity of 1 to 5")
+    name, made, corruption, severity = found.groups() if found else (domains[0], "", CLEAN, "0")
+    shown = ({key.lower(): value for key, value in ours.items()} if ours else
+             {key: arguments[key] for key in ("lr", "n_train_steps") if key in arguments})
     return Log(
-        host="ttab", **of, method=arguments["model_adaptation_method"], hyper_parameters=settings,
+        host="ttab", **of, method=method, hyper_parameters=_plain(shown),
         backbone=arguments.get("tta_apm_backbone") or arguments.get("model_name", "not told"),
         dataset=dataset or name,
         setting="episodic" if arguments.get("episodic") else "online",
         batch_size=arguments.get("batch_size"), seed=arguments.get("seed"),
-        errors=[(corruption, int(severity), round(1 - accuracy, 6), arguments.get("data_size"))])
+        errors=[(corruption, int(severity), round(1 - accuracy / 100, 6),
+                 arguments.get("data_size"))],
+        settings={**{key: value for key, value in _plain(arguments).items()
+                     if key.split(".")[0] not in _OF_TTABS_RUN},
+                  **({"images": _MADE[made]} if made else {})},
+        ours=ours is not None)
 
 
-def _robustbench(file: Path, of: Mapping[str, str], dataset: str,
+def _robustbench(file: Path, of: Mapping[str, Any], dataset: str,
                  models: Sequence[str]) -> list[Log]:
     try:
         frame = pd.read_csv(file, header=[0, 1], index_col=0)
@@ -199,15 +380,30 @@ def _robustbench(file: Path, of: Mapping[str, str], dataset: str,
             raise ValueError("it has no lines of accuracies")
     except (ValueError, IndexError) as error:
         raise UserError(f"{file} is no unaggregated_results.csv of robustbench: {error}") from error
+    names = [str(name) for name in frame.index]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{file} has model {twice[0]!r} in {names.count(twice[0])} lines: take out "
+                        "all but one")
     parts = [part for part in file.resolve().parts if part in ("cifar10", "cifar100", "imagenet")]
     if not dataset and not parts:
         raise UserError(f"{file} does not tell its data set: give --dataset, or leave the file in "
                         "robustbench's folders model_info/DATASET/corruptions")
-    unknown = [name for name in models if name not in frame.index]
+    unknown = [name for name in models if name not in names]
     if unknown:
-        raise UserError(f"{file} has no model {unknown[0]!r}; it has {', '.join(frame.index)}")
-    return [Log(host="robustbench", **of, method="source", hyper_parameters={}, backbone=str(name),
+        raise UserError(f"{file} has no model {unknown[0]!r}; it has {', '.join(names)}")
+    chosen = [(name, values) for name, values in zip(names, frame.to_numpy())
+              if not models or name in models]
+    for name, values in chosen:
+        for column, accuracy in zip(columns, values):
+            if not 0 <= accuracy <= 1:
+                raise UserError(f"{file}: the line of {name} has {accuracy} for "
+                                f"{' '.join(map(str, column))}: accuracies are of 0 to 1 there")
+    return [Log(host="robustbench", **of, method=name, hyper_parameters={}, backbone=name,
                 dataset=dataset or _DATASETS[parts[-1]], setting="no adaptation", batch_size=None,
-                seed=None, errors=[(*column, round(1 - accuracy, 6), None)
+                seed=None, errors=[(*column, round(1 - float(accuracy), 6), None)
                                    for column, accuracy in zip(columns, values)])
-            for name, values in zip(frame.index, frame.to_numpy()) if not models or name in models]
+            for name, values in chosen]
+
+
+FIELDS = tuple(each.name for each in fields(Log))

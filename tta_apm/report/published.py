@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tta_apm.report.blocks import CLEAN_KEY, Block
-from tta_apm.report.given import GivenRow, add_given
+from tta_apm.report.given import GivenRow, with_rows
 from tta_apm.report.results import DomainKey
 
 FOLDER = Path(__file__).parent / "published"
@@ -47,13 +47,12 @@ CORRUPTED = {
 }
 
 
-def add_published(blocks: Sequence[Block], metric: str) -> list[Block]:
+def add_published(blocks: Sequence[Block]) -> list[Block]:
     """The blocks with the paper's rows below ours, marked as published, where it has such a table.
 
     Each APM row is followed by its teacher's.
     """
-    return [with_rows for block in blocks
-            for with_rows in add_given([block], _rows(block), metric)]
+    return [with_rows(block, _rows(block)) for block in blocks]
 
 
 def _rows(block: Block) -> list[GivenRow]:

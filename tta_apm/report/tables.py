@@ -53,7 +53,7 @@ def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> T
     rows = _rows(folder, required=not given)
     blocks = add_given(make_blocks(rows, metric=metric), given, metric)
     if published or saved.get("PUBLISHED") is True:
-        blocks = add_published(blocks, metric)
+        blocks = add_published(blocks)
     files = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
              "table.tex": render.latex(blocks)}
     texts = [render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)]
