@@ -14,11 +14,13 @@ import pytest
 
 import tta_apm.apm
 import tta_apm_baselines
+from tta_apm.errors import UserError
 from tta_apm.method import Method
 from tta_apm.registry import DATASETS, METHODS, Registry
 
 STRANGER = """
 from tta_apm import method
+from tta_apm.errors import UserError
 from tta_apm.method import Method
 
 class Parent(Method):
@@ -81,6 +83,29 @@ def test_what_a_class_inherits_counts(registry, name, gain, needs, scope, surviv
     assert (signature.defaults, signature.needs, signature.scope) == ({"gain": gain}, needs, scope)
     assert survives is None or signature.attributes.get("survives", "") == survives
     assert ("stranger_classes" in sys.modules) == imported
+
+
+@pytest.mark.parametrize("text, told", [
+    ("1/0", "ZeroDivisionError: division by zero"), ("def f(:", "SyntaxError: "),
+    ("import sys\nsys.exit(3)", "SystemExit: 3"), ("", "AttributeError: "),
+    ("raise GeneratorExit", "GeneratorExit: no message"), ("Mine = 5", "'mine' is no class: 5"),
+    ("\xff".encode("latin-1"), "SyntaxError: ")])
+@pytest.mark.parametrize("in_package", [False, True])
+def test_whatever_a_package_of_others_raises_is_a_sentence(
+        tmp_path, monkeypatch, text, told, in_package):
+    text = text if isinstance(text, bytes) else text.encode()
+    name = f"stranger_{abs(hash((text, in_package)))}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_bytes(text if in_package else b"")
+    (tmp_path / name / "mine.py").write_bytes(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("some.group", "method")
+    registry._entry_points = {"mine": EntryPoint("mine", f"{name}.mine:Mine", "some.group")}
+    with pytest.raises(UserError) as caught:
+        registry.signature("mine")
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    if "Error:" in told and text:
+        assert name in str(caught.value).split("does not load")[1]
 
 
 def test_every_method_that_we_wrote_is_registered_and_no_other():

@@ -289,6 +289,27 @@ def test_whatever_a_plugin_raises_is_a_sentence_with_the_place(write, refused, t
     assert message.format(file=plugin) in told
 
 
+@pytest.mark.parametrize("name, told", [
+    ("clip", "would share the section CLIP with a key of all configs"),
+    ("Tent", "would share the section TENT with method 'tent'"),
+    ("a b", "one word, not 'a b'"), ("", "one word, not ''")])
+def test_a_name_that_cannot_have_a_section_is_told(write, refused, name, told):
+    plugin = write(f"""\
+from tta_apm.method import Method, register
+@register({name!r})
+class Mine(Method):
+    needs = "clip"
+    scope = "image"
+    def __init__(self, backbone, *, gain: float = 1.0):
+        super().__init__()
+    forward = reset = None
+""", "named.py")
+    assert told in refused(f"PLUGINS: [{plugin}]", "METHODS", f"[{name or 'source'}]")
+    if name == "clip":  # installed, not used: the key of all configs stays what it is
+        cfg = config.load(write(f"PLUGINS: [{plugin}]\nCLIP: {{MODEL: x}}"))
+        assert cfg.CLIP.MODEL == "x" and "WEIGHTS" in cfg.CLIP
+
+
 @pytest.mark.parametrize("default, told", [
     ("torch.zeros(3)", "of type Tensor"), ("Path('x')", "of type PosixPath"),
     ("[1, torch.zeros(1)]", "of type list"), ("float('inf')", "no finite number"),

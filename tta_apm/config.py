@@ -247,8 +247,17 @@ def _methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     for where, layer in layers:
         if "METHODS" in layer:
             entries += convert(layer["METHODS"], CORE_TYPES["METHODS"], f"{where}: METHODS")
-    wanted |= {word.upper() for entry in entries for word in entry.split()[:1]}
-    return [name for name in METHODS.names() if name.upper() in wanted]
+    asked = {word for entry in entries for word in entry.split()[:1]}
+    wanted |= {name.upper() for name in asked}
+    names = METHODS.names()
+    for name in asked.intersection(names):
+        section = name.upper()
+        rivals = [other for other in names if other.upper() == section and other != name]
+        if section in CORE or rivals:
+            raise UserError(f"method {name!r} would share the section {section} with "
+                            f"{f'method {rivals[0]!r}' if rivals else 'a key of all configs'}: "
+                            "give it another name")
+    return [name for name in names if name.upper() in wanted and name.upper() not in CORE]
 
 
 def _section(name: str) -> dict[str, Any]:

@@ -6,11 +6,15 @@ import difflib
 import errno
 import math
 import re
+import traceback
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 # A longer list of known names helps nobody.
 MANY_NAMES = 30
 NO_MESSAGE = "no message"
+# Folders and files whose lines only lead to the code that raised.
+OURS = frozenset({"importlib", "plugins.py", "registry.py"})
 # Of an error's text: a library may list thousands of names.
 LONGEST = 1500
 # What a library may advise and we do not: it lets a file run code.
@@ -79,6 +83,17 @@ def text_of(error: BaseException) -> str:
         raise
     except BaseException:
         return "its message cannot be shown"
+
+
+def raised_at(error: BaseException, file: Path | None = None) -> str:
+    """The place of an error in code of others, in brackets: the last line in `file`, or of all."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if not frame.filename.startswith("<") and not OURS & {*Path(frame.filename).parts}]
+    own = [frame for frame in frames if file and frame.filename == str(file.resolve())]
+    return next((f" ({frame.filename}, line {frame.lineno})"
+                 for frame in [*reversed(own), *reversed(frames)]), "")
 
 
 def beyond_the_machine(error: BaseException) -> str | None:

@@ -9,10 +9,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 
-from tta_apm.errors import UserError, text_of
+from tta_apm.errors import UserError, raised_at, text_of
 
 
 def import_plugin(plugin: str) -> None:
@@ -33,7 +32,7 @@ def import_plugin(plugin: str) -> None:
         raise
     except BaseException as error:  # SystemExit, too: a plugin does not end the command
         raise UserError(f"PLUGINS: {plugin!r} cannot be imported: {type(error).__name__}: "
-                        f"{text_of(error)}{_place(error, file)}") from error
+                        f"{text_of(error)}{raised_at(error, file)}") from error
 
 
 def _import_file(path: Path) -> None:
@@ -51,15 +50,3 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
-
-
-def _place(error: BaseException, file: Path | None) -> str:
-    """Where it was raised: the last line of the plugin's own, or of whatever was imported."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}, line {error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-              if not frame.filename.startswith("<") and frame.filename != __file__
-              and "importlib" not in Path(frame.filename).parts]
-    own = [frame for frame in frames if file and frame.filename == str(file.resolve())]
-    return next((f" ({frame.filename}, line {frame.lineno})"
-                 for frame in [*reversed(own), *reversed(frames)]), "")

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, nearest, raised_at, text_of
 from tta_apm.names import clean
 
 T = TypeVar("T")
@@ -82,6 +82,8 @@ class Registry:
                              "seen make one")
 
         def add(cls: T) -> T:
+            if name.split() != [name]:
+                raise ValueError(f"the name of a {self.noun} is one word, not {name!r}")
             if name in self._registered or name in self._entry_points:
                 raise ValueError(f"there is a {self.noun} {name!r} already")
             self._registered[name] = cls
@@ -104,8 +106,11 @@ class Registry:
         point = self._entry_points[name]
         try:
             return point.load()
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: {error}") \
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, too: a package of others ends no command
+            raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: "
+                            f"{type(error).__name__}: {text_of(error)}{raised_at(error)}") \
                 from error
 
     def _known(self, name: str) -> str | None:
@@ -129,7 +134,10 @@ class Registry:
             signature = _read_signature(self._entry_points[name])
             if signature is not None:
                 return signature
-        return _inspect_signature(self.load(name))
+        cls = self.load(name)
+        if not inspect.isclass(cls):
+            raise UserError(f"{self.noun} {name!r} is no class: {cls!r}")
+        return _inspect_signature(cls)
 
 
 @cache
@@ -138,13 +146,16 @@ def _read_signature(point: EntryPoint) -> Signature | None:
     module, _, qualified_name = point.value.partition(":")
     try:
         spec = importlib.util.find_spec(module)
-    except ImportError:
+    except (Exception, SystemExit, GeneratorExit):  # of packages around it: `load` will tell
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     source = Path(spec.origin)
-    classes = {node.name: node for node in ast.parse(source.read_bytes()).body
-               if isinstance(node, ast.ClassDef)}
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     node = classes.get(qualified_name.strip())
     if node is None:
         return None
@@ -157,7 +168,7 @@ def _read_signature(point: EntryPoint) -> Signature | None:
                     for argument, default in zip(constructor.args.kwonlyargs,
                                                  constructor.args.kw_defaults)
                     if default is not None}
-    except ValueError:  # a default that is an expression
+    except (TypeError, ValueError):  # a default that is an expression
         return None
     if len(defaults) < len(constructor.args.kwonlyargs):
         return None
@@ -167,7 +178,7 @@ def _read_signature(point: EntryPoint) -> Signature | None:
         if isinstance(target, ast.Name) and isinstance(item, (ast.Assign, ast.AnnAssign)):
             try:
                 value = ast.literal_eval(item.value)  # type: ignore[arg-type]
-            except ValueError:
+            except (TypeError, ValueError):
                 continue
             if isinstance(value, PLAIN):
                 attributes[target.id] = value
