@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tta_apm import cli
+from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.registry import DATASETS, METHODS
 from tta_apm.report import leaderboards
 from tta_apm.report.robustbench_entry import ALEXNET, DOMAINS
@@ -107,9 +108,38 @@ def test_robustbench_is_refused_what_it_does_not_hold(whole, write, tmp_path, ca
     whole("cifar10_c", 10, lambda corruption, severity: 0.5, leave=[("fog", 2), ("snow", 4)])
     assert "lacks 2 of RobustBench's 75 domains and the clean images (fog 2, snow 4)" in said()
     write("fog", 2, 5), write("snow", 4, 5)
-    assert "is over 10 images per domain, RobustBench's cifar10 over 10000" in said()
+    assert "is over 10 images per domain, RobustBench's cifar10_c over 10000" in said()
     assert "--name NameYearWord" in said("--name", "../evil")
     assert "did you mean 'tent'?" in said("--row", "tend")
+
+
+def test_robustbench_never_replaces_the_entry_of_somebody_else(whole, tmp_path, capsys):
+    whole("cifar10_c", 10_000, lambda corruption, severity: 0.5)
+    folder = tmp_path / "model_info/cifar10/corruptions"
+    folder.mkdir(parents=True)
+    table = folder / "unaggregated_results.csv"
+    lines = pd.DataFrame([np.full(75, 0.25)] * 2, index=["Standard", "Other"],
+                         columns=pd.MultiIndex.from_tuples(DOMAINS)).to_csv()
+    table.write_text(lines)
+    (folder / "Standard.json").write_text(json.dumps({"name": "Standard", "footnote": "theirs"}))
+    for name, said in (("Standard", f"{folder / 'Standard.json'} is an entry of somebody else"),
+                       ("standard", "is an entry of somebody else, or under other letters"),
+                       ("Other", f"{table} has a line Other that comes from somebody else")):
+        assert robustbench(tmp_path, "--name", name) == 2
+        assert said in capsys.readouterr().err
+    assert table.read_text() == lines and len(list(folder.iterdir())) == 2
+    assert robustbench(tmp_path) == robustbench(tmp_path) == 0  # ours replaces itself
+    assert ("Row tent: official CIFAR-10-C, 10000 images per domain, 15 corruptions at severities "
+            "1 2 3 4 5, seed 0.") in capsys.readouterr().out
+    info = json.loads((folder / "Wang2021Tent.json").read_text())
+    assert "official CIFAR-10-C, 10000 images per domain" in info["footnote"]
+
+
+def test_robustbench_takes_no_row_whose_name_two_have(whole, write, tmp_path, capsys):
+    whole("cifar10_c", 10_000, lambda corruption, severity: 0.5)
+    write(setting="continual")
+    assert robustbench(tmp_path) == 2
+    assert "2 rows are called so" in capsys.readouterr().err
 
 
 def test_robustbench_is_refused_images_that_are_not_the_published_ones(whole, tmp_path, capsys):
@@ -126,13 +156,21 @@ def test_robustbench_has_no_board_for_digits(write, tmp_path, capsys):
     assert "no leaderboard for digits_c" in capsys.readouterr().err
 
 
-def test_benchmark_md_has_a_line_per_backbone(write, tmp_path, capsys):
-    write("fog", 5, 7), write("snow", 5, 5), write("fog", 3, 1)
-    write("fog", 5, 6, row="source"), write("snow", 5, 4, row="source")
-    write("fog", 5, 9, row="norm", backbone="other"), write("snow", 5, 9, row="norm",
-                                                            backbone="other")
-    for seed, right in enumerate((2, 4, 6)):
-        write("fog", 5, right, row="apm", seed=seed, setting="continual", order="dirichlet 0.1")
+@pytest.fixture
+def benchmark(write):
+    """Write what benchmark.md asks for: right in `share` of the images of each corruption."""
+    def write_all(share, leave=(), num_images=10_000, **fields):
+        for corruption in CORRUPTIONS:
+            if corruption not in leave:
+                write(corruption, 5, round(share * num_images), num_images, **fields)
+    return write_all
+
+
+def test_benchmark_md_has_a_line_per_backbone(benchmark, write, tmp_path, capsys):
+    benchmark(0.6), write("fog", 3, 1, 10_000)
+    benchmark(0.5, row="source"), benchmark(0.9, row="norm", backbone="other")
+    for seed, share in enumerate((0.2, 0.4, 0.6)):
+        benchmark(share, row="apm", seed=seed, setting="continual", order="dirichlet 0.1")
     assert export(tmp_path, "online-tta") == 0
     assert capsys.readouterr().out == """\
 ## Correlated
@@ -140,7 +178,9 @@ def test_benchmark_md_has_a_line_per_backbone(write, tmp_path, capsys):
 #### CIFAR10-C
 | Architecture | APM |
 | --- | --- |
-| net | - |
+| net | **60.0**&plusmn;20 |
+
+Images: official CIFAR-10-C, 10000 per domain, the 15 corruptions, severity 5, seeds 0 1 2.
 
 ## Reset each shift
 
@@ -149,18 +189,51 @@ def test_benchmark_md_has_a_line_per_backbone(write, tmp_path, capsys):
 | --- | --- | --- | --- |
 | net | 50.0 | **40.0** | - |
 | other | - | - | **10.0** |
+
+Images: official CIFAR-10-C, 10000 per domain, the 15 corruptions, severity 5, seeds 0.
 """
 
 
-def test_benchmark_md_gives_the_std_over_seeds(write, tmp_path, capsys):
-    for seed, right in enumerate((2, 4, 6)):
-        write("fog", 5, right, seed=seed, setting="continual")
+@pytest.mark.parametrize("change, said", [
+    ({"images_from": "cifar10, corrupted on the fly"},
+     "row 'tent' is not on the published images but on cifar10, corrupted on the fly"),
+    ({"num_images": 300},
+     "is over 300 images per domain, benchmark.md's cifar10_c over 10000"),
+    ({"leave": ("fog", "snow")},
+     "lacks 2 of benchmark.md's 15 corruptions at severity 5 (fog 5, snow 5)"),
+    ({"dataset": "digits_c"}, "benchmark.md has no table for digits_c"),
+    ({"dataset": "imagenet_c_50k"}, "benchmark.md has no table for imagenet_c_50k"),
+])
+def test_benchmark_md_is_refused_what_it_is_not_about(benchmark, tmp_path, capsys, change, said):
+    benchmark(0.5, **change)
+    assert export(tmp_path, "online-tta") == 2
+    told = capsys.readouterr()
+    assert said in told.err and not told.out
+
+
+def test_benchmark_md_is_refused_a_row_without_all_of_its_seeds(
+        benchmark, write_config, tmp_path, capsys):
+    benchmark(0.5, seed=1)
+    write_config(DATASET="cifar10_c", CORRUPTIONS=list(CORRUPTIONS), SEEDS=[1, 2])
+    assert export(tmp_path, "online-tta") == 2
+    assert "lacks 15 of benchmark.md's 15 corruptions" in capsys.readouterr().err
+
+
+def test_benchmark_md_is_refused_a_corruption_that_it_has_not(benchmark, write, tmp_path, capsys):
+    benchmark(0.5), write("blobs", 5, 5, 10_000)
+    assert export(tmp_path, "online-tta") == 2
+    assert "benchmark.md has no corruption blobs" in capsys.readouterr().err
+
+
+def test_a_method_of_the_host_goes_back_under_its_own_name(benchmark, tmp_path, capsys):
+    for row, name in (("online_tta", "cotta"), ("online_tta NAME roid CFG a|b.yaml", "roid")):
+        benchmark(0.5, row=row, hyper_parameters={"name": name, "cfg": ""})
     assert export(tmp_path, "online-tta") == 0
-    assert "| net | **60.0**&plusmn;20 |" in capsys.readouterr().out
+    assert r"| Architecture | CoTTA | ROID CFG a\|b.yaml |" in capsys.readouterr().out
 
 
-def test_two_rows_never_share_a_place(write, tmp_path, capsys):
-    write(), write(hyper_parameters={"lr": 0.2}, seed=1)
+def test_two_rows_never_share_a_place(benchmark, tmp_path, capsys):
+    benchmark(0.5), benchmark(0.5, hyper_parameters={"lr": 0.2}, seed=1)
     assert export(tmp_path, "online-tta") == 2
     assert "two rows would be TENT of net on cifar10_c" in capsys.readouterr().err
 

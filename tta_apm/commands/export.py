@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.report.leaderboards import FORMATS, robustbench
+from tta_apm.report.leaderboards import FORMATS, find_row, robustbench
 from tta_apm.report.results import load_rows
+from tta_apm.report.robustbench_entry import conditions
 from tta_apm.writing import write_aside
 
 
@@ -20,6 +21,8 @@ def main(words: Sequence[str]) -> int:
                                 folder=options.to or Path("model_info"),
                                 additional_data=options.additional_data):
             print(path)
+        row = find_row(rows, options.row)
+        print(f"Row {options.row}: {conditions(row)}.")
         print("This is RobustBench's format, not an entry: its rules take no defence with an "
               "optimisation loop.")
         return 0

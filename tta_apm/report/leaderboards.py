@@ -8,25 +8,36 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tta_apm.data.corruption_constants import CORRUPTIONS
 from tta_apm.errors import UserError, nearest
-from tta_apm.report import render, robustbench_entry
-from tta_apm.report.blocks import Block, make_blocks
-from tta_apm.report.results import Rows
+from tta_apm.report import render, robustbench_entry, wording
+from tta_apm.report.blocks import CLEAN_KEY, Block, make_blocks
+from tta_apm.report.official import require
+from tta_apm.report.results import Rows, TableRow
+from tta_apm.values import split
 
 CITATIONS = Path(__file__).with_name("citations.bib")
 # As benchmark.md writes them; what it has not keeps our name.
 SETTINGS = {"continual": "Continual", "mixed_domains": "Mixed domains",
             "reset_each_domain": "Reset each shift", "gradual": "Gradual"}
-DATASETS = {"cifar10_c": "CIFAR10-C", "cifar100_c": "CIFAR100-C", "imagenet_c": "ImageNet-C",
-            "imagenet_c_50k": "ImageNet-C", "imagenet_r": "ImageNet-R", "imagenet_a": "ImageNet-A",
-            "imagenet_sketch": "ImageNet-Sketch", "imagenet_v2": "ImageNet-V2"}
-METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1"}
+# Its data sets, each with the images that a figure there is over, per domain.
+DATASETS = {"cifar10_c": ("CIFAR10-C", 10_000), "cifar100_c": ("CIFAR100-C", 10_000),
+            "imagenet_c": ("ImageNet-C", 5_000), "imagenet_r": ("ImageNet-R", 30_000),
+            "imagenet_sketch": ("ImageNet-Sketch", 50_889)}
+METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1", "cotta": "CoTTA",
+           "rotta": "RoTTA", "adacontrast": "AdaCont.", "norm_test": "BN-1"}
+# Methods that run one of a host's, and the key that has its name there.
+ADAPTERS = {"online_tta": "name"}
+SEVERITY = "5"
+# Those of its data sets whose domains are corruptions.
+CORRUPTED = {"cifar10_c", "cifar100_c", "imagenet_c"}
 
 
 def csv_table(rows: Rows) -> str:
@@ -46,12 +57,16 @@ def online_tta(rows: Rows) -> str:
     bold, and ± gives the standard deviation over seeds.
 
     Raises:
-        UserError: if nothing is at severity 5, or two rows would share a place.
+        UserError: if nothing is at severity 5, two rows would share a place, or a row is not what
+            benchmark.md is about: the published images, all of them, under all corruptions.
     """
     tables: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    blocks = [block for block in make_blocks(rows) if block.severity in ("0", "5")]
+    notes: dict[tuple[str, str], list[str]] = {}
+    blocks = [block for block in make_blocks(rows) if block.severity in ("0", SEVERITY)]
     for block in blocks:
-        for line in block.frame.to_dict("records"):
+        for line, row in zip(block.frame.to_dict("records"), rows.of(block.dataset)):
+            _require(row, block)
+            notes.setdefault((_setting(line), block.dataset), []).append(_conditions(line, block))
             place = tables.setdefault((_setting(line), block.dataset), {}).setdefault(
                 str(line["backbone"]), {})
             column = _column(line)
@@ -65,7 +80,8 @@ def online_tta(rows: Rows) -> str:
     for (setting, dataset), lines in sorted(tables.items()):
         parts += [f"## {setting}"] if setting != last else []
         last = setting
-        parts += [f"#### {DATASETS.get(dataset, dataset)}\n{_pipe_table(lines)}"]
+        parts += [f"#### {DATASETS[dataset][0]}\n{_pipe_table(lines)}",
+                  "\n".join(dict.fromkeys(notes[setting, dataset]))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,12 +99,42 @@ def _setting(line: Mapping[str, Any]) -> str:
     setting = SETTINGS.get(line["setting"], str(line["setting"]))
     if line["order"] == "shuffled":
         return setting
-    return "Correlated" if setting == "Continual" else f"{setting} correlated"
+    return "Correlated" if setting == "Continual" else f"{setting}, correlated"
+
+
+def _require(row: TableRow, block: Block) -> None:
+    """Raise UserError for a row that benchmark.md is not about."""
+    record = row.protocol
+    if record.dataset not in DATASETS:
+        raise UserError(f"benchmark.md has no table for {record.dataset}: it has them for "
+                        f"{', '.join(DATASETS)}; export it from a folder of its own")
+    more = set(block.columns) - {*CORRUPTIONS, *CLEAN_KEY[:1]}
+    if more:
+        raise UserError(f"benchmark.md has no corruption {sorted(more)[0]}: export from a folder "
+                        "without it")
+    corrupted = record.dataset in CORRUPTED
+    domains = [(name, int(SEVERITY)) for name in CORRUPTIONS] if corrupted else [CLEAN_KEY]
+    require(row, "benchmark.md", domains,
+            f"{len(CORRUPTIONS)} corruptions at severity {SEVERITY}" if corrupted else "images",
+            DATASETS[record.dataset][1],
+            f"run it with SEVERITY [{SEVERITY if corrupted else 0}] and all CORRUPTIONS")
+
+
+def _conditions(line: Mapping[str, Any], block: Block) -> str:
+    return (f"Images: {line['images_from']}, {line['num_images']} per domain, "
+            f"{wording.corruptions(block.columns)}, severity {block.severity}, seeds "
+            f"{line['seeds']}.")
 
 
 def _column(line: Mapping[str, Any]) -> str:
-    method, _, variant = str(line["method"]).partition(" ")
-    return f"{METHODS.get(method, method.upper())} {variant}".strip()
+    """What benchmark.md calls a method; a host's own goes by its own name."""
+    method, *pairs = split(str(line["method"]), " ")
+    key = ADAPTERS.get(method)
+    if key:
+        method = str(json.loads(line["hyper_parameters"]).get(key, method))
+        pairs = [word for place in range(0, len(pairs), 2) for word in pairs[place:place + 2]
+                 if pairs[place].lower() != key]
+    return " ".join([METHODS.get(method, method.upper()), *pairs])
 
 
 def _figure(line: Mapping[str, Any], block: Block) -> str:
@@ -103,11 +149,13 @@ def _figure(line: Mapping[str, Any], block: Block) -> str:
 def _pipe_table(lines: Mapping[str, Mapping[str, str]]) -> str:
     """A line per backbone, a column per method."""
     columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
-    table = [["Architecture", *columns], ["---"] * (1 + len(columns))]
+    table = [["Architecture", *map(render.escape_markdown, columns)],
+             ["---"] * (1 + len(columns))]
     for backbone, cells in lines.items():
         best = min((cell.partition("&")[0] for cell in cells.values() if cell != "-"),
                    key=float, default="-")
-        table.append([backbone, *(_bold(cells.get(column, "-"), best) for column in columns)])
+        table.append([render.escape_markdown(backbone),
+                      *(_bold(cells.get(column, "-"), best) for column in columns)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
@@ -128,13 +176,10 @@ def robustbench(rows: Rows, *, row: str, name: str, folder: Path,
     Raises:
         UserError: for an unknown row, a name of other characters, or a row that is not whole.
     """
-    by_text = {each.protocol.row: each for each in rows}
-    if row not in by_text:
-        raise UserError(f"--row {row!r}: {nearest(row, by_text)}")
+    chosen = find_row(rows, row)
     if not name or not re.fullmatch(r"\w+", name):
         raise UserError("--name NameYearWord of letters and digits, such as Modi2024Asynchronous, "
                         "is what RobustBench calls a model")
-    chosen = by_text[row]
     paper = next((found for _, found in _citations() if chosen.protocol.method in _keywords(found)),
                  {"title": row, "author": "", "url": "", "year": ""})
     venue = f"{paper.get('booktitle', paper.get('journal', ''))} {paper['year']}".strip()
@@ -142,6 +187,17 @@ def robustbench(rows: Rows, *, row: str, name: str, folder: Path,
         chosen, name, {"title": paper["title"], "author": _names(paper["author"]),
                        "venue": venue, "link": paper["url"]},
         folder, additional_data=additional_data)
+
+
+def find_row(rows: Rows, text: str) -> TableRow:
+    """The row that METHODS names `text`. UserError if there is none, or more than one."""
+    found = [row for row in rows if row.protocol.row == text]
+    if not found:
+        raise UserError(f"--row {text!r}: {nearest(text, {row.protocol.row for row in rows})}")
+    if len(found) > 1:
+        raise UserError(f"--row {text!r}: {len(found)} rows are called so, which differ in their "
+                        "setting, data set or images: export from a folder with one of them")
+    return found[0]
 
 
 def _citations() -> list[tuple[str, dict[str, str]]]:

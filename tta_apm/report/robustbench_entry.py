@@ -18,6 +18,7 @@ import pandas as pd
 from tta_apm.data.corruption_constants import SEVERITIES
 from tta_apm.errors import UserError
 from tta_apm.report.blocks import CLEAN_KEY
+from tta_apm.report.official import require
 from tta_apm.report.results import TableRow
 from tta_apm.writing import write_aside
 
@@ -30,6 +31,7 @@ ALEXNET = {
     "contrast": 0.85432, "jpeg_compression": 0.60680, "elastic_transform": 0.64804,
 }
 DOMAINS = [(name, severity) for name in ALEXNET for severity in SEVERITIES]
+OURS = "Measured with tta-apm."  # the end of the footnote of each entry of ours
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ def write_entry(row: TableRow, name: str, paper: Mapping[str, str], folder: Path
         The two files.
 
     Raises:
-        UserError: if the results are not all that RobustBench's format holds; nothing is written.
+        UserError: if the results are not all that RobustBench's format holds, or `name` is
+            somebody else's; nothing is written.
     """
     board = check(row)
     inside = folder / board.name / "corruptions"
     files = inside / f"{name}.json", inside / "unaggregated_results.csv"
+    _keep_others(inside, name, files[1])
     table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
     text = json.dumps(model_info(row, board, paper, additional_data), indent=2)
     write_aside(files[1], table.to_csv().encode())
@@ -79,22 +83,9 @@ def check(row: TableRow) -> Board:
         raise UserError(f"RobustBench has no leaderboard for {record.dataset}: it has them for "
                         f"{', '.join(BOARDS)}")
     board = BOARDS[record.dataset]
-    missing = sorted({f"{name} {severity}" if severity else name
-                      for name, severity in row.missing([*DOMAINS, CLEAN_KEY])})
-    if missing:
-        raise UserError(f"row {record.row!r} lacks {len(missing)} of RobustBench's {len(DOMAINS)} "
-                        f"domains and the clean images ({', '.join(missing[:5])}"
-                        f"{', ...' * (len(missing) > 5)}): run it with SEVERITY [0,1,2,3,4,5] and "
-                        "all CORRUPTIONS")
-    if record.num_images != board.num_images:
-        raise UserError(f"row {record.row!r} is over {record.num_images} images per domain, "
-                        f"RobustBench's {board.name} over {board.num_images}: run it with "
-                        "NUM_IMAGES -1")
-    strangers = {result.record.images_from for result in row.within(DOMAINS)
-                 if not result.record.images_from.startswith("official")}
-    if strangers:
-        raise UserError(f"row {record.row!r} is not on the published images but on "
-                        f"{sorted(strangers)[0]}: put those into DATA_DIR and run it again")
+    require(row, "RobustBench", [*DOMAINS, CLEAN_KEY],
+            f"{len(DOMAINS)} domains and the clean images", board.num_images,
+            "run it with SEVERITY [0,1,2,3,4,5] and all CORRUPTIONS")
     return board
 
 
@@ -115,12 +106,41 @@ def model_info(row: TableRow, board: Board, paper: Mapping[str, str],
         "eps": None, "clean_acc": _percent(accuracy(row, CLEAN_KEY)), "reported": "",
         "corruptions_acc": _percent(1 - float(np.mean(list(errors.values())))),
         "footnote": f"Adapts at test time: {record.method} ({settings}), {record.setting}, "
-                    f"batches of {record.batch_size}. Measured with tta-apm.",
+                    f"batches of {record.batch_size}; {conditions(row)}. {OURS}",
     }
     if board.has_mce:
         info["corruptions_mce"] = _percent(float(np.mean([
             error / ALEXNET[name] for name, error in errors.items()])))
     return info
+
+
+def conditions(row: TableRow) -> str:
+    """On what images its figures are."""
+    sources = sorted({result.record.images_from for result in row.within(DOMAINS)})
+    return (f"{'; '.join(sources)}, {row.protocol.num_images} images per domain, "
+            f"{len(ALEXNET)} corruptions at severities {' '.join(map(str, SEVERITIES))}, "
+            f"seed{'s' * (len(row.seeds) > 1)} {' '.join(map(str, row.seeds))}")
+
+
+def _keep_others(folder: Path, name: str, table: Path) -> None:
+    """Raise UserError if `name` is somebody else's model there, on any file system."""
+    for file in sorted(folder.glob("*.json")):
+        if file.stem.lower() == name.lower():
+            if file.stem == name and _is_ours(file):
+                return
+            raise UserError(f"{file} is an entry of somebody else, or under other letters: give "
+                            "--name another name")
+    if name in _read(table).index:
+        raise UserError(f"{table} has a line {name} that comes from somebody else: give --name "
+                        "another name")
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        footnote = json.loads(file.read_text(encoding="utf-8"))["footnote"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return isinstance(footnote, str) and footnote.endswith(OURS)
 
 
 def accuracy(row: TableRow, domain: tuple[str, int]) -> float:
@@ -132,13 +152,19 @@ def _with_line(file: Path, name: str, values: Sequence[float]) -> pd.DataFrame:
     """The table of `file`, if it is there, with the model's line in it."""
     line = pd.DataFrame([[round(value, 6) for value in values]], index=[name],
                         columns=pd.MultiIndex.from_tuples(DOMAINS))
+    known = _read(file).drop(index=name, errors="ignore")
+    return line if known.empty else pd.concat([known, line])
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """The table of `file`, empty if it is not there."""
     if not file.is_file():
-        return line
+        return pd.DataFrame()
     try:
         known = pd.read_csv(file, header=[0, 1], index_col=0)
         known.columns = pd.MultiIndex.from_tuples(
             [(corruption, int(severity)) for corruption, severity in known.columns])
-        return pd.concat([known.drop(index=name, errors="ignore")[DOMAINS], line])
+        return known[DOMAINS]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no unaggregated_results.csv of robustbench: {error}") from error
 

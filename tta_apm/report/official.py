@@ -1,0 +1,37 @@
+"""Official: whether a row is on the images that a leaderboard is about. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tta_apm.errors import UserError
+from tta_apm.report.results import DomainKey, TableRow
+
+OFFICIAL = "official"  # how descriptions of published files begin
+
+
+def require(row: TableRow, board: str, domains: Sequence[DomainKey], what: str, num_images: int,
+            advice: str) -> None:
+    """Raise UserError unless a row has all `domains`, whole and on the published images.
+
+    Args:
+        board: the leaderboard's name, for the sentence.
+        what: the domains in words.
+        num_images: per domain, on the leaderboard.
+        advice: how to run what is missing.
+    """
+    record = row.protocol
+    missing = sorted({f"{name} {severity}" if severity else name
+                      for name, severity in row.missing(domains)})
+    if missing:
+        raise UserError(f"row {record.row!r} lacks {len(missing)} of {board}'s {what} "
+                        f"({', '.join(missing[:5])}{', ...' * (len(missing) > 5)}): {advice}")
+    if record.num_images != num_images:
+        raise UserError(f"row {record.row!r} is over {record.num_images} images per domain, "
+                        f"{board}'s {record.dataset} over {num_images}: run it with NUM_IMAGES -1")
+    strangers = sorted({result.record.images_from for result in row.within(domains)
+                        if result.record.severity
+                        and not result.record.images_from.startswith(OFFICIAL)})
+    if strangers:
+        raise UserError(f"row {record.row!r} is not on the published images but on {strangers[0]}: "
+                        "put those into DATA_DIR and run it again")
