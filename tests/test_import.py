@@ -224,7 +224,7 @@ def test_the_command(log, tmp_path, capsys):
     log(online_tta())
     words = ["import", str(tmp_path / "run.txt"), "--into", str(tmp_path / "results")]
     assert cli.main(words) == cli.main(words) == 0
-    assert ("online-tta cotta · Standard · cifar10_c: fog gaussian_noise at severity 5 · 10000 "
+    assert ("online-tta cotta · Standard · cifar10_c: gaussian_noise fog at severity 5 · 10000 "
             "images each · images not told · seed 1 · mean error 26.17 % over 2 domains") in \
         capsys.readouterr().out
     (kept,) = (tmp_path / "results/imported").iterdir()

@@ -349,7 +349,7 @@ def test_every_reader_has_the_gaps(half_done, capsys):
     (made,) = drawings.methods(block)
     assert [text.get_text() for text in made.axes[0].texts] == ["–", "10", "–", "–", "–", "–"]
     assert made.axes[0].texts[0].get_color() == "black"  # on white paper
-    assert "incomplete" in made.axes[0].get_title("left")
+    assert "2 seeds · incomplete\nimages: files" in made.axes[0].get_title("left")
 
 
 def test_an_ablation_has_the_gaps(half_done, write_config):

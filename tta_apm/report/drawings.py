@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # More columns than these are drawn as their mean only where each would be a line.
 MAX_LINES = 5
+TITLE_WIDTH = 105  # characters
 # Of a row's protocol: what rows of one series or one comparison have in common.
 COMMON = ("backbone", "weights", "templates", "resolution", "preprocessing", "num_images",
           "setting", "batch_size")
@@ -68,7 +70,7 @@ def teacher(block: Block) -> list[Figure]:
     if block.shown[-1] == "mean":
         axes.axhline(len(block.shown) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(block.shown)), [_plain(name) for name in block.shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(block.shown) - 0.5, -0.5)  # a place for gaps, too
     axes.set_xlabel(f"{block.metric} less the teacher's, in points ({wording.good_sign(block)}), "
                     "with 95 % interval")
     axes.set_title(_title(block, "against the teacher on the same images"), loc="left", fontsize=10)
@@ -231,8 +233,11 @@ def _title(block: Block, what: str) -> str:
     images = ", ".join(sorted({str(line["num_images"]) for line in lines}))
     seeds = max(len(line["seeds"].split()) for line in lines)
     gaps = any(line["num_missing"] for line in lines)
-    return plain(f"{wording.title(block)}: {what} · {images} images · "
-                 f"{seeds} seed{'s' * (seeds > 1)}" + " · incomplete" * gaps)
+    origins = sorted({line["images_from"] for line in lines})
+    return plain("\n".join(textwrap.wrap(
+        f"{wording.title(block)}: {what} · {images} images · {seeds} seed{'s' * (seeds > 1)}"
+        + " · incomplete" * gaps, TITLE_WIDTH)
+        + textwrap.wrap(f"images: {'; '.join(origins)}", TITLE_WIDTH)))
 
 
 def _plain(name: str) -> str:

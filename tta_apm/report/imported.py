@@ -57,7 +57,7 @@ def rows(found: Sequence[Log]) -> list[GivenRow]:
         UserError: if two logs hold the same cell.
     """
     groups: dict[str, list[Log]] = {}
-    for log in found:
+    for log in sorted(found, key=lambda log: (log.host, log.method, log.file)):
         groups.setdefault(json.dumps(_protocol(log), sort_keys=True), []).append(log)
     counts = Counter(_heading(group[0]) for group in groups.values())
     return [_row(group, [other[0] for other in groups.values()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tta_apm.data.corruption_constants import CORRUPTIONS
-from tta_apm.report.blocks import COST, Block
+from tta_apm.report.blocks import COST, Block, in_usual_order
 
 MISSING = "–"
 
@@ -86,7 +86,7 @@ def corruptions(names: Collection[str]) -> str:
     """Which they are, in short where they are the usual ones."""
     if set(names) == set(CORRUPTIONS):
         return f"the {len(CORRUPTIONS)} corruptions"
-    return " ".join(names)
+    return " ".join(in_usual_order(names))
 
 
 def _made_of(line: Line) -> str:
