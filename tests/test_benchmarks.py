@@ -22,6 +22,7 @@ SMALL = {
     "growth": ("--teacher digits_clip --hidden 8 --grow images --images 1 2 --columns 4 --steps 1 "
                f"--classes 10 {ONCE}", "peak MB = "),
     "imagemagick": ("--images 1", "ImageMagick"),  # or that there is none
+    "kills": ("--kills 2 --commands import table", "| all "),
     "loading": (f"--images 16 --batch-size 8 {ONCE}", "prefetched"),
     "memory": ("--methods source --images 20", "15 domains"),
     "methods": (f"{SMALL_NETS} --classes 10 --images 1 --methods source clip_zero_shot",

@@ -79,6 +79,14 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path):
             elsewhere.name, "thesis.tmp", mine.name}
 
 
+def test_what_a_killed_table_left_goes_with_the_next_one(tmp_path):
+    file = tmp_path / "table.md"
+    subprocess.run([sys.executable, "-c", KILLED, file], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    write_aside(file, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+
+
 def test_a_long_name_can_be_written_aside(tmp_path):
     write_aside(tmp_path / ("x" * 255), b"new")
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]

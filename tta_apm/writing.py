@@ -12,7 +12,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -66,12 +66,16 @@ def aside(path: Path, durable: bool = True) -> Iterator[Path]:
 def write_aside(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds all of it or is as it was.
 
+    What a killed process left beside it is removed.
+
     Raises:
         UserError: if it cannot be written: a folder of somebody else's, a full disk.
     """
     try:
         with aside(path) as temporary:
             temporary.write_bytes(content)
+            with suppress(OSError):
+                _remove_of_the_dead(path.parent, os.listdir(path.parent))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -79,13 +83,17 @@ def write_aside(path: Path, content: bytes) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files below `folder` that processes left which are no more."""
     for parent, _, names in os.walk(folder):
-        for name in names:
-            if found := _OURS.fullmatch(name):
-                path = Path(parent, name)
-                with suppress(OSError):
-                    if (found[1] == machine() and not is_alive(int(found[2]))
-                            or time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS):
-                        path.unlink()
+        _remove_of_the_dead(Path(parent), names)
+
+
+def _remove_of_the_dead(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if found := _OURS.fullmatch(name):
+            path = folder / name
+            with suppress(OSError):
+                if (found[1] == machine() and not is_alive(int(found[2]))
+                        or time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS):
+                    path.unlink()
 
 
 @cache
