@@ -423,8 +423,10 @@ def test_a_log_that_broke_off_does_not_keep_the_others_out(log, tmp_path, capsys
 def test_what_is_on_a_severity_of_its_own_gets_a_table(log, ours, tmp_path):
     ours("fog", 7)
     imported.save(log("cifar10_c error % [fog3][#samples=9]: 5.00%")[0], tmp_path)
-    frame = pd.read_csv(io.StringIO(make_tables(tmp_path).files["table.csv"]))
-    assert frame[["severity", "fog"]].values.tolist() == [[5, 30], [3, 5]]
+    tables = make_tables(tmp_path)
+    frame = pd.read_csv(io.StringIO(tables.files["table.csv"]))
+    assert frame[["severity", "fog"]].values.tolist() == [[3, 5], [5, 30]]
+    assert "tent" in tables.terminal and "see table.md" in tables.terminal
 
 
 def test_a_log_of_version_0_1_0_is_read(log, tmp_path):

@@ -70,6 +70,7 @@ def _tables(options: argparse.Namespace) -> None:
     from tta_apm.commands import cost_references
     from tta_apm.device import choose_device
     from tta_apm.report import cost_table
+    from tta_apm.report.render import csv_of
 
     device = choose_device(cfg.DEVICE)
     costs = Costs(cfg, names, device)
@@ -88,7 +89,7 @@ def _tables(options: argparse.Namespace) -> None:
         cost_table.method_table(methods) if measured else "No method could be measured.",
         cost_table.CONVENTIONS, cost_table.table_4(printed), cost_table.TABLE_4_CONVENTIONS])
     print(text)
-    _write(options.out, {"cost.md": text + "\n", "cost.csv": methods.to_csv(index=False),
+    _write(options.out, {"cost.md": text + "\n", "cost.csv": csv_of(methods),
                          "table4.csv": printed.to_csv(index=False)})
 
 

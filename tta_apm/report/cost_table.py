@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from tta_apm.report.render import pipe_table
+from tta_apm.report.render import escape_markdown, pipe_table
 
 CONVENTIONS = """\
 GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
@@ -35,8 +35,8 @@ def method_table(costs: pd.DataFrame) -> str:
     for line in costs.to_dict("records"):
         total = line["forward"] + line["backward"]
         rows.append([
-            line["method"], line["backbone"], *_millions(line["backbone_parameters"],
-                                                         line["adapted_parameters"]),
+            escape_markdown(line["method"]), escape_markdown(line["backbone"]),
+            *_millions(line["backbone_parameters"], line["adapted_parameters"]),
             "" if pd.isna(line["steps"]) else str(int(line["steps"])),
             *_giga(line["step_forward"], line["step_backward"], line["forward"], line["backward"],
                    total),

@@ -70,8 +70,9 @@ def add_given(blocks: Sequence[Block], rows: Sequence[GivenRow], metric: str) ->
         there = [block for block in blocks if block.dataset == dataset]
         shown = {domain for block in there for domain in _shown(block)}
         homeless = [row for row in rows if row.dataset == dataset and not row.domains & shown]
-        if homeless:  # a table of theirs, rather than none
-            blocks += _empty_blocks(dataset, homeless, metric)
+        if homeless:  # a table of theirs, rather than none; ours stay the last ones
+            place = blocks.index(there[0]) if there else len(blocks)
+            blocks[place:place] = _empty_blocks(dataset, homeless, metric)
     return [with_rows(block, rows) for block in blocks]
 
 
