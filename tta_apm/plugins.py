@@ -10,37 +10,38 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from tta_apm.errors import UserError, raised_at, text_of
 
 
-def import_plugin(plugin: str) -> None:
+def import_plugin(plugin: str, key: str = "PLUGINS") -> ModuleType:
     """Import a module by its name, or a .py file by its path.
+
+    Args:
+        key: of the config, that names it.
 
     Raises:
         UserError: whatever the import raises, with the line that raised it.
     """
     if not plugin:
-        raise UserError("PLUGINS: an entry is empty")
+        raise UserError(f"{key}: an entry is empty")
     file = Path(plugin) if plugin.endswith(".py") else None
     try:
-        if file is not None:
-            _import_file(file)
-        else:
-            importlib.import_module(plugin)
+        return _import_file(file) if file is not None else importlib.import_module(plugin)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, too: a plugin does not end the command
-        raise UserError(f"PLUGINS: {plugin!r} cannot be imported: {type(error).__name__}: "
+        raise UserError(f"{key}: {plugin!r} cannot be imported: {type(error).__name__}: "
                         f"{text_of(error)}{raised_at(error, file)}") from error
 
 
-def _import_file(path: Path) -> None:
+def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     # Two files of the same name are two modules.
     name = f"tta_apm_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
-        return
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -50,3 +51,4 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module

@@ -214,3 +214,15 @@ def _inspect_signature(cls: Any) -> Signature:
 
 METHODS = Registry("tta_apm.methods", "method")
 DATASETS = Registry("tta_apm.datasets", "data set")
+# Functions that make a network: CLASSIFIER.MODEL takes their names.
+NETWORKS = Registry("tta_apm.backbones", "network")
+
+
+def network_home(model: str) -> str | Path | None:
+    """The file or module of the user's function that CLASSIFIER.MODEL names, else None."""
+    if model in NETWORKS.names():
+        return NETWORKS.home(model)
+    module, colon, name = model.rpartition(":")
+    if not colon or not name.isidentifier() or not module:
+        return None
+    return Path(module) if module.endswith(".py") else module

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tta_apm.backbones import files, inputs
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.inputs import Inputs, Told, settle
+from tta_apm.backbones.own_networks import is_own, make_network
 from tta_apm.compat import import_robustbench
 from tta_apm.errors import UserError, explain, nearest
 
@@ -21,21 +22,27 @@ ROBUSTBENCH_FOLDER = Path("models")
 SECTION = "CLASSIFIER"
 
 
+# The family of networks that are a user's own.
+OWN = "own"
+
+
 class Classifier(Backbone):
     """A frozen network that gives logits.
 
     Args:
-        net: normalised images [B,3,H,W] -> logits [B,K].
-        image_size, mean, std, name, weights, keep, notes: see Backbone.
+        net: any module, normalised images [B,3,H,W] -> logits [B,K]. It is put into eval mode and
+            its parameters take no gradients; methods that adapt it work on a copy.
+        image_size, mean, std, name, weights, keep, notes: see Backbone. By default images of any
+            size are taken as they are, and the name is that of the module's class.
     """
 
     kind = "classifier"
 
-    def __init__(self, net: nn.Module, *, image_size: int | None, mean: Sequence[float],
-                 std: Sequence[float], name: str, weights: str,
+    def __init__(self, net: nn.Module, *, mean: Sequence[float], std: Sequence[float],
+                 image_size: int | None = None, name: str = "", weights: str = "as given",
                  keep: Sequence[int] | None = None, notes: str = "") -> None:
-        super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights,
-                         keep=keep, notes=notes)
+        super().__init__(image_size=image_size, mean=mean, std=std,
+                         name=name or type(net).__name__, weights=weights, keep=keep, notes=notes)
         self.net = net
         self.freeze()
 
@@ -77,7 +84,8 @@ def load_classifier(model: str, weights: str, *, num_classes: int, device: torch
 
     Args:
         model: timm/NAME, torchvision/NAME or robustbench/NAME (of its corruption leaderboards;
-            the number of classes tells the data set).
+            the number of classes tells the data set); or a network of the user's own, as
+            FILE.py:FUNCTION, MODULE:FUNCTION or a name of an entry point.
         weights: "" for the library's pretrained ones, a file, or the name of a packaged file;
             for torchvision also one of the names of its weights, such as IMAGENET1K_V1. "FILE#SET"
             names one of several sets of weights in a file: see docs/checkpoints.md.
@@ -100,10 +108,13 @@ def load_classifier(model: str, weights: str, *, num_classes: int, device: torch
 
 def split(model: str) -> tuple[str, str]:
     """The family and the name within it that a model's name stands for; UserError for another."""
+    if is_own(model):
+        return OWN, model
     family, _, name = model.partition("/")
-    if family not in FAMILIES or not name:
-        raise UserError(f"CLASSIFIER.MODEL {model!r} must be one of "
-                        f"{', '.join(f'{known}/NAME' for known in FAMILIES)}")
+    if family not in FAMILIES or not name or family == OWN:
+        known = ", ".join(f"{known}/NAME" for known in FAMILIES if known != OWN)
+        raise UserError(f"CLASSIFIER.MODEL {model!r} must be one of {known}, or FILE.py:FUNCTION "
+                        "that makes a network of yours")
     return family, name
 
 
@@ -136,6 +147,17 @@ def _timm(wanted: Wanted) -> Loaded:
     data["image_size"] = data["input_size"][-1]
     told = settle(wanted.given, [("timm's tag", data)], section=SECTION, model=name, advice="")
     return Loaded(net, wanted.keep, told, label)
+
+
+def _own(wanted: Wanted) -> Loaded:
+    told = settle(wanted.given, [], section=SECTION, model=wanted.name, sized=False,
+                  advice="let the network take images in [0,1] and set MEAN 0 and STD 1")
+    if not wanted.weights:
+        return Loaded(make_network(wanted.name), wanted.keep, told, "as built")
+    loaded = files.load_classes(lambda num_classes: make_network(wanted.name),
+                                _open(wanted.weights), wanted.name,
+                                num_classes=wanted.num_classes, keep=wanted.keep)
+    return Loaded(loaded.net, loaded.keep, told, loaded.label)
 
 
 def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tuple[Any, str]:
@@ -324,4 +346,5 @@ def _check_classes(found: int, wanted: int, what: str) -> None:
 
 
 FAMILIES: dict[str, Callable[[Wanted], Loaded]] = {
+    OWN: _own,
     "timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}

@@ -61,13 +61,19 @@ def _clip(model: str, class_names: Sequence[str]) -> Backbone:
 
 
 def _classifier(model: str, num_classes: int, device: torch.device | str) -> Backbone:
-    from tta_apm.backbones.classifiers import Classifier, placed, split
+    from tta_apm.backbones.classifiers import OWN, Classifier, placed, split
 
     family, name = split(model)
-    makers = {"timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}
+    makers = {OWN: _own, "timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}
     net, image_size = makers[family](name, num_classes)
     return placed(Classifier(net, image_size=image_size, mean=MEAN, std=STD, name=model,
                              weights=WEIGHTS), device)
+
+
+def _own(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
+    from tta_apm.backbones.own_networks import make_network
+
+    return make_network(name), None
 
 
 def _timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:

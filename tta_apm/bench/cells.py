@@ -76,7 +76,7 @@ def plan(cfg: CfgNode, dataset: DataSet | None = None) -> list[Cell]:
             for domain in wanted for needs in {row.needs for row in every}}
     cells = []
     for row in every:
-        files, code = files_of(cfg, row), code_of(row, cfg.DATASET)
+        files, code = files_of(cfg, row), code_of(cfg, row)
         for seed in cfg.SEEDS:
             cells += [Cell(row, domain, seed, _as_recorded({
                 "settings": _settings(cfg, row, domain, wanted, seed), "files": files,

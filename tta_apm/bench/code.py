@@ -56,7 +56,7 @@ def closure_files(root: str | Path) -> set[Path]:
     """The source files that the closure of a module holds."""
     file = root if isinstance(root, Path) else find_module(root)
     found: set[Path] = set()
-    waiting = [file] if file else []
+    waiting = [file] if file and file.is_file() else []
     while waiting:
         file = waiting.pop()
         if file not in found:

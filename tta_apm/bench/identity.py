@@ -28,7 +28,7 @@ from tta_apm.bench.file_hashes import hash_file, remember, remembered
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain, hash_images, hash_pixels, hash_text
 from tta_apm.errors import UserError
-from tta_apm.registry import DATASETS
+from tta_apm.registry import DATASETS, network_home
 
 # Images read at a time where pixels have to be looked at.
 CHUNK = 256
@@ -38,14 +38,15 @@ A_FILE = "a file"
 PACKAGED = Path(__file__).parents[1] / "backbones" / "weights"
 
 
-def code_of(row: Row, dataset: str) -> str:
-    """Hash of the code that makes the numbers of a row on a data set."""
-    return _code_of(row.signature.source, row.needs, DATASETS.home(dataset))
+def code_of(cfg: CfgNode, row: Row) -> str:
+    """Hash of the code that makes the numbers of a row on the config's data set."""
+    return _code_of(row.signature.source, KINDS[row.needs], DATASETS.home(cfg.DATASET),
+                    network_home(cfg[row.needs.upper()].MODEL) or "")
 
 
 @cache
-def _code_of(method: Path, needs: str, dataset: str | Path) -> str:
-    return hash_code([method, dataset, KINDS[needs], "tta_apm.bench.evaluate",
+def _code_of(*roots: str | Path) -> str:
+    return hash_code([*(root for root in roots if root), "tta_apm.bench.evaluate",
                       "tta_apm.backbones.prompts"])
 
 

@@ -20,11 +20,12 @@ from tta_apm.backbones.inputs import Inputs
 from tta_apm.backbones.prompts import templates
 from tta_apm.bench import cost
 from tta_apm.bench.cells import Cell, carries_on, order_of
-from tta_apm.bench.evaluate import Evaluation, SourceImages, evaluate, warm_up
+from tta_apm.bench.evaluate import Evaluation, SourceImages
 from tta_apm.bench.isolation import Guard, MethodError, Trespass
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.provenance import commit, versions
 from tta_apm.bench.records import Record, hash_bytes, save_cell
+from tta_apm.bench.run import Run
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
@@ -115,17 +116,11 @@ class Sweep:
             return
         waiting = Counter(domain for stream in streams for domain in stream.domains)
         done: dict[Domain, Evaluation] = {}
-        gflops: float | None = None
+        meeting = Run(method, guard, self.device, self._carries_on(run))
         for place, stream in enumerate(streams):
             progress.start(cells[stream.domains[0]], len(stream.domains))
             try:
-                if place == 0:
-                    gflops = warm_up(method, stream, self.device, guard)
-                if place == 0 or not self._carries_on(run):
-                    guard.restart()
-                    guard.call(method.reset)
-                evaluations = evaluate(method, stream, self.device, progress.update, guard)
-                guard.check()
+                evaluations = meeting.meet(stream, progress.update)
                 resolved = checked_resolved(guard.call(getattr, method, "resolved"))
             except KeyboardInterrupt:
                 raise
@@ -141,7 +136,8 @@ class Sweep:
                                 else evaluation)
                 waiting[domain] -= 1
                 if not waiting[domain]:
-                    self._finish(cells[domain], done.pop(domain), resolved, gflops, progress)
+                    self._finish(cells[domain], done.pop(domain), resolved, meeting.gflops,
+                                 progress)
 
     def _free(self) -> None:
         """Let go of the method before; not of the last one, as it takes a quarter of a second."""

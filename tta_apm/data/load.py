@@ -9,11 +9,12 @@ from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.registry import DATASETS
 
 
-def load_dataset(name: str, *, data_dir: str, frost_dir: str, corrupt: bool = False,
+def load_dataset(name: str, *, data_dir: str = "data", frost_dir: str = "", corrupt: bool = False,
                  constants: str = AUTO, domains: Iterable[Domain] = ()) -> DataSet:
     """The data set `name`, and a glance at `domains` of it.
 
     Args:
+        data_dir: folder that holds the data sets.
         frost_dir: folder of the official frost pictures, "" for the best installed source.
         corrupt: put a clean set under corruptions that are made on the fly.
         constants: whose severities those are; see on_the_fly.

@@ -1,0 +1,58 @@
+"""A network of your own: ResNet-20 for CIFAR (He et al. 2016, section 4.2), with a file of weights.
+
+    tta-apm --cfg cfgs/cifar10_jpeg_c/all.yaml METHODS [source,norm,tent] \
+        CLASSIFIER.MODEL examples/my_network.py:resnet20 CLASSIFIER.WEIGHTS resnet20.th \
+        CLASSIFIER.MEAN [0.485,0.456,0.406] CLASSIFIER.STD [0.229,0.224,0.225]
+
+The names are those of akamaster/pytorch_resnet_cifar10, whose published weights fit.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut without parameters: every second pixel, zeros around."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.stride = stride
+        self.padding = (outside - inside) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, ::self.stride, ::self.stride]
+        return F.relu(out + F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding)))
+
+
+class ResNet(nn.Module):
+    """Three stages of `depth` blocks with 16, 32 and 64 channels."""
+
+    def __init__(self, depth: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = [16, 16, 32, 64]
+        for stage, (inside, outside) in enumerate(zip(widths, widths[1:]), start=1):
+            blocks = [Block(inside if block == 0 else outside, outside,
+                            2 if block == 0 and stage > 1 else 1) for block in range(depth)]
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B,K] of normalised images [B,3,H,W]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((-2, -1)))
+
+
+def resnet20() -> nn.Module:
+    return ResNet(3)
+
+
+def resnet56() -> nn.Module:
+    return ResNet(9)

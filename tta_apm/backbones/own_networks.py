@@ -1,0 +1,50 @@
+"""Networks of a user's own: a function in a file or module, or an entry point, that makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from tta_apm.errors import UserError, explain
+from tta_apm.plugins import import_plugin
+from tta_apm.registry import NETWORKS, network_home
+
+
+def is_own(model: str) -> bool:
+    """Whether CLASSIFIER.MODEL names a network of a user's own."""
+    return network_home(model) is not None
+
+
+def make_network(model: str) -> nn.Module:
+    """Call the function that CLASSIFIER.MODEL names.
+
+    Args:
+        model: "my_net.py:build", "package.module:build" or a name of the entry-point group
+            tta_apm.backbones.
+
+    Raises:
+        UserError: if there is no such function, or what it gives is no nn.Module.
+    """
+    make = _function(model)
+    try:
+        net = make()
+    except Exception as error:  # a user's function may raise anything
+        raise UserError(f"CLASSIFIER.MODEL: {model} raises {explain(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(f"CLASSIFIER.MODEL: {model} gives {type(net).__name__}, not a torch "
+                        "nn.Module that takes normalised images and gives logits")
+    return net
+
+
+def _function(model: str) -> Callable[[], object]:
+    if model in NETWORKS.names():
+        found = NETWORKS.load(model)
+    else:
+        module, _, name = model.rpartition(":")
+        found = getattr(import_plugin(module, "CLASSIFIER.MODEL"), name, None)
+    if not callable(found):
+        raise UserError(f"CLASSIFIER.MODEL: {model} names no function: write FILE.py:FUNCTION or "
+                        "MODULE:FUNCTION")
+    function: Callable[[], object] = found
+    return function
