@@ -99,7 +99,7 @@ def _cifar() -> None:
 COMMANDS = {
     "sweep": Command([*SMALL, "METHODS", "[source,tent,clip_zero_shot,"
                       "apm HIDDEN [32] STEPS 2 IMAGE_SIZE 32 PATCH 8 CODE 16]"], 60),
-    "--redo": Command([*SMALL, "--redo", "METHODS", "[norm,tent]"], 40, _old_cells),
+    "redo": Command([*SMALL, "--redo", "METHODS", "[norm,tent]"], 40, _old_cells),
     "table": Command(["table", "work"], 25, _cells),
     "data make": Command(["data", "make", "cifar10_c", "--corruptions", "fog,contrast,pixelate",
                           "--data-dir", "work"], 30, _cifar),

@@ -15,8 +15,10 @@ import pytest
 from tta_apm import progress
 
 ROOT = Path(__file__).parents[1]
-SWEEP = ("--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[source,apm]", "APM.STEPS", "1",
-         "CORRUPTIONS", "[fog,contrast]", "NUM_IMAGES", "4", "BATCH_SIZE", "2")
+# Four cells.
+SETTINGS = ("--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[source,apm]", "APM.STEPS", "1",
+            "CORRUPTIONS", "[fog,contrast]", "BATCH_SIZE", "2", "NUM_IMAGES")
+SWEEP = (*SETTINGS, "4")
 
 
 def command(*words: object) -> list[str]:
@@ -106,12 +108,15 @@ def test_torchrun_is_told_what_to_do(rank, said, tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.3, 1, 2.5, 5])
 @pytest.mark.parametrize("words", [
-    (*SWEEP, "NUM_IMAGES", "400", "OUTPUT_DIR", "{}/results"),
+    (*SETTINGS, "400", "OUTPUT_DIR", "{}/results"),
     ("plot", "{}/results"), ("table", "{}/results"),
-    ("pretrain", "--cfg", "cfgs/pretrain/quick.yaml")], ids=lambda words: words[0])
+    ("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "OUTPUT_DIR", "{}/student")],
+    ids=lambda words: words[0])
 def test_ctrl_c_is_answered_soon_and_without_a_traceback(words, seconds, tmp_path, write_cell):
     """Wherever it comes: during the imports, while networks are built, in the work itself."""
-    write_cell("source", "fog", 5)
+    path = write_cell("source", "fog", 5)
+    (tmp_path / "results").mkdir()
+    path.parent.rename(tmp_path / "results/cells")
     process = subprocess.Popen(command(*(word.format(tmp_path) for word in words)), cwd=ROOT,
                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
@@ -121,7 +126,7 @@ def test_ctrl_c_is_answered_soon_and_without_a_traceback(words, seconds, tmp_pat
     began = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - began < 10
-    assert process.returncode in (130, 0, 2, -signal.SIGINT)
+    assert process.returncode in (130, 0, -signal.SIGINT)
     assert "Traceback" not in said and "Exception ignored" not in said, said
     if process.returncode == 130:
         assert "Stopped" in said
@@ -139,3 +144,31 @@ def test_progress_in_a_log_is_lines_some_seconds_apart(monkeypatch, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "training: 180 of 400 step, 16 step/s, 00:13 left, loss 79"
     assert len(said) == 3  # in 19 seconds
+
+
+def test_four_equal_commands_at_once_lose_and_double_nothing(tmp_path):
+    """One works, the others wait, find all done and show the same table."""
+    words = command(*SWEEP, "OUTPUT_DIR", tmp_path / "results")
+    processes = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) for _ in range(4)]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert sum("of 4 cells to run" in out for out, _ in said) == 1
+    assert all("apm" in out and "Traceback" not in error for out, error in said)
+    assert is_whole(tmp_path / "results")
+
+
+def test_another_config_on_a_folder_at_work_is_refused(tmp_path):
+    words = ["OUTPUT_DIR", tmp_path / "results", *SETTINGS]
+    first = subprocess.Popen(command(*words, 500), cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "results/.lock").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        done = shell('exec "$@"', *words, 500, "SEEDS", "[7]")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"by another command or config (process {first.pid} on" in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+    assert shell('exec "$@"', *words, 4, "SEEDS", "[7]").returncode == 0

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
 
 # A terminal and a shell may both pass on one Ctrl-C.
 SAME_SECONDS = 0.5
+LATER_SECONDS = 0.05
 INTERRUPTED = 130
 
 
@@ -94,6 +96,11 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if _loads_an_extension(frame):  # which may end the process (SIGABRT): a moment later
+            again = threading.Timer(LATER_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            again.start()
+            return
         now = time.monotonic()
         if not self.came:
             self.came, self._since = True, now
@@ -102,6 +109,16 @@ class Interrupts:
             with suppress(OSError):
                 os.write(2, b"\nStopped at once.\n")
             os._exit(INTERRUPTED)
+
+
+def _loads_an_extension(frame: FrameType | None) -> bool:
+    """Whether a module of compiled code is being imported."""
+    while frame is not None:
+        if frame.f_code.co_name in ("create_module", "exec_module") \
+                and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def die_quietly_from_now_on() -> None:
