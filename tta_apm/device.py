@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, text_of
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,7 +30,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"DEVICE {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+        raise UserError(f"DEVICE {name!r} cannot be used here: {text_of(error)}; "
                         "try DEVICE cpu") from error
     return device
 
