@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.backbones.inert import Lazy
 from tta_apm.backbones.inputs import Inputs, settle
+from tta_apm.backbones.prompts import indistinguishable
 from tta_apm.errors import UserError, explain, nearest
 
 # Models of ours that open_clip then knows like its own.
@@ -78,6 +80,8 @@ class ClipBackbone(Backbone):
             templates=self.templates, device=next(model.parameters()).device.type,
         ) if cache else self._encode_classes()
         self.register_buffer("text_features", features, persistent=False)
+        if same := indistinguishable(self.class_names, features):
+            warnings.warn(f"{name}: {same}", stacklevel=2)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B,D], not normalised, of images [B,3,H,W] in [0,1]."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from tta_apm.errors import UserError, nearest
 
+if TYPE_CHECKING:  # the check of a config imports this file, without torch
+    from torch import Tensor
+
 IMAGENET = "imagenet"
+SAME_COSINE = 1 - 1e-6  # of two features that differ by rounding alone
 
 _SETS: dict[str, tuple[str, ...]] = {
     # CLIP (Radford et al. 2021), section 3.1.4: the default where no ensemble is used.
@@ -67,6 +74,23 @@ def templates(name: str) -> tuple[str, ...]:
     if name not in _SETS:
         raise UserError(f"unknown template set {name!r}: {nearest(name, template_sets())}")
     return _SETS[name]
+
+
+def indistinguishable(class_names: Sequence[str], text_features: Tensor) -> str:
+    """A sentence on classes whose text features [K,D] are the same, "" if there are none.
+
+    Names can be equal (ImageNet has two such pairs), or so long that the tokenizer cuts them off
+    where they differ.
+    """
+    cosines = (text_features @ text_features.T).triu(diagonal=1)
+    pairs = (cosines > SAME_COSINE).nonzero().tolist()
+    if not pairs:
+        return ""
+    first, second = pairs[0]
+    a, b = (class_names[place][:60] for place in (first, second))
+    return (f"{len(pairs)} pairs of classes cannot be told apart by their prompts, such as {first} "
+            f"{a!r} and {second} {b!r}: the names are equal to the tokenizer, or cut off before "
+            "they differ")
 
 
 def _imagenet() -> tuple[str, ...]:
