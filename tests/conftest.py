@@ -25,8 +25,6 @@ from tta_apm.data.digits import CLASS_NAMES, digits, train_split
 from tta_apm.registry import METHODS
 
 CPU = torch.device("cpu")
-# Data to measure on, beside the repository; tests that use it skip where it is absent.
-SHARED = Path(__file__).parents[2] / "shared"
 
 # The networks of the tests are too small to share among threads; also for processes they start.
 torch.set_num_threads(1)

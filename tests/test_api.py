@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import tta_apm
+from places import SHARED
 from tta_apm import cli
 from tta_apm.data.dataset import Domain
 from tta_apm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def python(*words):
@@ -134,11 +134,11 @@ TOLD = ["CLASSIFIER.MEAN", "[0.485,0.456,0.406]", "CLASSIFIER.STD", "[0.229,0.22
 
 
 def test_the_example_of_a_network_takes_published_weights(tmp_path):
-    weights = SHARED / "cifar10_resnets" / "resnet20-12fca82f.th"
+    weights = SHARED / "data" / "cifar10_resnets" / "resnet20-12fca82f.th"
     if not weights.is_file():
         pytest.skip("the published weights are not here")
     assert cli.main(["--cfg", "cfgs/cifar10_jpeg_c/all.yaml", "METHODS", "[source]", "DATA_DIR",
-                     str(SHARED), "SEVERITY", "[0]", "NUM_IMAGES", "500", "OUTPUT_DIR",
+                     str(SHARED / "data"), "SEVERITY", "[0]", "NUM_IMAGES", "500", "OUTPUT_DIR",
                      str(tmp_path), "CLASSIFIER.MODEL", NETWORK, "CLASSIFIER.WEIGHTS",
                      str(weights), *TOLD]) == cli.OK
     cell = tta_apm.load_results(tmp_path).cells.iloc[0]

@@ -218,7 +218,8 @@ def test_what_is_recorded_is_shown_where_the_images_are_not(run, pictures, tmp_p
 
 # Code
 
-@pytest.mark.parametrize("name", ["data/download", "data/hub", "apm/pretrain", "backbones/train",
+@pytest.mark.parametrize("name", ["data/download", "data/hub", "backbones/downloads",
+                                  "apm/pretrain", "backbones/train",
                                   "report/blocks", "cli", "config", "bench/records"])
 def test_code_without_a_say_in_numbers_is_not_in_the_closure(name):
     file = Path(cli.__file__).parent / f"{name}.py"

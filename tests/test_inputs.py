@@ -12,8 +12,8 @@ from test_checkpoints import Named
 from timm.models import register_model
 from torch import nn
 
-from conftest import SHARED
-from tta_apm.backbones import files
+from places import SHARED
+from tta_apm.backbones import downloads, files
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.classifiers import load_classifier
@@ -137,7 +137,7 @@ def test_a_tags_weights_go_through_timm_and_ours_reads_them(monkeypatch, tmp_pat
     """resnet10t's tag, its file from the cache: no file is opened by timm."""
     net = timm.create_model("resnet10t").eval()
     save_file(net.state_dict(), tmp_path / "model.safetensors")
-    monkeypatch.setattr(files, "from_hub", lambda repo, names: tmp_path / "model.safetensors")
+    monkeypatch.setattr(downloads, "from_hub", lambda repo, names: tmp_path / "model.safetensors")
     monkeypatch.setattr("timm.models._builder.load_state_dict", None)
     backbone = load_classifier("timm/resnet10t", "", num_classes=1000, device="cpu")
     assert all(torch.equal(value, backbone.net.state_dict()[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tta_apm.apm.recipe import check_size
+from tta_apm.apm.sizes import check_size
 from tta_apm.apm.student import HEADS
 from tta_apm.errors import UserError
 

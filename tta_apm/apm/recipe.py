@@ -6,17 +6,16 @@ Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tta_apm.apm.sizes import check_size
 from tta_apm.errors import UserError, nearest
 from tta_apm.values import LARGEST, check_device, check_seed, shortened
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
-# Of a student; as float32, with gradients and moments, 160 GB.
-MOST_WEIGHTS = 10**10
 # Keys that say where and how long to compute, not what: they may change when a run is resumed.
 FREE = ("steps", "precision", "device", "num_workers", "save_every", "cache", "output_dir")
 
@@ -113,14 +112,6 @@ class Recipe:
         if self.precision not in PRECISIONS:
             raise UserError(f"PRECISION: unknown {self.precision!r}: "
                             f"{nearest(self.precision, PRECISIONS)}")
-
-
-def check_size(what: str, widths: Sequence[int]) -> None:
-    """Raise UserError for layers of more weights than any memory holds."""
-    num_weights = sum(inputs * outputs for inputs, outputs in zip(widths, widths[1:]))
-    if num_weights > MOST_WEIGHTS:
-        raise UserError(f"{what} of widths {list(widths)} has {num_weights:.0e} weights, too many "
-                        "for any memory")
 
 
 def keys() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tta_apm.backbones import files, inputs
+from tta_apm.backbones import downloads, files, inputs
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.inputs import Inputs, Told, settle
 from tta_apm.backbones.own_networks import is_own, make_network
@@ -173,8 +173,8 @@ def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tupl
     import timm
     config = timm.models.get_pretrained_cfg(name)
     label = config.hf_hub_id if file is None else file.name
-    file = file or files.from_hub(config.hf_hub_id,
-                                  [config.hf_hub_filename or "model.safetensors"])
+    file = file or downloads.from_hub(config.hf_hub_id,
+                                      [config.hf_hub_filename or "model.safetensors"])
     try:
         net = timm.create_model(name, pretrained=True, **options,
                                 pretrained_cfg_overlay={"state_dict": files.read(file),

@@ -18,7 +18,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 
 from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to timm)
-from tta_apm.backbones import files, grids, inputs, text_cache
+from tta_apm.backbones import downloads, files, grids, inputs, text_cache
 from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.backbones.inert import Lazy
@@ -245,4 +245,4 @@ def _file_of(tag: dict[str, Any]) -> Path:
     """The file of pretrained weights, downloaded if need be."""
     # open_clip writes org/model/file, or org/model/ for the usual names.
     repo, _, name = tag["hf_hub"].rpartition("/")
-    return files.from_hub(repo, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
+    return downloads.from_hub(repo, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])

@@ -1,0 +1,8 @@
+"""Where tests find what is not in the repository. A module of its own: conftest is several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Real images and published weights beside the project; tests that use them skip where it is absent.
+SHARED = Path(__file__).parents[2] / "shared"
