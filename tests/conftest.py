@@ -90,6 +90,36 @@ def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation):
             "rotation": digits_rotation}
 
 
+# Methods
+
+# Paper-sized defaults are too large for a test: what each method is run with here.
+APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
+SMALL = {"apm": APM,
+         "apm_surviving": APM,
+         "memo": dict(num_views=4),
+         "memo_surviving": dict(num_views=4, optimizer="adamw"),
+         "one_sample": dict(net="mlp", hidden=(48,), steps=3),
+         "tpt": dict(num_views=10),
+         "tpt_surviving": dict(num_views=10),
+         "rmt": dict(num_warm_up=64, warm_up_batch_size=32),
+         "ttt": dict(steps=2, num_views=4),
+         "ttt_mae": dict(steps=3, masks=4),
+         "ttt_mae_surviving": dict(steps=3, masks=4),
+         "ttt_online": dict(num_views=4)}
+
+
+@pytest.fixture
+def make_method(backbones, digits_source):
+    """Builds a method by its name, in a small size."""
+    def make(name):
+        cls = METHODS.load(name)
+        keywords = dict(SMALL.get(name, {}))
+        if "source" in METHODS.signature(name).defaults:
+            keywords["source"] = digits_source
+        return cls(backbones[cls.needs], **keywords)
+    return make
+
+
 # Images
 
 @pytest.fixture(scope="session")

@@ -6,33 +6,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from tta_apm.bench.evaluate import checked_details
+from tta_apm.bench.isolation import Guard
 from tta_apm.method import Method
+from tta_apm.randomness import Randomness, global_state
 from tta_apm.registry import METHODS
 
-# Paper-sized defaults are too large for a test: what each method is run with here.
-APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
-SMALL = {"apm": APM,
-         "apm_surviving": APM,
-         "memo": dict(num_views=4),
-         "memo_surviving": dict(num_views=4, optimizer="adamw"),
-         "one_sample": dict(net="mlp", hidden=(48,), steps=3),
-         "tpt": dict(num_views=10),
-         "tpt_surviving": dict(num_views=10),
-         "rmt": dict(num_warm_up=64, warm_up_batch_size=32),
-         "ttt": dict(steps=2, num_views=4),
-         "ttt_mae": dict(steps=3, masks=4),
-         "ttt_mae_surviving": dict(steps=3, masks=4),
-         "ttt_online": dict(num_views=4)}
 NAMES = METHODS.names()
 
 
+# Side results of those that give some; all others must give none.
+DETAILS = dict.fromkeys(["apm", "apm_surviving", "one_sample"], {"teacher_prediction", "cosine"})
+
+
+def of_scope(*scopes: str) -> pytest.MarkDecorator:
+    """Run a test for the methods of these scopes only."""
+    names = [name for name in NAMES if METHODS.signature(name).scope in scopes]
+    return pytest.mark.parametrize("method", names, indirect=True)
+
+
 @pytest.fixture(params=NAMES)
-def method(request, backbones, digits_source) -> Method:
-    cls = METHODS.load(request.param)
-    keywords = dict(SMALL.get(request.param, {}))
-    if "source" in METHODS.signature(request.param).defaults:
-        keywords["source"] = digits_source
-    return cls(backbones[cls.needs], **keywords)
+def method(request, make_method) -> Method:
+    return make_method(request.param)
 
 
 def run(method: Method, images: Tensor, sizes: list[int]) -> Tensor:
@@ -67,9 +62,8 @@ def test_reset_makes_a_second_pass_identical(method, digits_test):
     assert torch.equal(run(method, images, [8, 8, 8]), run(method, images, [8, 8, 8]))
 
 
+@of_scope("image")
 def test_episodic_methods_see_each_image_alone(method, digits_test):
-    if method.scope != "image":
-        pytest.skip("depends on its batch or stream by design")
     images = digits_test[0][:9]
     together = run(method, images, [9])
     assert torch.allclose(run(method, images, [1] * 9), together, atol=1e-3)
@@ -78,43 +72,57 @@ def test_episodic_methods_see_each_image_alone(method, digits_test):
     assert torch.allclose(run(method, images[order], [9]), together[order], atol=1e-3)
 
 
-def test_batch_methods_forget_the_batch_before(method, digits_test):
-    if method.scope != "batch":
-        pytest.skip("not a method of that scope")
+@of_scope("image", "batch")
+def test_nothing_of_the_batch_before_is_left(method, digits_test):
     images = digits_test[0]
     alone = run(method, images[50:60], [10])
     after_others = run(method, images[40:60], [10, 10])[10:]
     assert torch.equal(alone, after_others)
 
 
+@of_scope("stream")
 def test_stream_methods_remember(method, digits_test):
     """Else their scope is wrong and a sweep would not reset them."""
-    if method.scope != "stream":
-        pytest.skip("not a method of that scope")
     images = digits_test[0]
     alone = run(method, images[50:60], [10])
     after_others = run(method, images[40:60], [10, 10])[10:]
     assert not torch.equal(alone, after_others)
 
 
-def test_the_backbone_is_untouched(method, backbones, digits_test):
-    backbone = backbones[method.needs]
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    run(method, digits_test[0][:8], [4, 4])
-    method.reset()
-    after = backbone.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert not backbone.training
-    assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
+@pytest.mark.parametrize("name", NAMES)
+def test_details_are_per_image_or_none_at_all(name, make_method, digits_test):
+    method = make_method(name)
+    for count in (6, 2):
+        run(method, digits_test[0][:count], [count])
+        assert method.details.keys() == DETAILS.get(name, set())
+        assert checked_details(method.details, count).keys() == method.details.keys()
 
 
-def test_details_are_per_image(method, digits_test):
-    run(method, digits_test[0][:6], [6])
-    assert all(value.shape == (6,) for value in method.details.values())
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_changed_that_is_not_its_own(name, make_method, backbones, digits_test):
+    """By the guard of the sweeps: constructor, reset, forward and details."""
+    guard = Guard(0, backbones[METHODS.load(name).needs])
+    method = guard.call(make_method, name)
+    images = digits_test[0][:8].clone()
+    with torch.no_grad():
+        for part in images.split(4):
+            guard.call(method, part)
+            guard.call(getattr, method, "details")
+    guard.call(method.reset)
+    guard.check()
+    assert torch.equal(images, digits_test[0][:8])
 
 
-def test_the_images_are_left_as_they_were(method, digits_test):
-    images = digits_test[0][:6].clone()
-    run(method, images, [6])
-    assert torch.equal(images, digits_test[0][:6])
+@pytest.mark.parametrize("name", NAMES)
+def test_global_random_numbers_neither_matter_nor_move(name, make_method, digits_test):
+    """A guard would put the generators back, which foreign loops do not."""
+    logits = []
+    for seed in (1, 2):
+        with Randomness(seed):
+            method = make_method(name)  # torch's layers draw weights, which are then overwritten
+            before = global_state()
+            logits.append(run(method, digits_test[0][:8], [4, 4]))
+            after = global_state()
+        assert before[0] == after[0] and torch.equal(before[2], after[2])
+        assert before[1][2] == after[1][2] and (before[1][1] == after[1][1]).all()
+    assert torch.equal(*logits)
