@@ -225,7 +225,8 @@ def test_a_broken_method_fails_by_name_and_the_sweep_goes_on(sweep, plugin):
     assert "reset_each_domain-shuffled/wrong_shape/fog-5-seed42" in printed.err
     assert len(list(folder.rglob("source/*.json"))) == 2
     table = (folder / "table.md").read_text()
-    assert "source" in table and "wrong_shape" not in table
+    assert "| source" in table and "| wrong_shape" not in table
+    assert "METHODS without any cell yet: wrong_shape, raises, gives_nan" in table
 
 
 @pytest.mark.parametrize("setting", ["reset_each_domain", "gradual"])

@@ -109,8 +109,18 @@ def beyond_the_machine(error: BaseException) -> str | None:
 
 def explain(error: BaseException) -> str:
     """All that a library's error says, in one line, without advice to let files run code."""
+    text = _without_advice(error)
+    return f"{type(error).__name__}, {text}" if text == NO_MESSAGE else text
+
+
+def name_and_text(error: BaseException) -> str:
+    """As `explain`, after the name of the error's class: "ValueError: no luck"."""
+    return f"{type(error).__name__}: {_without_advice(error)}"
+
+
+def _without_advice(error: BaseException) -> str:
     sentences = re.split(r"(?<=[.!?]) ", text_of(error))
     text = " ".join(sentence for sentence in sentences if _UNSAFE not in sentence)
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} ... ({len(text) - LONGEST:,} more letters)"
-    return f"{type(error).__name__}, {text}" if text == NO_MESSAGE else text
+    return text

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tta_apm.errors import UserError, raised_at, text_of
+from tta_apm.errors import UserError, name_and_text, raised_at
 
 
 def import_plugin(plugin: str, key: str = "PLUGINS") -> ModuleType:
@@ -32,8 +32,8 @@ def import_plugin(plugin: str, key: str = "PLUGINS") -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, too: a plugin does not end the command
-        raise UserError(f"{key}: {plugin!r} cannot be imported: {type(error).__name__}: "
-                        f"{text_of(error)}{raised_at(error, file)}") from error
+        raise UserError(f"{key}: {plugin!r} cannot be imported: "
+                        f"{name_and_text(error)}{raised_at(error, file)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tta_apm.errors import UserError, nearest, raised_at, text_of
+from tta_apm.errors import UserError, name_and_text, nearest, raised_at
 from tta_apm.names import clean
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Registry:
             raise
         except BaseException as error:  # SystemExit, too: a package of others ends no command
             raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: "
-                            f"{type(error).__name__}: {text_of(error)}{raised_at(error)}") \
+                            f"{name_and_text(error)}{raised_at(error)}") \
                 from error
 
     def _known(self, name: str) -> str | None:

@@ -30,7 +30,7 @@ from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream, schedule
 from tta_apm.device import choose_device, describe
-from tta_apm.errors import UserError, text_of
+from tta_apm.errors import UserError, name_and_text, text_of
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
@@ -299,4 +299,4 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, (UserError, MethodError)):
         return text
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
+    return f"{name_and_text(error)} ({Path(place.filename).name}:{place.lineno})"
