@@ -10,7 +10,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL
+from small_methods import SMALL
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map

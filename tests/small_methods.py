@@ -1,0 +1,17 @@
+"""Methods in a size for tests: paper-sized defaults are too large. By name, keywords of each."""
+
+from __future__ import annotations
+
+APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
+SMALL = {"apm": APM,
+         "apm_surviving": APM,
+         "memo": dict(num_views=4),
+         "memo_surviving": dict(num_views=4, optimizer="adamw"),
+         "one_sample": dict(net="mlp", hidden=(48,), steps=3),
+         "tpt": dict(num_views=10),
+         "tpt_surviving": dict(num_views=10),
+         "rmt": dict(num_warm_up=64, warm_up_batch_size=32),
+         "ttt": dict(steps=2, num_views=4),
+         "ttt_mae": dict(steps=3, masks=4),
+         "ttt_mae_surviving": dict(steps=3, masks=4),
+         "ttt_online": dict(num_views=4)}
