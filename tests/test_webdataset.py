@@ -285,7 +285,8 @@ def test_a_run_uses_its_classes_and_templates_and_corrupts(tmp_path, capsys):
     assert clean.num_correct > 30
     assert clean.images_from == "test shards of wds/my-digits, 32×32"
     assert bright.images_from == (clean.images_from
-                                  + ", corrupted on the fly with cifar-C constants")
+                                  + ", corrupted on the fly with cifar-C constants (the nearest to "
+                                    "32×32)")
     assert cli.main([*words, "OUTPUT_DIR", str(tmp_path / "other"), "TEMPLATES", "digits"]) == 0
     other = load_record(next((tmp_path / "other").rglob("clean-seed*.json")))
     assert other.templates == "digits"
