@@ -30,10 +30,10 @@ def refused(write):
     """The sentence that a config is refused with, at once."""
     def tell(text: str, *overrides: str) -> str:
         file = write(text)
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(UserError) as caught:
             config.load(file, overrides)
-        assert time.perf_counter() - begin < 3  # alias bombs take minutes
+        assert time.process_time() - begin < 30  # of the CPU: alias bombs take minutes
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
         return str(caught.value)
     return tell
@@ -364,10 +364,10 @@ def test_split_keeps_what_is_enclosed():
 
 
 def test_bad_values_answer_at_once_and_without_torch():
-    script = ("import sys, time; begin = time.perf_counter()\n"
+    script = ("import sys, time; begin = time.process_time()\n"
               "from tta_apm import cli\n"
               "code = cli.main(['--cfg', 'cfgs/digits_c/all.yaml', 'APM.LR', 'nan'])\n"
-              "print(code, 'torch' in sys.modules, time.perf_counter() - begin < 2)")
+              "print(code, 'torch' in sys.modules, time.process_time() - begin < 2)")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True,
                           timeout=60)
     assert done.stdout == "2 False True\n" and "APM.LR: nan is no finite number" in done.stderr

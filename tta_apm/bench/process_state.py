@@ -200,7 +200,8 @@ def _set_stream(name: str, value: tuple[Any, bool]) -> None:
     if closed or not stream.closed:
         setattr(sys, name, stream)
     elif getattr(sys, name) is stream:  # it cannot be opened again
-        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w",
+                                encoding="utf-8"))
 
 
 def _set_handlers(value: dict[int, Any]) -> None:
