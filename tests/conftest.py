@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,9 @@ from tta_apm.data.digits import CLASS_NAMES, digits, train_split
 from tta_apm.registry import METHODS
 
 CPU = torch.device("cpu")
+
+# Ignored by what is started in the background; tests interrupt processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The networks of the tests are too small to share among threads; also for processes they start.
 torch.set_num_threads(1)

@@ -1,6 +1,5 @@
 """CLIP: its prompts, its features, and every message about wrong weights."""
 
-import warnings
 import pytest
 import torch
 
@@ -128,13 +127,12 @@ def test_torch_checkpoint_of_a_clip(tmp_path, digits_clip, images):
     assert torch.equal(backbone.encode_image(images), digits_clip.encode_image(images))
 
 
-def test_classes_of_the_same_prompts_are_told(make_clip):
-    told = "1 pairs of classes cannot be told apart by their prompts, such as 0 'zero' and 2 'zero'"
-    with pytest.warns(UserWarning, match=told):
-        make_clip("a photo of a {}.", class_names=("zero", "one", "zero"))
+def test_classes_of_the_same_prompts_are_told(make_clip, capsys):
+    make_clip("a photo of a {}.", class_names=("zero", "one", "zero"))
+    assert ("1 pairs of classes cannot be told apart by their prompts, such as 0 'zero' and 2 "
+            "'zero'") in capsys.readouterr().err
 
 
-def test_nothing_is_said_of_classes_that_can_be_told_apart(make_clip):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        make_clip("a photo of a {}.", class_names=("zero", "one", "two"))
+def test_nothing_is_said_of_classes_that_can_be_told_apart(make_clip, capsys):
+    make_clip("a photo of a {}.", class_names=("zero", "one", "two"))
+    assert not capsys.readouterr().err

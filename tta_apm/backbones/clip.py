@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,7 @@ class ClipBackbone(Backbone):
         ) if cache else self._encode_classes()
         self.register_buffer("text_features", features, persistent=False)
         if same := indistinguishable(self.class_names, features):
-            warnings.warn(f"{name}: {same}", stacklevel=2)
+            print(f"{name}: {same}", file=sys.stderr)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B,D], not normalised, of images [B,3,H,W] in [0,1]."""
