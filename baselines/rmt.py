@@ -7,14 +7,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.functional as T
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.batch_norm import use_batch_statistics
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
+from tta_apm.toolbox.augment import draw_view
 
 OPTIMIZERS = ("adam", "sgd")
 # As many as the authors take.
@@ -129,7 +128,7 @@ class Rmt(Method):
         with torch.enable_grad():
             logits, features = logits_and_features(self.student, images)
             view_logits, view_features = logits_and_features(
-                self.student, augment(images, self.generator, flip=self.flip))
+                self.student, draw_view(images, self.generator, flip=self.flip))
             loss = (symmetric_cross_entropy(logits, teacher_logits)
                     + symmetric_cross_entropy(view_logits, teacher_logits)).mean() / 2
             if self.lambda_contrast:
@@ -236,35 +235,3 @@ def contrastive_loss(features: Tensor, temperature: float) -> Tensor:
     similarity = flat @ flat.T / temperature
     others = similarity.masked_fill(itself, -math.inf).logsumexp(1, keepdim=True)
     return (others - similarity)[positive].mean()
-
-
-def augment(images: Tensor, generator: torch.Generator, *, flip: bool = True) -> Tensor:
-    """CoTTA's augmentation (Wang et al., CVPR 2022) of images [B,3,H,W] in [0,1].
-
-    Jittered colours, moved a little, blurred, mirrored or not, and noise. All images of a batch
-    get the same draws but for the noise, as in the authors' code.
-    """
-    def draw(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=generator).item()
-
-    height, width = images.shape[-2:]
-    jitters = [lambda x: T.adjust_brightness(x, draw(0.6, 1.4)),
-               lambda x: T.adjust_contrast(x, draw(0.7, 1.3)),
-               lambda x: T.adjust_saturation(x, draw(0.5, 1.5)),
-               lambda x: T.adjust_hue(x, draw(-0.06, 0.06)),
-               lambda x: T.adjust_gamma(x, draw(0.7, 1.3))]
-    views = images.clamp(0, 1)
-    for index in torch.randperm(len(jitters), generator=generator).tolist():
-        views = jitters[index](views)
-    views = T.pad(views, [width // 2, height // 2], padding_mode="edge")
-    move = [round(draw(-width / 8, width / 8)), round(draw(-height / 8, height / 8))]
-    views = T.affine(views, draw(-15, 15), move, draw(0.9, 1.1), [0.0, 0.0],
-                     interpolation=InterpolationMode.BILINEAR)
-    views = T.gaussian_blur(views, [5, 5], [draw(0.001, 0.5)])
-    views = T.center_crop(views, [height, width])
-    if flip and draw(0, 1) < 0.5:
-        views = views.flip(-1)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    noise = torch.randn(views.shape, device=views.device,
-                        generator=torch.Generator(views.device).manual_seed(seed))
-    return (views + 0.005 * noise).clamp(0, 1)

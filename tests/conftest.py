@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import signal
@@ -74,6 +75,12 @@ def digits_clip(make_clip):
 def digits_resnet():
     return build("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
                  class_names=CLASS_NAMES, templates=(), device=CPU)
+
+
+@pytest.fixture
+def exact_resnet(digits_resnet):
+    """A copy of digits_resnet in float64, to compare methods with plain ones."""
+    return copy.deepcopy(digits_resnet).double()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
 SMALL = {"apm": APM,
          "apm_surviving": APM,
+         "eata": dict(fisher_alpha=1.0, diversity_margin=0.4, num_fisher_images=64),
          "memo": dict(num_views=4),
          "memo_surviving": dict(num_views=4, optimizer="adamw"),
          "one_sample": dict(net="mlp", hidden=(48,), steps=3),

@@ -42,6 +42,7 @@ ALLOWED = {
     "compat": {"errors"},
     "data": FLOOR | {"compat"},
     "backbones": FLOOR | {"compat", "data", "plugins", "views"},
+    "toolbox": MODELS,
     "apm": MODELS | {"audit", "data", "device", "values", "views"},
     "config": FLOOR | {"data", "backbones", "plugins", "values", "yaml_files"},
     "bench": BENCH,
@@ -50,7 +51,7 @@ ALLOWED = {
     "commands": BENCH | {"apm", "report"},
     "api": BENCH | {"report"},
     "cli": BENCH | {"console", "report"},
-    "baselines": MODELS | {"audit", "views"},
+    "baselines": MODELS | {"audit", "toolbox", "views"},
 }
 
 # Of methods, of data sets and of their families; not `source`, which is also a keyword of methods.

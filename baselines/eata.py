@@ -1,0 +1,148 @@
+"""EATA: efficient test-time adaptation without forgetting; with it ETA and RDumb."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.batch_norm import use_batch_statistics
+from tta_apm.entropy import entropy
+from tta_apm.errors import UserError, at_least, positive
+from tta_apm.method import Method, Source
+from tta_apm.toolbox.adapted import Adapted
+from tta_apm.toolbox.filters import MeanPrediction, largest_entropy
+from tta_apm.toolbox.norm_layers import check_batch, norm_layers, train_only
+
+
+class Eata(Method):
+    """Efficient anti-forgetting test-time adaptation (Niu et al., ICML 2022).
+
+    Online, on the scales and shifts of the normalisation layers, each batch normalised by its own
+    statistics. Of a batch those images count whose prediction is certain (entropy below
+    `entropy_margin`·ln K) and differs from the moving average of such predictions (|cosine| below
+    `diversity_margin`); the loss is the mean of their entropies, the more certain the heavier,
+    plus a penalty on leaving the source's values, weighed by their Fisher information. Without
+    such an image there is no step. The logits returned are from before the step.
+
+    With `fisher_alpha` 0 this is ETA, which needs no source images; with `restore_every` 1000,
+    too, it is RDumb (Press et al., NeurIPS 2023).
+
+    The Fisher images are drawn from the source, never from the test images; the authors' script
+    takes them from ImageNet's validation images, of which ImageNet-C is made. `reset()` empties
+    the moving average, too, which the authors' leaves. Dropout stays off.
+
+    Args:
+        backbone: a classifier with normalisation layers.
+        lr: learning rate; 2.5e-4 is ImageNet-C's for a ResNet-50, 1e-3 for a vision transformer;
+            for CIFAR-10-C others take 1e-3 with adam and batches of 200.
+        optimizer: "sgd" (momentum .9) or "adam" (betas .9, .999).
+        entropy_margin: the largest entropy that counts, as a share of ln K.
+        diversity_margin: the largest |cosine| that counts. It has to grow as classes get fewer:
+            .05 is for ImageNet's 1,000, .4 for 10 and .1 for 100.
+        momentum: what the moving average keeps of itself.
+        fisher_alpha: weight of the penalty; 2000 is ImageNet's, 1 CIFAR-10's.
+        num_fisher_images: source images that tell the Fisher information.
+        fisher_batch_size: at a time; the information is that of a batch's mean loss, and so
+            depends on it.
+        restore_every: batches after which all starts anew, 0 for never.
+        seed: of the choice of source images.
+        source: source images; their labels are not used.
+
+    Raises:
+        UserError: for a backbone without normalisation layers, for values out of range, or for a
+            penalty without source images.
+        ValueError: for a batch of one image where batch statistics are used.
+    """
+
+    needs = "classifier"
+    scope = "stream"
+    survives = "weights, optimiser and mean prediction"
+    once = {"num_fisher_images": 2}
+
+    def __init__(self, backbone: Classifier, *, lr: float = 2.5e-4, optimizer: str = "sgd",
+                 entropy_margin: float = 0.4, diversity_margin: float = 0.05,
+                 momentum: float = 0.9, fisher_alpha: float = 2000.0,
+                 num_fisher_images: int = 2000, fisher_batch_size: int = 64,
+                 restore_every: int = 0, seed: int = 42, source: Source | None = None) -> None:
+        super().__init__()
+        at_least(0, "eata", lr=lr, fisher_alpha=fisher_alpha, restore_every=restore_every,
+                 momentum=momentum)
+        at_least(2, "eata", num_fisher_images=num_fisher_images,
+                 fisher_batch_size=fisher_batch_size)
+        positive("eata", entropy_margin=entropy_margin, diversity_margin=diversity_margin)
+        if fisher_alpha and source is None:
+            raise UserError("eata: needs source images for its Fisher information, and the data "
+                            "set has none; it runs without (as ETA) if fisher_alpha is 0")
+        self.entropy_margin = entropy_margin
+        self.diversity_margin = diversity_margin
+        self.fisher_alpha = fisher_alpha
+        self.restore_every = restore_every
+        self.model = copy.deepcopy(backbone)
+        self.uses_batch_statistics = use_batch_statistics(self.model)
+        parameters = train_only(self.model, norm_layers(self.model))
+        if not parameters:
+            raise UserError(f"eata: the classifier {backbone.name} has no normalisation layers")
+        self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="eata")
+        self.mean_prediction = MeanPrediction(momentum)
+        self.fisher: list[Tensor] = []
+        if fisher_alpha and source is not None:
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(len(source), generator=generator)[:num_fisher_images]
+            self.fisher = self._fisher(source, chosen, fisher_batch_size)
+        self.reset()
+
+    def reset(self) -> None:
+        """The source's scales and shifts, an empty optimiser and no mean prediction."""
+        self.adapted.restore()
+        self.mean_prediction.reset()
+        self.num_batches = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_batch(images, self.uses_batch_statistics, "eata")
+        with torch.enable_grad():
+            logits = self.model(images)
+            loss = self._loss(logits)
+            if loss is not None:
+                self.adapted.step(loss)
+        self.num_batches += 1
+        if self.num_batches == self.restore_every:
+            self.reset()
+        return logits.detach()
+
+    def _loss(self, logits: Tensor) -> Tensor | None:
+        """Weighed entropy of the images that count, plus the penalty; None if none counts."""
+        entropies = entropy(logits)
+        probabilities = logits.detach().softmax(-1)
+        margin = self.entropy_margin * largest_entropy(logits.shape[1])
+        counts = ((entropies < margin)
+                  & (self.mean_prediction.similarity(probabilities) < self.diversity_margin))
+        self.mean_prediction.update(probabilities[counts])
+        if not counts.any():
+            return None
+        chosen = entropies[counts]
+        loss = (chosen * (margin - chosen.detach()).exp()).mean()
+        return loss + self.fisher_alpha * self._penalty() if self.fisher else loss
+
+    def _penalty(self) -> Tensor:
+        terms = [(information * (parameter - source) ** 2).sum() for information, parameter, source
+                 in zip(self.fisher, self.adapted.parameters, self.adapted.source)]
+        return torch.stack(terms).sum()
+
+    def _fisher(self, source: Source, chosen: Tensor, batch_size: int) -> list[Tensor]:
+        """Mean over batches of the squared gradient of the loss under the model's own labels."""
+        # Even parts: a last one of a single image would have no batch statistics.
+        parts = chosen.tensor_split(math.ceil(len(chosen) / batch_size))
+        total = [torch.zeros_like(parameter) for parameter in self.adapted.parameters]
+        for part in parts:
+            with torch.enable_grad():
+                logits = self.model(source.batch(part)[0])
+                loss = F.cross_entropy(logits, logits.detach().argmax(-1))
+                gradients = torch.autograd.grad(loss, self.adapted.parameters)
+            for sum_, gradient in zip(total, gradients):
+                sum_ += gradient ** 2
+        return [sum_ / len(parts) for sum_ in total]

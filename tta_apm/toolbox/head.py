@@ -1,0 +1,65 @@
+"""Head: a classifier taken apart into its features and the linear layer that classifies them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import UserError
+
+
+class Head:
+    """The linear layer whose output a classifier gives as its logits.
+
+    It is found when the first images come: it is the last linear layer that runs, whatever it is
+    called, and the logits must be its output and no more.
+
+    Args:
+        classifier: a network of timm, of torchvision or one's own.
+        owner: the method, for an error.
+    """
+
+    def __init__(self, classifier: Classifier, owner: str) -> None:
+        self.classifier = classifier
+        self.owner = owner
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B,K] and features [B,D] of images [B,3,H,W], such that the logits are
+        features @ weight.T + bias.
+
+        UserError for a classifier whose last layer is not linear.
+        """
+        logits, features, layer = self._run(images)
+        if layer is None or features.dim() != 2 or not torch.equal(
+                self.classifier.kept(layer(features)), logits):
+            raise UserError(f"{self.owner}: the logits of the classifier {self.classifier.name} "
+                            "do not come from a linear layer, so that it has no features apart "
+                            "from its head")
+        self._layer = layer
+        return logits, features
+
+    @property
+    def weight(self) -> Tensor:
+        """[K,D], of the classes of the data set; known after `features`."""
+        return self.classifier.kept(self._layer.weight.detach().T).T
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [n,K] of features [n,D]."""
+        return self.classifier.kept(F.linear(features, self._layer.weight, self._layer.bias))
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, nn.Linear | None]:
+        seen: list[tuple[nn.Linear, Tensor]] = []
+
+        def keep(layer: nn.Linear, inputs: tuple[Tensor]) -> None:
+            seen[:] = [(layer, inputs[0])]
+        hooks = [module.register_forward_pre_hook(keep) for module in self.classifier.modules()
+                 if isinstance(module, nn.Linear)]
+        try:
+            logits = self.classifier(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        layer, features = seen[0] if seen else (None, logits)
+        return logits, features, layer
