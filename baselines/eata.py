@@ -138,9 +138,10 @@ class Eata(Method):
         # Even parts: a last one of a single image would have no batch statistics.
         parts = chosen.tensor_split(math.ceil(len(chosen) / batch_size))
         total = [torch.zeros_like(parameter) for parameter in self.adapted.parameters]
+        device = total[0].device  # a caller's source images may lie elsewhere
         for part in parts:
             with torch.enable_grad():
-                logits = self.model(source.batch(part)[0])
+                logits = self.model(source.batch(part)[0].to(device))
                 loss = F.cross_entropy(logits, logits.detach().argmax(-1))
                 gradients = torch.autograd.grad(loss, self.adapted.parameters)
             for sum_, gradient in zip(total, gradients):
