@@ -72,17 +72,31 @@ def test_any_code_page_will_do(environment, tmp_path):
     assert (results / "table.md").read_text(encoding="utf-8") == made
 
 
-# Runs a sweep, so that all is imported (this Python may be closed to others), and again as nobody.
+# Runs a sweep, so that all is imported, and again as nobody. Folders of this Python may be closed
+# to others, as mktemp makes them: of root's rights nobody keeps the one to read (KEEPCAPS, then
+# CAP_DAC_READ_SEARCH alone), and none to write.
 NOBODY = """
-import os, sys
+import ctypes, os, sys
 from tta_apm import cli
 words = ["--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[clip_zero_shot]", "CORRUPTIONS", "fog",
          "NUM_IMAGES", "2", "OUTPUT_DIR"]
 assert cli.main([*words, sys.argv[1] + "/first"]) == 0
 for name in ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME"):
     os.environ.pop(name, None)
+libc = ctypes.CDLL(None, use_errno=True)
+os.setgroups([])
 os.setgid(54321)
+assert libc.prctl(8, 1, 0, 0, 0) == 0
 os.setuid(54321)
+read = 1 << 2
+header, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(read, read)
+assert libc.capset(header, rights) == 0, os.strerror(ctypes.get_errno())
+try:
+    open("/etc/written-by-nobody", "w")
+except PermissionError:
+    pass
+else:
+    sys.exit("nobody may write everywhere")
 sys.exit(cli.main([*words, sys.argv[1] + "/second"]))
 """
 
