@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.backbones.contexts import ContextPrompts, cosine_logits, load_context
-from tta_apm.episodes import chunk_size, chunks
+from tta_apm.backbones.clip_prompts import ContextPrompts, cosine_logits, load_context
 from tta_apm.method import Method
+from tta_apm.toolbox.episodes import chunk_size, chunks
 
 
 class Cocoop(Method):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.backbones.contexts import ContextPrompts, cosine_logits, load_context
+from tta_apm.backbones.clip_prompts import ContextPrompts, cosine_logits, load_context
 from tta_apm.method import Method
 
 

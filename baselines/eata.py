@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.batch_norm import use_batch_statistics
-from tta_apm.entropy import entropy
 from tta_apm.errors import UserError, at_least, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.adapted import Adapted
+from tta_apm.toolbox.batch_norm import use_batch_statistics
+from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.filters import MeanPrediction, largest_entropy
 from tta_apm.toolbox.norm_layers import check_batch, norm_layers, train_only
 

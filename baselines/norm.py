@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.batch_norm import mixed_statistics
 from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
+from tta_apm.toolbox.batch_norm import mixed_statistics
 
 
 class Norm(Method):

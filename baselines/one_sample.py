@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.episodes import Parameters, adam, adapt, chunk_size, chunks, kept_bytes, stack
 from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
+from tta_apm.toolbox.episodes import Parameters, adam, adapt, chunk_size, chunks, kept_bytes, stack
 
 # Side in pixels that images are resized to for each network.
 NETS = {"mlp": 32, "resnet18": 224, "resnet34": 224}

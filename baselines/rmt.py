@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.batch_norm import use_batch_statistics
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.batch_norm import use_batch_statistics
 
 OPTIMIZERS = ("adam", "sgd")
 # As many as the authors take.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.batch_norm import use_batch_statistics
-from tta_apm.entropy import entropy
 from tta_apm.errors import UserError, at_least, between, positive
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
+from tta_apm.toolbox.batch_norm import use_batch_statistics
+from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.filters import largest_entropy
 from tta_apm.toolbox.norm_layers import check_batch, train_only, without_last_stage
 

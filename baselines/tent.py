@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.batch_norm import use_batch_statistics
-from tta_apm.entropy import entropy
 from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
+from tta_apm.toolbox.batch_norm import use_batch_statistics
+from tta_apm.toolbox.entropy import entropy
 
 OPTIMIZERS = ("adam", "sgd")
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from tta_apm.backbones.rotation import NUM_ROTATIONS, Rotation, rotate
-from tta_apm.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.errors import at_least
 from tta_apm.method import Method
-from tta_apm.views import Generators, crop_views, pad_crop_views
+from tta_apm.toolbox.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
+from tta_apm.toolbox.views import Generators, crop_views, pad_crop_views
 
 
 class RotationTraining(Method):

@@ -6,11 +6,11 @@ import torch
 from torch import Generator, Tensor
 from torch.func import functional_call, vmap
 
-from tta_apm.audit import SurvivingOptimizer
 from tta_apm.backbones.mae import MaskedAutoencoder, normalized, take
-from tta_apm.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
+from tta_apm.toolbox.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
+from tta_apm.toolbox.surviving import SurvivingOptimizer
 
 # Of the authors' names, what stays as it is: decoder, probing head and the codes of places. The
 # mask token, though the decoder's, is trained.

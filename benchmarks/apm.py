@@ -23,8 +23,8 @@ from tta_apm.apm.method import PRESETS, Apm
 from tta_apm.apm.student import Student, draw
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.untrained import untrained
-from tta_apm.bench.cost import count_gflops
-from tta_apm.episodes import stack
+from tta_apm.bench.measure import count_gflops
+from tta_apm.toolbox.episodes import stack
 
 COPIES, CHUNK = 8, 16  # of the authors' loop: of the image, and columns at a time
 

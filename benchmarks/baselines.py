@@ -26,10 +26,10 @@ from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.mae import MaskedAutoencoder, normalized
 from tta_apm.backbones.untrained import untrained
 from tta_apm.data.imagenet_classes import class_names
-from tta_apm.entropy import entropy
-from tta_apm.episodes import image_generators
 from tta_apm.registry import METHODS
-from tta_apm.views import crop_views
+from tta_apm.toolbox.entropy import entropy
+from tta_apm.toolbox.episodes import image_generators
+from tta_apm.toolbox.views import crop_views
 
 Side = Callable[[], object]
 

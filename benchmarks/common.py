@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tta_apm.bench.cost import synchronize
+from tta_apm.bench.measure import synchronize
 from tta_apm.device import describe
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

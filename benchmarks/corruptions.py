@@ -38,12 +38,12 @@ def limit_threads(threads: int) -> None:
 def main() -> None:
     args = arguments()
     limit_threads(args.threads)
-    import common
     import numpy as np
     import torch
     from scipy.ndimage import gaussian_filter
 
-    from tta_apm.data.corruptions import CORRUPTIONS, corrupt, frost_source
+    import common
+    from tta_apm.data.corruptions.functions import CORRUPTIONS, corrupt, frost_source
 
     noise = np.random.default_rng(0).uniform(0, 255, (args.images, args.size, args.size, 3))
     images = gaussian_filter(noise, (0, 1, 1, 0)).astype(np.uint8)

@@ -17,9 +17,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from tta_apm.data import corruptions, filters
-from tta_apm.data.corruption_constants import SEVERITIES
+from tta_apm.data.corruptions import functions
 from tta_apm.data.dataset import CLEAN, Domain
+from tta_apm.data.functions.constants import SEVERITIES
+from tta_apm.data.functions.functions import filters
 from tta_apm.data.load import load_dataset
 
 Smear = Callable[[np.ndarray, list[float], int, float], np.ndarray]
@@ -72,9 +73,9 @@ def main() -> None:
     height, width = images.shape[1:3]
 
     def corrupt(by: Smear, corruption: str, severity: int) -> np.ndarray:
-        corruptions.smear = by
-        return corruptions.corrupt(images, corruption, severity, indices=indices,
-                                   constants=args.constants).astype(int)
+        functions.smear = by
+        return functions.corrupt(images, corruption, severity, indices=indices,
+                                 constants=args.constants).astype(int)
 
     print(f"{args.images} images of {args.dataset}, {height}×{width}, {args.constants} constants; "
           f"{version}\n")

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import common
-from tta_apm.bench import statistics
+from tta_apm.report import statistics
 
 SIZES = (20, 50, 200, 1000)
 DISCORDANT = (0, 0.01, 0.02, 0.05, 0.1, 0.2)

@@ -29,15 +29,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, table
 
+from common import machine, table
 from tta_apm import cli
 from tta_apm.data import cifar
 
 # Imported once, before the forks.
-HEAVY = ("tta_apm.apm.pretrain", "tta_apm.apm.teachers", "tta_apm.bench.sweep", "tta_apm.data.make",
-         "tta_apm.commands.imports", "tta_apm.report.tables", "tta_apm.report.plots",
-         "tta_apm.report.field_pictures", "matplotlib.figure", "timm", "open_clip")
+HEAVY = ("tta_apm.fields.pretrain", "tta_apm.fields.teachers", "tta_apm.bench.sweep",
+         "tta_apm.data.prepare.make",
+         "tta_apm.commands.imports", "tta_apm.report.write", "tta_apm.report.plots",
+         "tta_apm.fields.pictures", "matplotlib.figure", "timm", "open_clip")
 NUM_TEST = 64  # images of the CIFAR-10 that data make is given
 WATCHED = ("open", "os.rename", "os.remove", "os.mkdir")
 TIMES = ("seconds", "peak_memory_mb")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import common
-from tta_apm.data.corruption_constants import CORRUPTIONS
+from tta_apm.data.corruptions.constants import CORRUPTIONS
 
 ALLOWED_GB = 2.5
 

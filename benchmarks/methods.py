@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 
 import common
 from tta_apm import config
-from tta_apm.backbones.contexts import Context
-from tta_apm.bench.method_cost import Costs
+from tta_apm.backbones.clip_prompts import Context
+from tta_apm.cost.methods import Costs
 from tta_apm.data.imagenet_classes import class_names
 
 # The masked autoencoder that goes with a CLIP in size.

@@ -26,7 +26,7 @@ import torch
 import common
 from tta_apm import cli, config
 from tta_apm.backbones.build import build
-from tta_apm.backbones.prompts import templates
+from tta_apm.backbones.clip_templates import templates
 from tta_apm.bench.evaluate import to_device
 from tta_apm.bench.records import load_record
 from tta_apm.data.streams import Stream, domains

@@ -21,7 +21,7 @@ import common
 from tta_apm.apm.method import PRESETS, Apm
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.backbones.prompts import templates
+from tta_apm.backbones.clip_templates import templates
 from tta_apm.bench.evaluate import to_device
 from tta_apm.data.dataset import Domain
 from tta_apm.data.digits import digits_c

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from small_methods import SMALL
 from tta_apm.backbones.build import build
-from tta_apm.backbones.prompts import templates
+from tta_apm.backbones.clip_templates import templates
 from tta_apm.bench.evaluate import SourceImages, to_device
 from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
 from tta_apm.data.digits import CLASS_NAMES, digits, train_split

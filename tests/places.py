@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# The repository.
+ROOT = Path(__file__).parents[1]
 # Real images and published weights beside the project; tests that use them skip where it is absent.
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = ROOT.parent / "shared"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tta_apm.bench.records import Predictions, load_predictions
-from tta_apm.data.corruption_constants import CORRUPTIONS
+from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.registry import METHODS
 
@@ -60,7 +60,7 @@ def load_backbone(kind: str, model: str, weights: str = "", *, dataset: DataSet 
         UserError: for an unknown kind or model, or weights that are not here or do not fit.
     """
     from tta_apm.backbones.build import build
-    from tta_apm.backbones.prompts import templates as template_set
+    from tta_apm.backbones.clip_templates import templates as template_set
 
     if templates is None:
         templates = (template_set("single") if dataset is None
@@ -102,8 +102,8 @@ def evaluate(method: Method, dataset: DataSet, *, corruptions: Sequence[str] = t
         UserError: for images that are not here.
         MethodError: if the method breaks its contract.
     """
-    from tta_apm.bench.cells import carries_on
     from tta_apm.bench.isolation import Guard
+    from tta_apm.bench.plan import carries_on
     from tta_apm.bench.run import Run
     from tta_apm.data.streams import Stream, domains, schedule
 

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING
 
 from tta_apm import __version__
 from tta_apm.console import INTERRUPTED, Interrupts, die_quietly_from_now_on, protect_output
-from tta_apm.data.metrics import METRICS
 from tta_apm.errors import UserError, beyond_the_machine, nearest
+from tta_apm.metrics import METRICS
 from tta_apm.names import clean_lines
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-    from tta_apm.bench.cells import Cell
+    from tta_apm.bench.plan import Cell
     from tta_apm.data.dataset import DataSet
 
 OK, FAILED_CELLS, BAD_INPUT = 0, 1, 2
 # Commands with a module of their own, which has main(words).
 BESIDE = {"plot": "tta_apm.commands.plot", "data": "tta_apm.commands.data",
-          "host": "tta_apm.hosts.command", "import": "tta_apm.commands.imports",
+          "host": "tta_apm.commands.host", "import": "tta_apm.commands.imports",
           "export": "tta_apm.commands.export",
           "pretrain": "tta_apm.commands.pretrain", "islands": "tta_apm.commands.islands",
           "reconstruct": "tta_apm.commands.reconstruct",
@@ -143,8 +143,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from tta_apm import config
+    from tta_apm.atomic import require_path
     from tta_apm.lock import locked
-    from tta_apm.writing import require_path
 
     cfg = config.load(options.cfg,
                       [*options.overrides, *(["CORRUPT", "true"] if options.corrupt else [])])
@@ -156,8 +156,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
     """Run what is missing and make the tables, with no other process at work in `folder`."""
-    from tta_apm.bench.cells import missing, plan
     from tta_apm.bench.identity import Images
+    from tta_apm.bench.plan import missing, plan
     from tta_apm.bench.records import find_records
 
     # A list of what would run needs no images where there is nothing to compare them with.
@@ -232,7 +232,7 @@ def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Pa
 
 
 def _save_config(text: str, folder: Path) -> None:
-    from tta_apm.writing import aside
+    from tta_apm.atomic import aside
 
     try:
         with aside(folder / "config.yaml") as temporary:
@@ -244,7 +244,7 @@ def _save_config(text: str, folder: Path) -> None:
 
 def _show_tables(folder: Path, metric: str = "", published: bool = False) -> None:
     """Print the tables of a folder, then write them there: where nothing can be written, too."""
-    from tta_apm.report.tables import make_tables
+    from tta_apm.report.write import make_tables
 
     tables = make_tables(folder, metric=metric, published=published)
     print(tables.terminal)

@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tta_apm.atomic import is_alive, machine, remove_leftovers
 from tta_apm.errors import UserError
-from tta_apm.writing import is_alive, machine, remove_leftovers
 
 NAME = ".lock"
 POLL_SECONDS = 0.5

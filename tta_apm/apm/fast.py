@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.live import WORTH_IT, LivePooledMlp
+from tta_apm.apm.sparse_mlp import WORTH_IT, LivePooledMlp
 from tta_apm.apm.student import Student
-from tta_apm.episodes import Parameters
+from tta_apm.toolbox.episodes import Parameters
 
 
 class Outputs(NamedTuple):

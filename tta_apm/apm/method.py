@@ -15,12 +15,12 @@ from tta_apm.apm.fast import FastStudent, Outputs
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
 from tta_apm.apm.student import MEAN, POOLINGS, STD, Student, draw
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.episodes import (
-    Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
 from tta_apm.errors import at_least, choose
 from tta_apm.method import Method
-from tta_apm.precision import FULL, products, resolve
-from tta_apm.views import crop_views
+from tta_apm.toolbox.episodes import (
+    Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
+from tta_apm.toolbox.precision import FULL, products, resolve
+from tta_apm.toolbox.views import crop_views
 
 # hidden widths and pooling: Table 6, and the single-token code that Table 4 counts as 25 M.
 PRESETS: dict[str, tuple[tuple[int, ...], str]] = {

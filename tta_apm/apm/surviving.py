@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tta_apm.apm.method import Apm
-from tta_apm.audit import SurvivingOptimizer
+from tta_apm.toolbox.surviving import SurvivingOptimizer
 
 
 class ApmSurviving(SurvivingOptimizer, Apm):

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tta_apm.backbones import downloads, files, inputs
+from tta_apm.backbones import inputs
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.inputs import Inputs, Told, settle
 from tta_apm.backbones.own_networks import is_own, make_network
+from tta_apm.backbones.weights import downloads, files
 from tta_apm.compat import import_robustbench
 from tta_apm.errors import UserError, explain, nearest
 
@@ -128,6 +129,7 @@ def placed(classifier: Classifier, device: torch.device | str) -> Classifier:
 def _timm(wanted: Wanted) -> Loaded:
     import timm
     from timm.data import resolve_model_data_config
+
     from tta_apm.backbones import small_resnets  # noqa: F401  (makes it known to timm)
     name = wanted.name
     check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")

@@ -18,12 +18,13 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 
 from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to timm)
-from tta_apm.backbones import downloads, files, grids, inputs, text_cache
-from tta_apm.backbones.archives import Entry
+from tta_apm.backbones import grids, inputs, text_cache
 from tta_apm.backbones.backbone import Backbone, check_model
-from tta_apm.backbones.inert import Lazy
+from tta_apm.backbones.clip_templates import indistinguishable
 from tta_apm.backbones.inputs import Inputs, settle
-from tta_apm.backbones.prompts import indistinguishable
+from tta_apm.backbones.weights import downloads, files
+from tta_apm.backbones.weights.archives import Entry
+from tta_apm.backbones.weights.inert import Lazy
 from tta_apm.errors import UserError, explain, nearest
 
 # Models of ours that open_clip then knows like its own.

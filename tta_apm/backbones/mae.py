@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, PatchEmbed
 from torch import Tensor, nn
 
-from tta_apm.backbones import files
-from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.backbones.weights import files
+from tta_apm.backbones.weights.archives import Entry
 from tta_apm.errors import UserError
 
 HEAD = "classifier"  # what the names of the probing head start with

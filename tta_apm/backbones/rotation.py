@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from tta_apm.backbones import files
-from tta_apm.backbones.archives import Entry
 from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.backbones.weights import files
+from tta_apm.backbones.weights.archives import Entry
 from tta_apm.errors import UserError
 
 NUM_ROTATIONS = 4

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tta_apm.backbones import files
+from tta_apm.atomic import aside
+from tta_apm.backbones.weights import files
 from tta_apm.cache import cache_folder
 from tta_apm.errors import UserError
-from tta_apm.writing import aside
 
 NAME = "text_features"
 # To be raised when the way from prompts to features changes.

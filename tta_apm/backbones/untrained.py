@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta_apm.backbones import files
 from tta_apm.backbones.backbone import Backbone, check_model
 from tta_apm.backbones.kinds import KINDS
+from tta_apm.backbones.weights import files
 from tta_apm.errors import UserError, nearest
 
 WEIGHTS = "random"
@@ -45,6 +45,7 @@ def untrained(kind: str, model: str, *, class_names: Sequence[str],
 
 def _clip(model: str, class_names: Sequence[str]) -> Backbone:
     import open_clip
+
     from tta_apm.backbones.clip import ClipBackbone, image_size
 
     class Undescribed(ClipBackbone):
@@ -79,6 +80,7 @@ def _own(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
 def _timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
     import timm
     from timm.data import resolve_model_data_config
+
     from tta_apm.backbones import small_resnets  # noqa: F401  (makes ours known to timm)
     from tta_apm.backbones.classifiers import check_known
 
@@ -89,6 +91,7 @@ def _timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
 
 def _torchvision(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
     from torchvision import models
+
     from tta_apm.backbones.classifiers import check_known
 
     check_known(name, models.list_models(module=models), "torchvision")

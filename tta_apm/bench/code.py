@@ -20,9 +20,9 @@ from typing import NamedTuple
 # Imported by modules of the closure, but without a say in any number: errors and names, writing,
 # downloads, the stopwatch, the record. What is forgotten here only makes a hash change too often.
 WITHOUT_NUMBERS = frozenset(f"tta_apm.{name}" for name in (
-    "errors", "registry", "writing", "cache", "config", "bench.cost", "bench.records",
-    "backbones.text_cache", "backbones.downloads", "backbones.lookalikes", "console", "lock",
-    "plugins", "progress", "values", "data.hub", "data.download", "data.made", "data.make", "api"))
+    "errors", "registry", "atomic", "cache", "config", "bench.measure", "bench.records",
+    "backbones.text_cache", "backbones.weights.downloads", "backbones.weights.lookalikes", "console",
+    "lock", "plugins", "progress", "data.hub", "data.prepare", "data.provenance", "api"))
 # Fields of syntax trees that hold no meaning, or that some versions of Python have and others not.
 SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores", "type_params"})
 

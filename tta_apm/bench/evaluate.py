@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta_apm.bench import cost
+from tta_apm.bench import measure
 from tta_apm.bench.isolation import Guard, MethodError, Trespass
 from tta_apm.bench.records import Predictions
 from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_images, hash_pixels
 from tta_apm.data.streams import Stream, prefetched
 from tta_apm.method import Method
-
 
 # What a method may tell of each image besides its logits: the columns that may be missing.
 DETAILS = tuple(field.name for field in fields(Predictions) if field.default is None)
@@ -73,8 +72,8 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
     loaded = load_batches(stream, device)
     if device.type != "cpu":  # there, it would take the cores that are being timed
         loaded = prefetched(loaded)
-    stopwatch = cost.Stopwatch(device)
-    cost.reset_peak_memory(device)
+    stopwatch = measure.Stopwatch(device)
+    measure.reset_peak_memory(device)
     for indices, pixels, digests in loaded:
         images = to_device(pixels, device)
         with torch.no_grad():
@@ -89,7 +88,7 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
     predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
                               **_joined(outputs))
     hashes = np.array(image_hashes)
-    peak = cost.peak_memory_mb(device)
+    peak = measure.peak_memory_mb(device)
     of_domain = [stream.places == place for place in range(len(stream.domains))]
     return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
                                stopwatch.seconds * float(mask.mean()), peak)
@@ -139,7 +138,7 @@ def warm_up(method: Method, stream: Stream, device: torch.device,
     with torch.no_grad():
         if device.type == "cuda":  # before counting: a first call may run to size its chunks
             guard.call(method, images)
-        gflops = guard.call(cost.count_gflops, lambda: method(few))
+        gflops = guard.call(measure.count_gflops, lambda: method(few))
     guard.call(method.reset)
     return None if gflops is None else gflops / len(few)
 

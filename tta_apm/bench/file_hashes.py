@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tta_apm.atomic import aside
 from tta_apm.cache import cache_folder
-from tta_apm.writing import aside
 
 # A file that was written within so many seconds before it was read may be written again in the
 # same tick of the file system's clock: its hash is used, but not remembered.

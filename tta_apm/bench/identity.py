@@ -35,7 +35,7 @@ CHUNK = 256
 # Stands in settings for the path of a file: its content is what counts.
 A_FILE = "a file"
 # Weights that come with the package; also in backbones.files, which imports torch.
-PACKAGED = Path(__file__).parents[1] / "backbones" / "weights"
+PACKAGED = Path(__file__).parents[1] / "backbones" / "shipped"
 
 
 def code_of(cfg: CfgNode, row: Row) -> str:
@@ -47,7 +47,7 @@ def code_of(cfg: CfgNode, row: Row) -> str:
 @cache
 def _code_of(*roots: str | Path) -> str:
     return hash_code([*(root for root in roots if root), "tta_apm.bench.evaluate",
-                      "tta_apm.backbones.prompts"])
+                      "tta_apm.backbones.clip_templates"])
 
 
 def files_of(cfg: CfgNode, row: Row) -> dict[str, str]:

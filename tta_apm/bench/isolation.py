@@ -11,7 +11,7 @@ from torch import nn
 
 from tta_apm.bench.backbone_state import backbone_state, changed_parts
 from tta_apm.bench.process_state import ProcessState
-from tta_apm.randomness import Randomness
+from tta_apm.bench.randomness import Randomness
 
 T = TypeVar("T")
 # So many of the parts that changed are named.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tta_apm.bench.cells import Cell
 from tta_apm.bench.evaluate import Evaluation
+from tta_apm.bench.plan import Cell
 from tta_apm.progress import bar
 
 

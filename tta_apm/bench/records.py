@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tta_apm.atomic import is_temporary, write_aside
 from tta_apm.errors import UserError
-from tta_apm.writing import is_temporary, write_aside
-
 
 # Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
 MOST_UNPACKED = 1 << 28

@@ -16,12 +16,12 @@ from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
+from tta_apm.backbones.clip_templates import templates
 from tta_apm.backbones.inputs import Inputs
-from tta_apm.backbones.prompts import templates
-from tta_apm.bench import cost
-from tta_apm.bench.cells import Cell, carries_on, order_of
+from tta_apm.bench import measure
 from tta_apm.bench.evaluate import Evaluation, SourceImages
 from tta_apm.bench.isolation import Guard, MethodError, Trespass
+from tta_apm.bench.plan import Cell, carries_on, order_of
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.provenance import commit, versions
 from tta_apm.bench.records import Record, hash_bytes, save_cell
@@ -232,7 +232,7 @@ class Sweep:
         return None if source is None else SourceImages(source, self.device)
 
     def _backbone(self, kind: str) -> Backbone:
-        cost.keep_only(kind, self.backbones, self.device)
+        measure.keep_only(kind, self.backbones, self.device)
         if kind not in self.backbones:
             section = self.cfg[kind.upper()]
             self.backbones[kind] = build(

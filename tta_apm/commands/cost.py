@@ -66,10 +66,10 @@ def _tables(options: argparse.Namespace) -> None:
     names = _class_names(cfg, options.classes)
 
     import pandas as pd
-    from tta_apm.bench.method_cost import Costs
-    from tta_apm.commands import cost_references
+
+    from tta_apm.cost import paper, table
+    from tta_apm.cost.methods import Costs
     from tta_apm.device import choose_device
-    from tta_apm.report import cost_table
     from tta_apm.report.render import csv_of
 
     device = choose_device(cfg.DEVICE)
@@ -83,11 +83,11 @@ def _tables(options: argparse.Namespace) -> None:
         except UserError as error:  # a learned context that is not here, say: the others go on
             print(f"{row.text} is left out: {error}", file=sys.stderr)
     print("measuring the models of Table 4 ...", file=sys.stderr, flush=True)
-    methods, printed = pd.DataFrame(measured), cost_references.table_4()
+    methods, printed = pd.DataFrame(measured), paper.table_4()
     text = "\n\n".join([
         f"{options.cfg}, {len(names)} classes, {_machine(device)}",
-        cost_table.method_table(methods) if measured else "No method could be measured.",
-        cost_table.CONVENTIONS, cost_table.table_4(printed), cost_table.TABLE_4_CONVENTIONS])
+        table.method_table(methods) if measured else "No method could be measured.",
+        table.CONVENTIONS, table.table_4(printed), table.TABLE_4_CONVENTIONS])
     print(text)
     _write(options.out, {"cost.md": text + "\n", "cost.csv": csv_of(methods),
                          "table4.csv": printed.to_csv(index=False)})
@@ -109,19 +109,20 @@ def _class_names(cfg: CfgNode, count: int | None) -> Sequence[str]:
 
 
 def _figure_2(options: argparse.Namespace) -> None:
+    from tta_apm.cost import paper
+    from tta_apm.cost.figure2 import draw_figure_2
     from tta_apm.device import choose_device
-    from tta_apm.commands import cost_references
-    from tta_apm.report.cost_picture import draw_figure_2
 
     print("measuring Figure 2 ...", file=sys.stderr, flush=True)
     device = choose_device("auto")
-    costs: pd.DataFrame = cost_references.figure_2(device)
+    costs: pd.DataFrame = paper.figure_2(device)
     _write(options.out, {"figure2.csv": costs.to_csv(index=False)})
     print(draw_figure_2(costs, options.out / "figure2.png", _machine(device)))
 
 
 def _machine(device: torch.device) -> str:
     import torch
+
     from tta_apm.device import describe
 
     return f"{describe(device)}, torch {torch.__version__}"

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.data.corruption_constants import CORRUPTIONS, SEVERITIES
+from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES
 from tta_apm.errors import UserError, nearest
 
 OK, NOT_IN_ORDER, REFUSED = 0, 1, 1
@@ -94,7 +94,7 @@ def _check(options: argparse.Namespace) -> int:
 def _report(names: Sequence[str], data_dir: str, corruptions: Sequence[str] = CORRUPTIONS,
             severities: Sequence[int] = SEVERITIES) -> bool:
     """Print what there is to say of data sets; returns whether all are in order."""
-    from tta_apm.data.inspection import inspect
+    from tta_apm.data.prepare.check import inspect
 
     print(f"Below DATA_DIR {Path(data_dir).resolve()}:")
     in_order = True
@@ -108,7 +108,7 @@ def _report(names: Sequence[str], data_dir: str, corruptions: Sequence[str] = CO
 
 
 def _get(options: argparse.Namespace) -> int:
-    from tta_apm.data.download import Download, gigabytes
+    from tta_apm.data.prepare.zenodo import Download, gigabytes
 
     download = Download(options.name, Path(options.data_dir))
     if not download.missing:
@@ -133,7 +133,7 @@ def _agreed() -> bool:
 
 
 def _make(options: argparse.Namespace) -> int:
-    from tta_apm.data.make import prepare
+    from tta_apm.data.prepare.make import prepare
     from tta_apm.progress import bar
 
     making = prepare(options.name, data_dir=options.data_dir, frost_dir=options.frost_dir or None,

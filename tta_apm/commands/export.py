@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.report.leaderboards import FORMATS, find_row, robustbench
+from tta_apm.atomic import write_aside
+from tta_apm.interop.export import FORMATS, find_row, robustbench
+from tta_apm.interop.robustbench import conditions
 from tta_apm.report.results import load_rows
-from tta_apm.report.robustbench_entry import conditions
-from tta_apm.writing import write_aside
 
 
 def main(words: Sequence[str]) -> int:

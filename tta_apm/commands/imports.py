@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tta_apm.errors import UserError
+from tta_apm.interop import logs
 from tta_apm.names import clean, clean_lines
-from tta_apm.report import imported, logs, wording
-from tta_apm.report.logs import Log
+from tta_apm.report import imported, phrases
+from tta_apm.report.imported_log import Log
 
 SOME_SKIPPED = 1
 
@@ -47,7 +48,7 @@ def _told(log: Log) -> str:
     severities = sorted({severity for _, severity, _, _ in log.errors} - {0})
     counts = sorted({count for *_, count in log.errors if count is not None})
     parts = [f"{log.host} {log.method}", log.backbone,
-             f"{log.dataset}: {wording.corruptions({name for name, *_ in log.errors})}"
+             f"{log.dataset}: {phrases.corruptions({name for name, *_ in log.errors})}"
              + f" at severity {' '.join(map(str, severities))}" * bool(severities),
              f"{' or '.join(map(str, counts)) or 'an untold number of'} images each",
              f"images {log.settings.get('images', 'not told')}",

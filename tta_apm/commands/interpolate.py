@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.commands import shared
+from tta_apm.commands import field_options
 
 PER_ROW = 6
 
 
 def main(words: Sequence[str]) -> int:
     """Draw the reconstructions between two images as a strip and as a film."""
-    parser = shared.parser("interpolate", "Decode what lies between the trigger columns of two "
-                           "images, as a strip and as a film (.gif) beside it.",
-                           "interpolation.png")
-    parser.add_argument("start", metavar="A", help=shared.IMAGE_HELP)
+    parser = field_options.parser(
+        "interpolate", "Decode what lies between the trigger columns of two "
+        "images, as a strip and as a film (.gif) beside it.",
+        "interpolation.png")
+    parser.add_argument("start", metavar="A", help=field_options.IMAGE_HELP)
     parser.add_argument("end", metavar="B")
     parser.add_argument("--student", type=Path, required=True, metavar="FILE",
-                        help=shared.STUDENT_HELP)
+                        help=field_options.STUDENT_HELP)
     parser.add_argument("-n", dest="steps", type=int, default=10, metavar="N",
                         help="steps from A to B, whose ends are their reconstructions (default 10)")
     options = parser.parse_args(words)
 
-    from tta_apm.apm.fields import interpolate
-    from tta_apm.report.field_pictures import Panel, draw_panels, write_gif
+    from tta_apm.fields.field import interpolate
+    from tta_apm.fields.pictures import Panel, draw_panels, write_gif
 
-    trained = shared.load_student(options.student)
-    start, end = shared.look(trained, (options.start, options.end))
+    trained = field_options.load_student(options.student)
+    start, end = field_options.look(trained, (options.start, options.end))
     frames = [field.colours().cpu().numpy()
               for field in interpolate(start.field, end.field, options.steps)]
     titles = [f"{step}/{options.steps}" for step in range(options.steps + 1)]

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tta_apm.apm.embedding import DIMENSIONS, EMBEDDINGS, embed
-from tta_apm.commands import shared
+from tta_apm.commands import field_options
 from tta_apm.errors import UserError
+from tta_apm.fields.embedding import DIMENSIONS, EMBEDDINGS, embed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tta_apm.apm.recipe import Recipe
-    from tta_apm.apm.teachers import Teacher
-    from tta_apm.report.field_pictures import Panel
+    from tta_apm.fields.pictures import Panel
+    from tta_apm.fields.recipe import Recipe
+    from tta_apm.fields.teachers import Teacher
 
 EMBEDDING_SEED = 0
 BAR = "squared error"
@@ -29,19 +29,20 @@ def main(words: Sequence[str]) -> int:
     """Draw the islands of images, from a trained student or on the way of test-time training."""
     options = _parser().parse_args(words)
     rows = list(_from_recipe(options) if options.cfg else _from_student(options))
-    from tta_apm.report.field_pictures import draw_panels
+    from tta_apm.fields.pictures import draw_panels
 
     print(f"{draw_panels(rows, options.out, BAR)} shows the islands.")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = shared.parser("islands", "Draw the features of all columns, embedded in 1 or 3 "
-                           "dimensions: from a trained student in one pass, or from the test-time "
-                           "training of a fresh one at chosen steps.", "islands.png")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=shared.IMAGE_HELP)
+    parser = field_options.parser(
+        "islands", "Draw the features of all columns, embedded in 1 or 3 "
+        "dimensions: from a trained student in one pass, or from the test-time "
+        "training of a fresh one at chosen steps.", "islands.png")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=field_options.IMAGE_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--student", type=Path, metavar="FILE", help=shared.STUDENT_HELP)
+    source.add_argument("--student", type=Path, metavar="FILE", help=field_options.STUDENT_HELP)
     source.add_argument("--cfg", nargs="+", metavar=("FILE", "KEY VALUE"), help="a file of "
                         "configs/pretrain, with overrides: fit a fresh student to each image "
                         "alone, under its losses")
@@ -58,11 +59,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
     """A row for each image: image, islands, reconstruction, error map."""
-    from tta_apm.apm.fields import error_map
-    from tta_apm.apm.teachers import load_teacher
-    from tta_apm.report.field_pictures import Panel
+    from tta_apm.fields.field import error_map
+    from tta_apm.fields.pictures import Panel
+    from tta_apm.fields.teachers import load_teacher
 
-    trained = shared.load_student(options.student)
+    trained = field_options.load_student(options.student)
     grid, recipe, teacher = trained.student.grid, trained.recipe, None
     if options.error_map:
         if recipe is not None and recipe.needs_teacher:
@@ -70,7 +71,7 @@ def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
         if teacher is None:
             raise UserError(f"{options.student} names no teacher, so there is no error map: leave "
                             "out --error-map")
-    for seen in shared.look(trained, options.images):
+    for seen in field_options.look(trained, options.images):
         features = seen.field.features()
         title = f"islands ({options.embedding})"
         row = [Panel(seen.name, seen.pixels), _islands(features, seen.pixels, options, title)]
@@ -87,15 +88,15 @@ def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
 def _from_recipe(options: argparse.Namespace) -> Iterator[list[Panel]]:
     """Two rows for each image: islands at each of the steps, and error maps below them."""
     from tta_apm import config
-    from tta_apm.apm.recipe import from_config, keys
+    from tta_apm.fields.recipe import from_config, keys
 
     if min(options.steps) < 0:
         raise UserError(f"--steps {min(options.steps)}: steps are counted from 0")
     recipe = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
     # Imported here: torch takes seconds, and a wrong config is told at once.
-    from tta_apm.apm.images import find_image, read_image
-    from tta_apm.apm.teachers import load_teacher
     from tta_apm.device import choose_device
+    from tta_apm.fields.photos import find_image, read_image
+    from tta_apm.fields.teachers import load_teacher
 
     device = choose_device(recipe.device)
     teacher = load_teacher(recipe, device) if recipe.needs_teacher else None
@@ -107,8 +108,8 @@ def _from_recipe(options: argparse.Namespace) -> Iterator[list[Panel]]:
 
 def _strip(name: str, image: Tensor, recipe: Recipe, teacher: Teacher | None,
            options: argparse.Namespace) -> Iterator[list[Panel]]:
-    from tta_apm.apm.overfit import overfit
-    from tta_apm.report.field_pictures import Panel
+    from tta_apm.fields.overfit import overfit
+    from tta_apm.fields.pictures import Panel
 
     pixels = image.permute(1, 2, 0).cpu().numpy()
     islands, errors = [Panel(name, pixels)], []
@@ -125,7 +126,7 @@ def _strip(name: str, image: Tensor, recipe: Recipe, teacher: Teacher | None,
 
 def _islands(features: Tensor, pixels: np.ndarray, options: argparse.Namespace, title: str
              ) -> Panel:
-    from tta_apm.report.field_pictures import Panel, paint
+    from tta_apm.fields.pictures import Panel, paint
 
     side = isqrt(len(features))
     embedded = embed(features, options.embedding, options.dimensions, EMBEDDING_SEED)

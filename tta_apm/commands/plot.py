@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.data.metrics import METRICS
+from tta_apm.metrics import METRICS
 from tta_apm.report.plots import KINDS, draw
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 def main(words: Sequence[str]) -> int:
     """Train, or go on; write the student and the picture of its losses."""
     from tta_apm import config
-    from tta_apm.apm.recipe import from_config, keys
+    from tta_apm.fields.recipe import from_config, keys
 
     options = _parser().parse_args(words)
     recipe = from_config(config.load_keys(options.cfg, options.overrides, keys()))
-    from tta_apm.apm.pretrain import STUDENT_FILE, pretrain
+    from tta_apm.fields.pretrain import STUDENT_FILE, pretrain
 
     done = pretrain(recipe)
     if done is None or not done.step:
         return 0
-    from tta_apm.apm.column_losses import LOSSES
-    from tta_apm.report.field_pictures import draw_losses
+    from tta_apm.fields.losses import LOSSES
+    from tta_apm.fields.pictures import draw_losses
 
     folder = Path(recipe.output_dir)
     picture = draw_losses(done.losses.numpy(), LOSSES, folder / "losses.png")

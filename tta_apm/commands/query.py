@@ -9,20 +9,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tta_apm.commands import shared
+from tta_apm.commands import field_options
 from tta_apm.errors import UserError
 
 if TYPE_CHECKING:
-    from tta_apm.apm.fields import Column
+    from tta_apm.fields.field import Column
 
 
 def main(words: Sequence[str]) -> int:
     """Print each column as it is computed, and the running mean of their features."""
     options = _parser().parse_args(words)
-    trained = shared.load_student(options.student)
-    seen, = shared.look(trained, (options.image,))
+    trained = field_options.load_student(options.student)
+    seen, = field_options.look(trained, (options.image,))
 
-    from tta_apm.apm.fields import running_mean
+    from tta_apm.fields.field import running_mean
 
     try:
         with (open(options.out, "w", newline="", encoding="utf-8") if options.out
@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tta-apm query", description="Ask a student for single columns of an image, in any "
         "order; no other column is computed.")
-    parser.add_argument("image", metavar="IMAGE", help=shared.IMAGE_HELP)
+    parser.add_argument("image", metavar="IMAGE", help=field_options.IMAGE_HELP)
     parser.add_argument("--student", type=Path, required=True, metavar="FILE",
-                        help=shared.STUDENT_HELP)
+                        help=field_options.STUDENT_HELP)
     parser.add_argument("--at", type=_place, nargs="+", required=True, metavar="X,Y",
                         help="places in columns, from 0,0 at the top left")
     parser.add_argument("--out", type=Path, metavar="FILE",

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.commands import shared
+from tta_apm.commands import field_options
 
 
 def main(words: Sequence[str]) -> int:
     """Draw each image beside its reconstruction."""
-    parser = shared.parser("reconstruct", "Draw images as a student's RGB head reconstructs them.",
-                           "reconstruction.png")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=shared.IMAGE_HELP)
+    parser = field_options.parser(
+        "reconstruct", "Draw images as a student's RGB head reconstructs them.",
+        "reconstruction.png")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=field_options.IMAGE_HELP)
     parser.add_argument("--student", type=Path, required=True, metavar="FILE",
-                        help=shared.STUDENT_HELP)
+                        help=field_options.STUDENT_HELP)
     options = parser.parse_args(words)
 
     from tta_apm.apm.losses import colour_targets
-    from tta_apm.report.field_pictures import Panel, draw_panels
+    from tta_apm.fields.pictures import Panel, draw_panels
 
-    rows, trained = [], shared.load_student(options.student)
-    for seen in shared.look(trained, options.images):
+    rows, trained = [], field_options.load_student(options.student)
+    for seen in field_options.look(trained, options.images):
         colours = seen.field.colours().cpu()
         wanted = colour_targets(seen.image[None].cpu(), trained.student.patch).view_as(colours)
         error = (colours - wanted).square().mean()

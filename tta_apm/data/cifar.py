@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tta_apm.data.corrupted import Corrupted
-from tta_apm.data.corruption_constants import SEVERITIES
+from tta_apm.data.corruptions.constants import SEVERITIES
+from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import Clean, DataSet, Domain, hash_files
-from tta_apm.data.made import how_to_finish, read_mark
+from tta_apm.data.provenance import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
 TEMPLATE_SET = "cifar"

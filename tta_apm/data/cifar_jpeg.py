@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from tta_apm.data.cifar import CIFAR10_CLASSES, IMAGE, NUM_TEST, NUM_TRAIN, TEMPLATE_SET
-from tta_apm.data.corrupted import Corrupted
+from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import Clean, DataSet
 from tta_apm.data.pictures import InMemory, read_picture
 from tta_apm.errors import UserError

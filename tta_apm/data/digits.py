@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tta_apm.data.corrupted import Corrupted
+from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import Clean, DataSet
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -8,9 +8,9 @@ import tarfile
 import urllib.request
 from pathlib import Path
 
+from tta_apm.atomic import aside, remove_leftovers
 from tta_apm.errors import UserError
 from tta_apm.progress import copy
-from tta_apm.writing import aside, remove_leftovers
 
 HUB = "https://huggingface.co/datasets/clip-benchmark"
 TIMEOUT = 30.0  # seconds without an answer

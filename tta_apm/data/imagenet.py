@@ -18,11 +18,11 @@ from PIL import Image
 
 from tta_apm.data import imagenet_classes
 from tta_apm.data.class_order import read_order
-from tta_apm.data.corrupted import Corrupted
-from tta_apm.data.corruption_constants import SEVERITIES
+from tta_apm.data.corruptions.constants import SEVERITIES
+from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files
 from tta_apm.data.image_files import ImageFiles, check_classes, list_images, read_images
-from tta_apm.data.made import how_to_finish, read_mark
+from tta_apm.data.provenance import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
 TEMPLATE_SET = "imagenet"

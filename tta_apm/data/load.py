@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tta_apm.data.corrupted import AUTO, on_the_fly
+from tta_apm.data.corruptions.dataset import AUTO, on_the_fly
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.registry import DATASETS
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tta_apm.data import hub, imagenet_classes
-from tta_apm.data.dataset import (DataSet, Domain, Outputs, hash_files, hash_text,
-                                  refuse_corruption)
+from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files, hash_text, refuse_corruption
 from tta_apm.data.image_files import SIDE, describe_crop, mixed, read_images, resize_and_crop
 from tta_apm.data.lists import read_list
 from tta_apm.data.pictures import picture_size

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_apm.errors import UserError, nearest
-from tta_apm.report import render, wording
-from tta_apm.report.blocks import Block, make_blocks
+from tta_apm.report import phrases, render
 from tta_apm.report.published import FOLDER, PAPER
 from tta_apm.report.results import Rows
+from tta_apm.report.table import Block, make_blocks
 
 # A file per table: accuracy in %, as printed; std_* over the seeds 0, 7 and 42.
 PUBLISHED = FOLDER / "ablations"
@@ -81,18 +81,18 @@ def _beside(block: Block, table: str,
     head = ["ours", "accuracy", "its teacher", "Δ", "95 % interval", "agree %", "cosine", name,
             *(f"there, {dataset}" for dataset in datasets)]
     grid = []
-    for _, line in wording.lines(block):
+    for _, line in phrases.lines(block):
         row, figures = theirs.get(line["method"], ("", {}))
-        grid.append([render.escape_markdown(line["method"]), wording.figure(line, "mean"),
-                     *wording.teacher_figures(line), row,
+        grid.append([render.escape_markdown(line["method"]), phrases.figure(line, "mean"),
+                     *phrases.teacher_figures(line), row,
                      *(_printed(figures, dataset) for dataset in datasets)])
-    parts = [f"{wording.title(block)}, and {name} of {PAPER}: top-1 accuracy in %; theirs is on "
+    parts = [f"{phrases.title(block)}, and {name} of {PAPER}: top-1 accuracy in %; theirs is on "
              "other images with another teacher", render.pipe_table(head, grid, text=1),
              "\n".join(f"- {render.escape_markdown(note)}"
-                       for note in (*wording.conditions(block), *block.notes))]
+                       for note in (*phrases.conditions(block), *block.notes))]
     return "\n\n".join(parts)
 
 
 def _printed(figures: Mapping[str, str], dataset: str) -> str:
     std = figures.get(f"std_{dataset}")
-    return figures.get(dataset, wording.MISSING) + (f" ± {std}" if std else "")
+    return figures.get(dataset, phrases.MISSING) + (f" ± {std}" if std else "")

@@ -11,10 +11,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tta_apm.report import wording
-from tta_apm.report.blocks import Block
+from tta_apm.report import phrases
+from tta_apm.report.phrases import Line
 from tta_apm.report.style import COLOURS, GREY, MARKERS, figure, plain
-from tta_apm.report.wording import Line
+from tta_apm.report.table import Block
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ COMMON = ("backbone", "weights", "templates", "resolution", "preprocessing", "nu
 
 def methods(block: Block) -> list[Figure]:
     """Every method under every corruption: a map of figures, darker is worse."""
-    lines = wording.lines(block)
+    lines = phrases.lines(block)
     values = [[100 * line[name] for name in block.shown] for _, line in lines]
     made, (axes,) = figure(height=1.6 + 0.3 * len(lines))
     shades = "Blues" if block.metric == "error" else "Blues_r"
@@ -40,7 +40,7 @@ def methods(block: Block) -> list[Figure]:
             red, green, blue, _ = image.to_rgba(value)
             # A gap has no colour: it shows the paper.
             pale = math.isnan(value) or 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
-            axes.text(column, row, wording.number_text(value, ".0f"), ha="center", va="center",
+            axes.text(column, row, phrases.number_text(value, ".0f"), ha="center", va="center",
                       fontsize=9, color="black" if pale else "white")
     axes.set_xticks(range(len(block.shown)), [_plain(name) for name in block.shown], rotation=40,
                     ha="right", rotation_mode="anchor")
@@ -48,13 +48,13 @@ def methods(block: Block) -> list[Figure]:
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(_title(block, wording.measure(block)), loc="left", fontsize=10)
+    axes.set_title(_title(block, phrases.measure(block)), loc="left", fontsize=10)
     return [made]
 
 
 def teacher(block: Block) -> list[Figure]:
     """Each row with a teacher against it: the difference per corruption, with its interval."""
-    lines = wording.lines_with_teacher(block)
+    lines = phrases.lines_with_teacher(block)
     if not lines:
         return []
     made, (axes,) = figure(height=1.8 + 0.13 * len(block.shown) * (1 + len(lines)))
@@ -71,7 +71,7 @@ def teacher(block: Block) -> list[Figure]:
         axes.axhline(len(block.shown) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(block.shown)), [_plain(name) for name in block.shown])
     axes.set_ylim(len(block.shown) - 0.5, -0.5)  # a place for gaps, too
-    axes.set_xlabel(f"{block.metric} less the teacher's, in points ({wording.good_sign(block)}), "
+    axes.set_xlabel(f"{block.metric} less the teacher's, in points ({phrases.good_sign(block)}), "
                     "with 95 % interval")
     axes.set_title(_title(block, "against the teacher on the same images"), loc="left", fontsize=10)
     _legend(made, [axes], columns=3)
@@ -102,7 +102,7 @@ def audit(block: Block) -> list[Figure]:
 def _series(block: Block) -> list[list[Line]]:
     """Rows that differ in their steps only, in the order of these, where they have a teacher."""
     groups: dict[str, list[tuple[int, Line]]] = {}
-    for _, line in wording.lines_with_teacher(block):
+    for _, line in phrases.lines_with_teacher(block):
         settings = json.loads(line["hyper_parameters"])
         count = settings.pop("steps", None)
         if count is not None:
@@ -137,7 +137,7 @@ def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> F
                  label="teacher" if alone else "its teacher, same colour")
     for one, title in zip(axes, (
             f"top-1 {block.metric} in %" + ", std over seeds" * _has_spread(series),
-            f"Δ teacher in points, 95 % interval ({wording.good_sign(block)})",
+            f"Δ teacher in points, 95 % interval ({phrases.good_sign(block)})",
             "agreement with the teacher in %", "final cosine with the teacher's feature")):
         one.set_title(title, loc="left", fontsize=10)
         one.set_xlim(left=0)
@@ -151,7 +151,7 @@ def _draw_steps(block: Block, series: Sequence[Line], names: Sequence[str]) -> F
 def _comparisons(block: Block) -> list[list[Line]]:
     """Rows that differ in what survives and in the order of the stream only."""
     groups: dict[str, list[Line]] = {}
-    for _, line in wording.lines(block):
+    for _, line in phrases.lines(block):
         key = json.dumps([line["hyper_parameters"], *(line[name] for name in COMMON)])
         groups.setdefault(key, []).append(line)
     return [group for group in groups.values()
@@ -229,13 +229,13 @@ def _has_spread(lines: Iterable[Line]) -> bool:
 
 
 def _title(block: Block, what: str) -> str:
-    lines = [line for _, line in wording.lines(block)]
+    lines = [line for _, line in phrases.lines(block)]
     images = ", ".join(sorted({str(line["num_images"]) for line in lines}))
     seeds = max(len(line["seeds"].split()) for line in lines)
     gaps = any(line["num_missing"] for line in lines)
     origins = sorted({line["images_from"] for line in lines})
     return plain("\n".join(textwrap.wrap(
-        f"{wording.title(block)}: {what} · {images} images · {seeds} seed{'s' * (seeds > 1)}"
+        f"{phrases.title(block)}: {what} · {images} images · {seeds} seed{'s' * (seeds > 1)}"
         + " · incomplete" * gaps, TITLE_WIDTH)
         + textwrap.wrap(f"images: {'; '.join(origins)}", TITLE_WIDTH)))
 

@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tta_apm.atomic import write_aside
 from tta_apm.bench.records import hash_bytes
 from tta_apm.errors import UserError, explain
-from tta_apm.report.given import GivenRow
-from tta_apm.report.logs import FIELDS, Log, checked
+from tta_apm.report.external import GivenRow
+from tta_apm.report.imported_log import FIELDS, Log, checked
 from tta_apm.report.results import DomainKey
-from tta_apm.writing import write_aside
 
 FOLDER = "imported"
 # Fields that logs of version 0.1.0 have not.

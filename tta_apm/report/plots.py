@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from tta_apm.errors import UserError
 from tta_apm.report import drawings
-from tta_apm.report.blocks import Block, make_blocks
 from tta_apm.report.results import load_rows, saved_config
 from tta_apm.report.style import save
+from tta_apm.report.table import Block, make_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tta_apm.report.blocks import CLEAN_KEY, Block
-from tta_apm.report.given import GivenRow, with_rows
+from tta_apm.report.external import GivenRow, with_rows
 from tta_apm.report.results import DomainKey
+from tta_apm.report.table import CLEAN_KEY, Block
 
 FOLDER = Path(__file__).parent / "published"
 PAPER = "Modi and Rawat, NeurIPS 2024 (arXiv 2410.20535)"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from tta_apm.report import wording
-from tta_apm.report.blocks import COST, Block, in_usual_order
+from tta_apm.report import phrases
+from tta_apm.report.table import COST, Block, in_usual_order
 
 HEADS = {
     "gaussian_noise": "gauss", "shot_noise": "shot", "impulse_noise": "impul",
@@ -39,7 +39,7 @@ def csv_text(blocks: Sequence[Block]) -> str:
     percent = [*figures, *(f"{kind}_{name}" for kind in (
         "std", "teacher", "delta", "delta_low", "delta_high", "agreement") for name in figures)]
     cosines = [f"cosine_{name}" for name in figures]
-    lines = [line for block in blocks for _, line in wording.lines(block)]
+    lines = [line for block in blocks for _, line in phrases.lines(block)]
     for line in lines:
         for name in percent + ["agreement"]:
             line[name] = round(100 * line.get(name, math.nan), 4)
@@ -72,12 +72,12 @@ def markdown(blocks: Sequence[Block]) -> str:
     parts = ["# Results"]
     for block in blocks:
         grid = _grid(block, bold="**{}**", escape=escape_markdown)
-        parts += [f"## {escape_markdown(wording.title(block))}",
-                  escape_markdown(wording.introduction(block)), pipe_table(*grid, text=3)]
-        if wording.lines_with_teacher(block):
-            parts += [escape_markdown(wording.teacher_caption(block)),
+        parts += [f"## {escape_markdown(phrases.title(block))}",
+                  escape_markdown(phrases.introduction(block)), pipe_table(*grid, text=3)]
+        if phrases.lines_with_teacher(block):
+            parts += [escape_markdown(phrases.teacher_caption(block)),
                       pipe_table(*_teacher_grid(block), text=1)]
-        notes = [*wording.verdicts(block), *block.notes]
+        notes = [*phrases.verdicts(block), *block.notes]
         parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -87,9 +87,9 @@ def latex(blocks: Sequence[Block]) -> str:
     parts = ["% needs \\usepackage{booktabs}"]
     for block in blocks:
         head, grid = _grid(block, bold="\\textbf{{{}}}", escape=_escape_latex, cost=False)
-        notes = [f"{wording.title(block)}. {wording.introduction(block)}"]
-        if wording.lines_with_teacher(block):
-            notes += [wording.teacher_caption(block), *wording.verdicts(block)]
+        notes = [f"{phrases.title(block)}. {phrases.introduction(block)}"]
+        if phrases.lines_with_teacher(block):
+            notes += [phrases.teacher_caption(block), *phrases.verdicts(block)]
         notes += block.notes
         parts.append("\n".join([
             "{\\footnotesize\\setlength{\\tabcolsep}{3pt}\\noindent",
@@ -115,31 +115,31 @@ def terminal(blocks: Sequence[Block], width: int) -> str:
 def _grid(block: Block, *, bold: str, escape: Callable[[str], str],
           cost: bool = True) -> tuple[list[str], list[list[str]]]:
     """Head and lines of a table with a line per method and protocol."""
-    with_teacher = {number for number, _ in wording.lines_with_teacher(block)}
+    with_teacher = {number for number, _ in phrases.lines_with_teacher(block)}
     head = ["#", "method", "backbone", *(HEADS.get(name, name) for name in block.shown)]
     if with_teacher:
-        head += ["teacher", f"Δ teacher ({wording.good_sign(block)})", "agree", "cosine"]
+        head += ["teacher", f"Δ teacher ({phrases.good_sign(block)})", "agree", "cosine"]
     head += ["ms/image", "GFLOPs", "MB"] * cost + ["protocol"]
     grid = []
-    for number, line in wording.lines(block):
+    for number, line in phrases.lines(block):
         cells = [str(number), escape(line["method"]), escape(line["backbone"])]
         for name in block.shown:
-            text = escape(wording.figure(line, name))
+            text = escape(phrases.figure(line, name))
             cells.append(bold.format(text) if (number - 1, name) in block.best else text)
         if number in with_teacher:
-            teacher, _, _, *likeness = wording.teacher_figures(line)
-            cells += map(escape, [teacher, wording.delta(line, "mean"), *likeness])
+            teacher, _, _, *likeness = phrases.teacher_figures(line)
+            cells += map(escape, [teacher, phrases.delta(line, "mean"), *likeness])
         elif with_teacher:
             cells += [""] * 4
-        grid.append([*cells, *wording.cost(line) * cost, escape(line["protocol"])])
+        grid.append([*cells, *phrases.cost(line) * cost, escape(line["protocol"])])
     return head, grid
 
 
 def _teacher_grid(block: Block) -> tuple[list[str], list[list[str]]]:
     """Head and lines of a Markdown table with a line per corruption, a column per method."""
-    rows = wording.lines_with_teacher(block)
+    rows = phrases.lines_with_teacher(block)
     head = ["", *(f"{number} {escape_markdown(line['method'])}" for number, line in rows)]
-    return head, [[escape_markdown(name), *(wording.delta(line, name) for _, line in rows)]
+    return head, [[escape_markdown(name), *(phrases.delta(line, name) for _, line in rows)]
                   for name in block.shown]
 
 
@@ -160,33 +160,33 @@ def _padded(cells: Sequence[str], widths: Iterable[int], left: Iterable[bool]) -
 
 def _turned(block: Block, width: int) -> str:
     """A block for the terminal: methods as columns, then their protocols and all notes."""
-    with_teacher = {number for number, _ in wording.lines_with_teacher(block)}
+    with_teacher = {number for number, _ in phrases.lines_with_teacher(block)}
     labels = [*block.shown, ""]
     if with_teacher:
-        labels += ["teacher", f"Δ ({wording.good_sign(block)})", "95 % interval", "agree %",
+        labels += ["teacher", f"Δ ({phrases.good_sign(block)})", "95 % interval", "agree %",
                    "cosine", ""]
     labels += ["ms/image", "GFLOPs/image", "peak MB"]
-    lines = wording.lines(block)
+    lines = phrases.lines(block)
     heads = [[str(number), *textwrap.wrap(line["method"], HEAD_WIDTH)] for number, line in lines]
     height = 1 + max(map(len, heads))
     columns = []
     for (number, line), head in zip(lines, heads):
         column = head + [""] * (height - len(head))
-        column += [wording.figure(line, name) + " *"[(number - 1, name) in block.best]
+        column += [phrases.figure(line, name) + " *"[(number - 1, name) in block.best]
                    for name in block.shown] + [""]
         if number in with_teacher:
-            column += [*wording.teacher_figures(line), ""]
+            column += [*phrases.teacher_figures(line), ""]
         elif with_teacher:
             column += [""] * 6
-        columns.append(column + wording.cost(line))
+        columns.append(column + phrases.cost(line))
     protocols = [f"{number} {line['method']}: "
                  + " · ".join(filter(None, [line["backbone"], line["protocol"]]))
                  for number, line in lines]
-    heading = f"{wording.title(block)}: {wording.measure(block)}, * is best"
+    heading = f"{phrases.title(block)}: {phrases.measure(block)}, * is best"
     paragraphs = [textwrap.fill(heading, width)]
     paragraphs += _side_by_side([""] * height + labels, columns, width)
     paragraphs += ["\n".join(textwrap.fill(note, width, subsequent_indent="  ") for note in notes)
-                   for notes in (wording.conditions(block), protocols, wording.verdicts(block),
+                   for notes in (phrases.conditions(block), protocols, phrases.verdicts(block),
                                  block.notes) if notes]
     return "\n\n".join(paragraphs)
 

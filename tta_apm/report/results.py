@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tta_apm.bench.records import Record, find_records, load_predictions, load_record
-from tta_apm.bench.statistics import agreement
 from tta_apm.data.streams import domains as domains_of
 from tta_apm.errors import UserError
 from tta_apm.names import clean, clean_all
+from tta_apm.report.statistics import agreement
 
 CELLS = "cells"
 # What a row is made of: two cells that differ in one of these never share a mean.
@@ -176,7 +176,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 def wanted(folder: Path) -> Wanted:
     """What the config.yaml of a results folder asks for."""
-    from tta_apm.values import split
+    from tta_apm.config.values import split
 
     saved = saved_config(folder)
     texts = [saved.get(key) for key in ("DATASET", "SETTING", "ORDER")]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tta_apm.atomic import write_aside
 from tta_apm.errors import UserError
-from tta_apm.writing import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,103 @@
+"""A pooled MLP without idle arithmetic: the same values and gradients as the whole."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tta_apm.apm.method import Apm
+from tta_apm.apm.sparse_mlp import LivePooledMlp
+
+BATCH, PLACES, PARTS, QUERIES = 3, 40, 9, 2
+WIDTHS = (30, 24, 18, 12)
+
+
+@pytest.fixture(params=[0.0, 3.0, 20.0], ids=["mixed", "some mixed", "alike"])
+def net(request):
+    """Places, parts, queries, offsets and the layers: columns that differ, a little or hardly."""
+    torch.manual_seed(0)
+    places = torch.zeros(BATCH, PLACES, PARTS)
+    places[:, :, 0] = 1
+    places[:, :, 1:] = torch.randn(BATCH, PLACES, PARTS - 1) / (1 + request.param)
+    values = [places, torch.randn(BATCH, PARTS, WIDTHS[0]),
+              torch.randn(BATCH, QUERIES, WIDTHS[-1]), torch.randn(BATCH, QUERIES, PLACES)]
+    for wide, narrow in pairwise(WIDTHS):
+        values += [torch.randn(BATCH, wide, narrow) / wide**0.5, torch.randn(BATCH, narrow)]
+    return [value.double().requires_grad_() for value in values]
+
+
+def plain(places, parts, queries, offsets, *layers):
+    hidden = (places @ parts).relu()
+    for weight, bias in zip(layers[::2], layers[1::2]):
+        hidden = torch.baddbmm(bias[:, None], hidden, weight).relu()
+    if queries is None:
+        return hidden.mean(1, keepdim=True), hidden
+    attention = (queries @ hidden.mT + offsets).softmax(-1)
+    return attention @ hidden, attention, hidden
+
+
+def kinds(places, parts, *_):
+    sums = places @ parts
+    silent, linear = (sums <= 0).all(1).sum().item(), (sums > 0).all(1).sum().item()
+    return silent, linear, BATCH * WIDTHS[0] - silent - linear
+
+
+def equal(found, expected):
+    return all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, expected))
+
+
+def test_the_fixture_has_units_of_each_kind(net):
+    assert kinds(*net)[2] > 5
+    if kinds(*net)[2] < 80:
+        assert min(kinds(*net)) > 5
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1, 2)],
+                         ids=["pooled", "attention", "columns", "all"])
+def test_values_and_gradients_with_attention(net, wanted):
+    found, expected = LivePooledMlp.apply(2 in wanted, *net), plain(*net)
+    weights = [torch.randn_like(value) for value in expected]
+    assert equal([found[place] for place in wanted], [expected[place] for place in wanted])
+    gradients = [torch.autograd.grad(sum((outputs[place] * weights[place]).sum()
+                                         for place in wanted), net, materialize_grads=True)
+                 for outputs in (found, expected)]
+    assert equal(*gradients)
+
+
+@pytest.mark.parametrize("wants_columns", [False, True])
+def test_values_and_gradients_with_the_mean(net, wants_columns):
+    places, parts, _, _, *layers = net
+    net = [places.detach(), parts, *layers]  # as in a student without local patches
+    pooled, _, columns = LivePooledMlp.apply(wants_columns, *net[:2], None, None, *layers)
+    mean, whole = plain(*net[:2], None, None, *layers)
+    assert (columns is not None) == wants_columns
+    weights = torch.randn_like(mean), torch.randn_like(whole)
+    found, expected = (pooled * weights[0]).sum(), (mean * weights[0]).sum()
+    if wants_columns:
+        found, expected = (a + (b * weights[1]).sum()
+                           for a, b in ((found, columns), (expected, whole)))
+    assert torch.allclose(pooled, mean, rtol=1e-12)
+    assert equal(torch.autograd.grad(found, net[1:]), torch.autograd.grad(expected, net[1:]))
+
+
+def test_what_is_no_number_stays_none(net):
+    net = [value.detach() for value in net]
+    net[1][1, 2, 4] = torch.nan
+    found, expected = LivePooledMlp.apply(False, *net)[0], plain(*net)[0]
+    assert torch.equal(found.isnan(), expected.isnan()) and found.isnan().any()
+
+
+@pytest.mark.parametrize("keywords", [
+    {}, {"pooling": "attention"}, {"columns": 9}, {"local_patch": True},
+    {"grid_weight": 1.0, "rgb_weight": 1.0}], ids=lambda keywords: "-".join(keywords) or "paper")
+def test_apm_fits_the_same_students_either_way(digits_clip, digits_test, monkeypatch, keywords):
+    monkeypatch.setattr("tta_apm.apm.fast.WORTH_IT", 0)
+    method = Apm(digits_clip, image_size=32, patch=8, code=32, hidden=(64, 48, 32), steps=10,
+                 lr=3e-3, **keywords)
+    method.chunk = 4
+    assert method.student.live
+    found = method(digits_test[0][:8])
+    method.student.live = False
+    assert torch.allclose(found, method(digits_test[0][:8]), atol=1e-4)

@@ -1,0 +1,70 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from places import ROOT
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=60)
+
+
+def test_help_names_the_commands():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--cfg" in done.stdout and "tta-apm table" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--cfg", "cfgs/digits_c/nowhere.yaml"), "no config file"),
+    (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITI", "5"), "did you mean 'SEVERITY'"),
+    (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITY", "6"), "SEVERITY 6"),
+    (("table", "no/such/folder"), "no/such/folder"),
+    ((), "--cfg"),
+    (("tabel", "some/folder"), "unknown command 'tabel': did you mean 'table'?"),
+    (("--cfg", ""), "no config file is named"),
+    (("--cfg", "x" * 300), "a name is too long for the file system: xxx"),
+    (("plot", "x" * 300), "a name is too long for the file system: xxx"),
+    (("data", "check", "cifar10", "--data-dir", "x" * 300), "a name is too long for the file"),
+    (("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "IMAGE_SIZE", "100000000", "PATCH", "10"),
+     "weights, too many for any memory"),
+    (("SEVERITY", "5"), "unknown command 'SEVERITY'"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_more_memory_than_there_is_is_one_sentence(tmp_path):
+    done = run("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "BATCH_SIZE", "9000000000000000000",
+               "OUTPUT_DIR", str(tmp_path / "out"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "there is not enough memory for what is asked" in done.stderr
+
+
+HEAVY = """
+import sys
+from tta_apm import cli
+code = cli.main(sys.argv[1:])
+print([name for name in ("torch", "timm", "open_clip", "robustbench") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--cfg", "cfgs/digits_c/nowhere.yaml"),
+    ("--cfg", "cfgs/digits_c/all.yaml", "APM.STEPZ", "5"),
+    ("--cfg", "cfgs/digits_c/all.yaml", "--dry-run"),
+    ("--cfg", "cfgs/imagenet_c/apm.yaml", "DATA_DIR", "no/such/folder"),
+    ("table", "no/such/folder"),
+])
+def test_answers_that_need_no_network_import_none(arguments):
+    done = subprocess.run([sys.executable, "-c", HEAVY, *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=60)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr

@@ -1,0 +1,188 @@
+"""Output that ends nothing, Ctrl-C, and machines that are set up in other ways."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from places import ROOT
+from tta_apm import progress
+
+# Four cells.
+SETTINGS = ("--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[source,apm]", "APM.STEPS", "1",
+            "CORRUPTIONS", "[fog,contrast]", "BATCH_SIZE", "2", "NUM_IMAGES")
+SWEEP = (*SETTINGS, "4")
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "run.py", *map(str, words)]
+
+
+def shell(line: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run `line` with the command as "$@"."""
+    return subprocess.run(["bash", "-c", line, "bash", *command(*words)], cwd=ROOT, text=True,
+                          encoding="utf-8", errors="replace", capture_output=True, timeout=300,
+                          env=os.environ | environment)
+
+
+def is_whole(results: Path) -> bool:
+    """Whether all four cells and the tables are there, and nothing else."""
+    names = {path.name for path in results.iterdir()}
+    return (len(list(results.rglob("*-seed*.json"))) == 4
+            and {"config.yaml", "cells", "table.md", "table.csv", "table.tex"} <= names
+            and not list(results.rglob("*.tmp")) and ".lock" not in names)
+
+
+@pytest.mark.parametrize("line, code", [
+    ('"$@" | head -1; exit ${PIPESTATUS[0]}', 0),
+    ('"$@" 2>&1 | true; exit ${PIPESTATUS[0]}', 0),
+    ('exec "$@" >&-', 0), ('exec "$@" >&- 2>&- <&-', 0),
+    ('exec "$@" > /dev/full', 0), ('exec "$@" > /dev/full 2>&1', 0),
+    ('TQDM_MININTERVAL=x exec "$@"', 2)])
+def test_no_output_ends_a_sweep(line, code, tmp_path):
+    done = shell(line, *SWEEP, "OUTPUT_DIR", tmp_path / "results")
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.returncode == code, done.stderr
+    if code == 0:
+        assert is_whole(tmp_path / "results")
+    else:
+        assert "TQDM_MININTERVAL" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "cp932"}, {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["cp1252", "cp932", "ascii", "C"])
+def test_any_code_page_will_do(environment, tmp_path):
+    results = tmp_path / ("results" if "LC_ALL" in environment else "résultats")
+    done = shell('exec "$@"', *SWEEP, "OUTPUT_DIR", results, **environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    made = (results / "table.md").read_text(encoding="utf-8")
+    assert is_whole(results) and "Δ" in made
+    (results / "table.md").unlink()
+    done = shell('exec "$@"', "table", results, **environment)
+    assert done.returncode == 0 and "apm" in done.stdout
+    assert (results / "table.md").read_text(encoding="utf-8") == made
+
+
+# Runs a sweep, so that all is imported, and again as nobody. Folders of this Python may be closed
+# to others, as mktemp makes them: of root's rights nobody keeps the one to read (KEEPCAPS, then
+# CAP_DAC_READ_SEARCH alone), and none to write.
+NOBODY = """
+import ctypes, os, sys
+from tta_apm import cli
+words = ["--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[clip_zero_shot]", "CORRUPTIONS", "fog",
+         "NUM_IMAGES", "2", "OUTPUT_DIR"]
+assert cli.main([*words, sys.argv[1] + "/first"]) == 0
+for name in ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME"):
+    os.environ.pop(name, None)
+libc = ctypes.CDLL(None, use_errno=True)
+os.setgroups([])
+os.setgid(54321)
+assert libc.prctl(8, 1, 0, 0, 0) == 0
+os.setuid(54321)
+read = 1 << 2
+header, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(read, read)
+assert libc.capset(header, rights) == 0, os.strerror(ctypes.get_errno())
+try:
+    open("/etc/written-by-nobody", "w")
+except PermissionError:
+    pass
+else:
+    sys.exit("nobody may write everywhere")
+sys.exit(cli.main([*words, sys.argv[1] + "/second"]))
+"""
+
+
+def test_a_user_without_a_home_does_without_a_cache():
+    """As in a container: a number without a name, and no HOME."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become nobody in particular")
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder closed to others
+        os.chmod(folder, 0o777)
+        done = subprocess.run([sys.executable, "-c", NOBODY, folder], cwd=ROOT, text=True,
+                              capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert Path(folder, "second", "table.md").stat().st_uid == 54321
+
+
+@pytest.mark.parametrize("rank, said", [("0", 1), ("1", 0)])
+def test_torchrun_is_told_what_to_do(rank, said, tmp_path):
+    done = shell('exec "$@"', *SWEEP, "OUTPUT_DIR", tmp_path / "results", WORLD_SIZE="2", RANK=rank)
+    assert done.returncode == 2 and not (tmp_path / "results").exists()
+    assert done.stderr.count("start it without torchrun") == done.stderr.count("\n") == said
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1, 2.5, 5])
+@pytest.mark.parametrize("words", [
+    (*SETTINGS, "400", "OUTPUT_DIR", "{}/results"),
+    ("plot", "{}/results"), ("table", "{}/results"),
+    ("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "OUTPUT_DIR", "{}/student")],
+    ids=lambda words: words[0])
+def test_ctrl_c_is_answered_soon_and_without_a_traceback(words, seconds, tmp_path, write_cell):
+    """Wherever it comes: during the imports, while networks are built, in the work itself."""
+    path = write_cell("source", "fog", 5)
+    (tmp_path / "results").mkdir()
+    path.parent.rename(tmp_path / "results/cells")
+    process = subprocess.Popen(command(*(word.format(tmp_path) for word in words)), cwd=ROOT,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True)
+    time.sleep(seconds)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode in (130, 0, -signal.SIGINT)
+    assert "Traceback" not in said and "Exception ignored" not in said, said
+    if process.returncode == 130:
+        assert "Stopped" in said
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob(".lock"))
+
+
+def test_progress_in_a_log_is_lines_some_seconds_apart(monkeypatch, capsys):
+    now = 0.0  # in steps of 2**-4, which add up exactly
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.bar(400, "step", "training", start=100) as shown:
+        for step in range(300):
+            now += 0.0625
+            shown.set_postfix_str(f"loss {step}")
+            shown.update()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "training: 180 of 400 step, 16 step/s, 00:13 left, loss 79"
+    assert len(said) == 3  # in 19 seconds
+
+
+def test_four_equal_commands_at_once_lose_and_double_nothing(tmp_path):
+    """One works, the others wait, find all done and show the same table."""
+    words = command(*SWEEP, "OUTPUT_DIR", tmp_path / "results")
+    processes = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) for _ in range(4)]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert sum("of 4 cells to run" in out for out, _ in said) == 1
+    assert all("apm" in out and "Traceback" not in error for out, error in said)
+    assert is_whole(tmp_path / "results")
+
+
+def test_another_config_on_a_folder_at_work_is_refused(tmp_path):
+    words = ["OUTPUT_DIR", tmp_path / "results", *SETTINGS]
+    first = subprocess.Popen(command(*words, 500), cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "results/.lock").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        done = shell('exec "$@"', *words, 500, "SEEDS", "[7]")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"by another command or config (process {first.pid} on" in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+    assert shell('exec "$@"', *words, 4, "SEEDS", "[7]").returncode == 0

@@ -1,0 +1,128 @@
+"""The contract of a method, over every registered one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tta_apm.bench.evaluate import checked_details
+from tta_apm.bench.isolation import Guard
+from tta_apm.bench.randomness import Randomness, global_state
+from tta_apm.method import Method
+from tta_apm.registry import METHODS
+
+NAMES = METHODS.names()
+
+
+# Side results of those that give some; all others must give none.
+DETAILS = dict.fromkeys(["apm", "apm_surviving", "one_sample"], {"teacher_prediction", "cosine"})
+
+
+def of_scope(*scopes: str) -> pytest.MarkDecorator:
+    """Run a test for the methods of these scopes only."""
+    names = [name for name in NAMES if METHODS.signature(name).scope in scopes]
+    return pytest.mark.parametrize("method", names, indirect=True)
+
+
+@pytest.fixture(params=NAMES)
+def method(request, make_method) -> Method:
+    return make_method(request.param)
+
+
+def run(method: Method, images: Tensor, sizes: list[int]) -> Tensor:
+    method.reset()
+    with torch.no_grad():
+        return torch.cat([method(part) for part in images.split(sizes)])
+
+
+def test_the_registry_knows_our_methods():
+    assert {"apm", "clip_zero_shot", "norm", "source", "tent"} <= set(NAMES)
+
+
+def test_logits_are_finite_under_no_grad_and_with_a_short_last_batch(method, digits_test):
+    images, _ = digits_test
+    logits = run(method, images[:20], [8, 8, 4])
+    assert logits.shape == (20, 10)
+    assert torch.isfinite(logits).all() and not logits.requires_grad
+
+
+def test_a_callers_grad_mode_changes_nothing(method, digits_test):
+    images = digits_test[0][:8]
+    under_no_grad = run(method, images, [4, 4])
+    method.reset()
+    with torch.enable_grad():
+        with_grad = torch.cat([method(part) for part in images.split(4)])
+    assert torch.equal(with_grad.detach(), under_no_grad)
+    assert torch.is_grad_enabled()
+
+
+def test_reset_makes_a_second_pass_identical(method, digits_test):
+    images = digits_test[0][:24]
+    assert torch.equal(run(method, images, [8, 8, 8]), run(method, images, [8, 8, 8]))
+
+
+@of_scope("image")
+def test_episodic_methods_see_each_image_alone(method, digits_test):
+    images = digits_test[0][:9]
+    together = run(method, images, [9])
+    assert torch.allclose(run(method, images, [1] * 9), together, atol=1e-3)
+    assert torch.allclose(run(method, images, [7, 2]), together, atol=1e-3)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(run(method, images[order], [9]), together[order], atol=1e-3)
+
+
+@of_scope("image", "batch")
+def test_nothing_of_the_batch_before_is_left(method, digits_test):
+    images = digits_test[0]
+    alone = run(method, images[50:60], [10])
+    after_others = run(method, images[40:60], [10, 10])[10:]
+    assert torch.equal(alone, after_others)
+
+
+@of_scope("stream")
+def test_stream_methods_remember(method, digits_test):
+    """Else their scope is wrong and a sweep would not reset them."""
+    images = digits_test[0]
+    alone = run(method, images[50:60], [10])
+    after_others = run(method, images[40:60], [10, 10])[10:]
+    assert not torch.equal(alone, after_others)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_details_are_per_image_or_none_at_all(name, make_method, digits_test):
+    method = make_method(name)
+    for count in (6, 2):
+        run(method, digits_test[0][:count], [count])
+        assert method.details.keys() == DETAILS.get(name, set())
+        assert checked_details(method.details, count).keys() == method.details.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_changed_that_is_not_its_own(name, make_method, backbones, digits_test):
+    """By the guard of the sweeps: constructor, reset, forward and details."""
+    guard = Guard(0, backbones[METHODS.load(name).needs])
+    method = guard.call(make_method, name)
+    images = digits_test[0][:8].clone()
+    with torch.no_grad():
+        for part in images.split(4):
+            guard.call(method, part)
+            guard.call(getattr, method, "details")
+    guard.call(method.reset)
+    guard.check()
+    assert torch.equal(images, digits_test[0][:8])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_global_random_numbers_neither_matter_nor_move(name, make_method, digits_test):
+    """A guard would put the generators back, which foreign loops do not."""
+    logits = []
+    for seed in (1, 2):
+        with Randomness(seed):
+            method = make_method(name)  # torch's layers draw weights, which are then overwritten
+            before = global_state()
+            logits.append(run(method, digits_test[0][:8], [4, 4]))
+            after = global_state()
+        assert before[0] == after[0] and torch.equal(before[2], after[2])
+        assert before[1][2] == after[1][2] and (before[1][1] == after[1][1]).all()
+    assert torch.equal(*logits)

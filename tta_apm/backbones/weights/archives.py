@@ -1,0 +1,369 @@
+"""archives: what a file of weights holds, whatever a trainer left it in.
+
+It is told by its first bytes, not by its name: torch's archive (a zip), torch's older format (some
+pickles and the numbers behind them), a pickle alone, TorchScript, numpy's .npz, safetensors. None
+of them is read by its own library where that could run code or take unbounded memory.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tta_apm.backbones.weights.inert import (
+    Inert, Lazy, Malformed, Named, Source, finished, storage_of, unpickle)
+from tta_apm.errors import UserError, explain
+
+# Of torch.serialization: what its older format starts with, and the pickles around the one that
+# counts.
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+# A zip may unpack to so many times its size, or to so many bytes.
+MAX_UNPACKED, MAX_UNPACKED_BYTES = 20, 64 << 20
+MAX_DEPTH = 100
+MAX_VALUES = 1_000_000
+SNIFFED = 1024
+MAX_HEADER = 100_000_000  # bytes, in safetensors' own rules
+
+# Bytes at the start of files that people take for weights, and what these are.
+_OTHERS = (
+    (b"<", "a web page (HTML or XML), such as one that asks for a log-in or a confirmation: get "
+           "the file itself"),
+    (b"version https://git-lfs", "a pointer of git-lfs, not the file itself: run `git lfs pull`"),
+    (b"\x1f\x8b", "an archive of gzip: unpack it and give the file inside"),
+    (b"BZh", "an archive of bzip2: unpack it and give the file inside"),
+    (b"\xfd7zXZ", "an archive of xz: unpack it and give the file inside"),
+    (b"(\xb5/\xfd", "an archive of zstd: unpack it and give the file inside"),
+    (b"7z\xbc\xaf", "an archive of 7-Zip: unpack it and give the file inside"),
+    (b"Rar!", "an archive of RAR: unpack it and give the file inside"),
+    (b"\x89HDF", "a file of HDF5, as Keras writes it: export its weights from torch"),
+    (b"GGUF", "a file of GGUF, of a language model"),
+    (b"\x93NUMPY", "one array of numpy: save the arrays by name with numpy.savez"))
+_TAR = (b"ustar", 257)
+
+
+class Content:
+    """What a file holds.
+
+    Attributes:
+        tree: nested dicts, lists and Inert objects, with tensors at the ends.
+        is_script: whether it is an archive of TorchScript.
+    """
+
+    def __init__(self, tree: Any, *, is_script: bool = False) -> None:
+        self.tree = tree
+        self.is_script = is_script
+
+
+def read(file: Path) -> Content:
+    """What `file` holds; numbers of tensors are left where they are.
+
+    Raises:
+        UserError: for a file that is no checkpoint: says what it is instead, and what to do.
+    """
+    with told(file):
+        with open(file, "rb") as stream:
+            head = stream.read(SNIFFED)
+            size = file.stat().st_size
+            if not head:
+                raise Malformed("it is empty: get it again")
+            if head.startswith(b"PK"):
+                return _zip(file, size)
+            if is_safetensors(head):
+                return Content(_safetensors(file))
+            _refuse_others(head)
+            stream.seek(0)
+            return Content(_pickles(file, stream, size))
+
+
+@contextmanager
+def told(file: Path) -> Iterator[None]:
+    """UserError that names `file`, for all that can be wrong with it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Malformed as error:
+        raise UserError(f"{file} is no checkpoint of weights: {error}") from error
+    except (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error,
+            zipfile.BadZipFile, SafetensorError, MemoryError, struct.error) as error:
+        raise UserError(f"{file} is no checkpoint of weights, or is cut off: {explain(error)}; if "
+                        "it was downloaded, get it again") from error
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that starts with `head` is one of safetensors."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """The texts beside the tensors of a .safetensors file."""
+    with told(file), safe_open(file, "pt") as content:
+        return content.metadata() or {}
+
+
+def _refuse_others(head: bytes) -> None:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, what in _OTHERS:
+        if text.startswith(start):
+            raise Malformed(f"it is {what}")
+    if head[_TAR[1]:].startswith(_TAR[0]):
+        raise Malformed("it is a tar archive: unpack it and give the file inside (a file that "
+                        "torch itself wrote as a tar, before 2017, has to be loaded and saved "
+                        "anew with torch)")
+    if head.isascii() and all(chr(byte).isprintable() or byte in b"\t\r\n" for byte in head):
+        raise Malformed(f"it is a text, which starts with {head[:30].decode()!r}")
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as content:
+        return {name: content.get_tensor(name) for name in content.keys()}
+
+
+# Zip: torch's archive, TorchScript, .npz
+
+class _Archive:
+    """The storages of torch's archive."""
+
+    def __init__(self, file: Path, folder: str) -> None:
+        self.file = file
+        self.folder = folder
+        self.contents: dict[str, bytearray] = {}  # views of one storage share it
+
+    def read(self, key: str) -> bytearray:
+        if key not in self.contents:
+            self.contents[key] = self._read(key)
+        return self.contents[key]
+
+    def _read(self, key: str) -> bytearray:
+        with zipfile.ZipFile(self.file) as archive:
+            try:
+                member = archive.getinfo(f"{self.folder}data/{key}")
+            except KeyError:
+                raise Malformed(f"the numbers of its storage {key!r} are missing") from None
+            return bytearray(archive.read(member))
+
+
+def _zip(file: Path, size: int) -> Content:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise Malformed("it is cut off: the end of its archive is missing; get it again"
+                        ) from error
+    with archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > max(MAX_UNPACKED * size, MAX_UNPACKED_BYTES):
+            raise Malformed(f"it would unpack to {unpacked / size:.0f} times its size")
+        names = archive.namelist()
+        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) == 1:
+            folder = pickles[0].removesuffix("data.pkl")
+            _check_byte_order(archive, folder)
+            tree = unpickle(io.BytesIO(archive.read(pickles[0])), _loader(_Archive(file, folder)))
+            return Content(tree, is_script=any(name.startswith(f"{folder}code/")
+                                               for name in names))
+        if names and all(name.endswith(".npy") for name in names):
+            return Content({name.removesuffix(".npy"): _npy(archive, name) for name in names})
+    shown = ", ".join(names[:3]) or "nothing"
+    raise Malformed(f"it is a zip archive of other things ({shown}): unpack it and give the file "
+                    "of weights inside")
+
+
+def _check_byte_order(archive: zipfile.ZipFile, folder: str) -> None:
+    name = f"{folder}byteorder"
+    if name in archive.namelist() and archive.read(name).decode() != sys.byteorder:
+        raise Malformed("it was written by a machine of the other byte order: load it with torch "
+                        "and save it as .safetensors")
+
+
+def _loader(source: Source) -> Callable[[Any], Any]:
+    def load(key: Any) -> Any:
+        if not isinstance(key, tuple) or len(key) != 5 or key[0] != "storage":
+            raise Malformed("its storages are named in an unknown way")
+        _, kind, name, _, num = key
+        return storage_of(source, kind, name, num)
+    return load
+
+
+def _npy(archive: zipfile.ZipFile, name: str) -> Any:
+    """An array of numbers; an Inert for one of objects, which would be a pickle."""
+    with archive.open(name) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                  else np.lib.format.read_array_header_2_0)
+        shape, fortran, dtype = header(stream)
+        if dtype.kind not in "fiub":
+            return Inert(Named("numpy", str(dtype)))
+        content = stream.read(prod(shape) * dtype.itemsize)
+    numbers = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(numbers.astype(dtype.newbyteorder("=")))
+
+
+# Pickles: torch's older format, and one alone
+
+class _Behind:
+    """The storages of torch's older format, which lie behind the pickles."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.places: dict[str, tuple[int, int]] = {}  # of their first byte, and their bytes
+        self.contents: dict[str, bytearray] = {}  # views of one storage share it
+
+    def read(self, key: str) -> bytearray:
+        if key not in self.places:
+            raise Malformed(f"the numbers of its storage {key!r} are missing")
+        if key not in self.contents:
+            place, num_bytes = self.places[key]
+            with open(self.file, "rb") as stream:
+                stream.seek(place)
+                self.contents[key] = bytearray(stream.read(num_bytes))
+        return self.contents[key]
+
+
+def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
+    source = _Behind(file)
+    sizes: dict[str, int] = {}  # of a number of each storage, in bytes
+
+    def load(key: Any) -> Any:
+        if not isinstance(key, tuple) or len(key) < 5 or key[0] not in ("storage", "module"):
+            raise Malformed("its storages are named in an unknown way")
+        if key[0] == "module":
+            return key[1]
+        _, kind, name, _, num, *view = key
+        if view and view[0] is not None:
+            raise Malformed("its storages are parts of others, as torch wrote before 2017: load "
+                            "it with torch and save it as .safetensors")
+        storage = storage_of(source, kind, name, num)
+        sizes[storage.key] = storage.dtype.itemsize
+        return storage
+
+    first = unpickle(stream, load)
+    if first != MAGIC_NUMBER:
+        return first
+    for _ in ("version", "system"):
+        unpickle(stream, load)
+    tree = unpickle(stream, load)
+    for key in unpickle(stream, load):
+        count = stream.read(8)
+        if len(count) < 8:
+            raise Malformed("it is cut off: get it again")
+        num_bytes = struct.unpack("<q", count)[0] * sizes.get(str(key), 1)
+        place = stream.tell()
+        if num_bytes < 0 or place + num_bytes > size:
+            raise Malformed("it is cut off: get it again")
+        source.places[str(key)] = (place, num_bytes)
+        stream.seek(place + num_bytes)
+    return tree
+
+
+# From a tree to sets of weights
+
+Numbers = Tensor | Lazy
+Entry = Numbers | Inert
+
+
+def sets(content: Content) -> dict[str, dict[str, Entry]]:
+    """The sets of weights in a file: tensors by name, for each container that has some.
+
+    A container is named by the way to it, such as "model/state_dict", "" for the whole file. The
+    modules of a pickled network are no containers: their names are joined by dots.
+
+    Raises:
+        Malformed: for a file of too many values, or one that holds itself.
+    """
+    found: dict[str, dict[str, Entry]] = {}
+    waiting: list[tuple[str, str, Any, int]] = [("", "", content.tree, 0)]
+    for _ in range(MAX_VALUES):
+        if len(waiting) > MAX_VALUES:
+            break
+        if not waiting:
+            return {path: entries for path, entries in found.items()
+                    if any(not isinstance(entry, Inert) for entry in entries.values())}
+        path, prefix, value, depth = waiting.pop()
+        value = finished(value)
+        if depth > MAX_DEPTH:
+            raise Malformed("it is nested too deeply, or holds itself")
+        if isinstance(value, (Tensor, Lazy)):
+            _put(found, path, prefix, value)
+            continue
+        parts = _module_parts(value)
+        if parts is not None:
+            waiting += [(path, f"{prefix}{name}.", part, depth + 1) for name, part in parts]
+            continue
+        if isinstance(value, Inert) and prefix:
+            _put(found, path, prefix, value)
+        where = "/".join(filter(None, (path, prefix.removesuffix("."))))
+        for name, part in _items(value):
+            part = finished(part)
+            if isinstance(part, (Tensor, Lazy, Inert)):
+                waiting.append((where, f"{name}.", part, depth + 1))
+            elif isinstance(part, (dict, list, tuple)):
+                inside = "/".join(filter(None, (where, str(name))))
+                waiting.append((inside, "", part, depth + 1))
+    raise Malformed(f"it holds more than {MAX_VALUES:,} values")
+
+
+def _put(found: dict[str, dict[str, Entry]], path: str, prefix: str, value: Entry) -> None:
+    entries, name = found.setdefault(path, {}), prefix.removesuffix(".")
+    if name in entries:
+        raise Malformed(f"it holds two things called {name!r}")
+    entries[name] = value
+
+
+def _module_parts(value: Any) -> list[tuple[str, Any]] | None:
+    """The tensors and modules of a pickled network or of one of TorchScript, None for others."""
+    state = value.state if isinstance(value, Inert) else None
+    if not isinstance(state, dict):
+        return None
+    if isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict):
+        return [(str(name), part) for key in ("_parameters", "_buffers", "_modules")
+                for name, part in (state.get(key) or {}).items() if part is not None]
+    if str(value.kind).startswith("__torch__."):
+        return [(str(name), part) for name, part in state.items()
+                if isinstance(part, (Tensor, Lazy, Inert))]
+    return None
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if isinstance(value, Inert):  # a scheduler, or a dict of a class of its own
+        state = value.state if isinstance(value.state, dict) else {}
+        return [*state.items(), *value.items.items(), *enumerate(value.rest)]
+    return []
+
+
+def plain(content: Content) -> Any:
+    """The tree with its tensors read, for a library that takes it from there."""
+    made: dict[int, Any] = {}
+
+    def make(value: Any, depth: int) -> Any:
+        if depth > MAX_DEPTH or len(made) > MAX_VALUES:
+            raise Malformed("it is nested too deeply, or holds itself or too many values")
+        if id(value) not in made:
+            made[id(value)] = remake(finished(value), depth)
+        return made[id(value)]
+
+    def remake(value: Any, depth: int) -> Any:
+        if isinstance(value, Lazy):
+            return value.read()
+        if isinstance(value, dict):
+            return {key: make(part, depth + 1) for key, part in value.items()}
+        if isinstance(value, (list, tuple)) and not isinstance(value, Named):
+            return type(value)(make(part, depth + 1) for part in value)
+        return value
+    return make(content.tree, 0)

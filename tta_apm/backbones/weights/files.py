@@ -1,0 +1,291 @@
+"""Files of weights: where they are, what is in them, and how to say that one is missing.
+
+Everything that reads weights does so here: files of users, of this package, of the libraries'
+downloads; what a library insists on reading itself runs within `reading()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tta_apm.backbones.weights import archives
+from tta_apm.backbones.weights import fit as fitting
+from tta_apm.backbones.weights.lookalikes import lookalike
+from tta_apm.errors import UserError
+
+#: Weights that come with this package.
+PACKAGED = Path(__file__).parents[1] / "shipped"
+
+# Between a file and the set of weights in it that is meant.
+KEY = "#"
+_LOCK = threading.RLock()
+
+
+def find(weights: str) -> Path | None:
+    """The file that `weights` names: a path, or the bare name of a packaged file; else None.
+
+    "FILE#SET" names one of several sets of weights in a file; the file is the answer then, too.
+    """
+    return _split(weights)[0]
+
+
+def _split(weights: str) -> tuple[Path | None, str]:
+    """The file that `weights` names, and the set in it, "" for none."""
+    whole = _find(weights)
+    if whole is not None or KEY not in weights:
+        return whole, ""
+    name, _, key = weights.rpartition(KEY)
+    return _find(name), key.strip("/")
+
+
+def _find(weights: str) -> Path | None:
+    path = Path(weights).expanduser()
+    if not weights:
+        return None
+    if path.is_file():
+        return path
+    packaged = PACKAGED / weights
+    return packaged if path.name == weights and packaged.is_file() else None
+
+
+def looks_like_file(weights: str) -> bool:
+    """Whether someone who writes this means a file: it has a folder or an extension."""
+    return Path(weights).name != weights or bool(Path(weights).suffix)
+
+
+def describe(name: str, file: Path) -> str:
+    """`name` and the short hash of `file`, for the record."""
+    return f"{name} {sha256(file)[:16]}"
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# What is in them
+
+class Weights:
+    """A file of weights that was found.
+
+    Args:
+        path: of the file.
+        key: of the set in it that is meant, "" to choose.
+    """
+
+    def __init__(self, path: Path, key: str = "") -> None:
+        self.path = path
+        self.key = key
+
+    @cached_property
+    def content(self) -> archives.Content:
+        """What the file holds. UserError if it is no checkpoint."""
+        return archives.read(self.path)
+
+    @cached_property
+    def sets(self) -> dict[str, dict[str, archives.Entry]]:
+        """See archives.sets. UserError for a file without tensors."""
+        with archives.told(self.path):
+            sets = archives.sets(self.content)
+        if not sets:
+            raise UserError(f"{self.path} is no checkpoint of weights: it holds no tensors")
+        return sets
+
+    def select(self, network: str, wanted: dict[str, Tensor],
+               rename: fitting.Rename | None = None) -> Selected:
+        """The tensors of a network.
+
+        Args:
+            network: its name.
+            wanted: its state_dict.
+            rename: see fit.
+
+        Raises:
+            UserError: if the file has none that fit, or several and no key says which.
+        """
+        found = fitting.fits(self.sets, wanted, rename)
+        choice = fitting.choose(found, self.key)
+        if choice.fit is None:
+            self._refuse(network, found, choice.others, wanted)
+        assert choice.fit is not None
+        with archives.told(self.path):
+            tensors = fitting.read(choice.fit, wanted)
+        told = self.key or choice.others or choice.fit.is_averaged
+        label = f"{self.path.name}{KEY}{choice.fit.label}" if told else self.path.name
+        return Selected(tensors, label)
+
+    def _refuse(self, network: str, found: Sequence[fitting.Fit], fitting_sets: Sequence[str],
+                wanted: dict[str, Tensor]) -> None:
+        if len(fitting_sets) > 1:
+            names = ", ".join(repr(label) for label in fitting_sets)
+            raise UserError(f"{self.path} holds {len(fitting_sets)} sets of weights that fit "
+                            f"{network}: {names}. Say which, as in {self.path.name}{KEY}"
+                            f"{fitting_sets[0]}")
+        whole = [fit.label for fit in found if fit.is_whole]
+        if self.key and whole:
+            raise UserError(f"{self.path} has no set of weights {self.key!r}; those that fit "
+                            f"{network} are {', '.join(map(repr, whole))}")
+        largest = max(self.sets.values(), key=len)
+        hint = fitting.kinds(self.sets)
+        like = lookalike(fitting.shapes(largest)) or (
+            lookalike(fitting.shapes(found[0].all)) if found else "")
+        hint += f"; it looks like {like}" if like else ""
+        what = (fitting.mismatch(found[0], wanted) if found else
+                f"none of its {len(largest)} tensors, such as {sorted(largest)[0]}, has the name "
+                "of one of the network's")
+        raise UserError(f"{self.path} is of another network than {network}: {what}{hint}")
+
+
+class Selected(NamedTuple):
+    """The tensors of a network, and which they are: their file and set."""
+
+    tensors: dict[str, Tensor]
+    label: str
+
+
+def open_weights(weights: str) -> Weights | None:
+    """The file, and the set in it, that `weights` names: see `find`; else None."""
+    path, key = _split(weights)
+    return None if path is None else Weights(path, key)
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that holds one set of weights, by name, whatever network they are of.
+
+    Where there are several it is that of the names that libraries give it.
+
+    Raises:
+        UserError: if the file is no checkpoint, or holds several.
+    """
+    sets = Weights(file).sets
+    names = [name for name in (*_USUAL, *sets) if name in sets and (name in _USUAL or len(
+        sets) == 1)]
+    if not names:
+        raise UserError(f"{file} holds {len(sets)} sets of tensors: {', '.join(map(repr, sets))}")
+    entries = sets[names[0]]
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in entries):
+            entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+    with archives.told(file):
+        return {name: entry.read() if isinstance(entry, archives.Lazy) else entry
+                for name, entry in entries.items() if not isinstance(entry, archives.Inert)}
+
+
+# In the order of timm, which takes averaged weights where there are some.
+_USUAL = ("state_dict_ema", "model_ema", "state_dict", "model", "")
+
+
+class Classes(NamedTuple):
+    """A network with its weights, and which of its outputs are classes of the data set."""
+
+    net: nn.Module
+    keep: Sequence[int] | None
+    label: str
+
+
+def load_classes(make: Callable[[int], nn.Module], weights: Weights, network: str, *,
+                 num_classes: int, keep: Sequence[int] | None = None,
+                 rename: fitting.Rename | None = None) -> Classes:
+    """A network that classifies, with the weights of a file.
+
+    Args:
+        make: from a number of outputs to the network.
+        num_classes: its outputs.
+        keep: those of them that are classes of the data set, None for all. A file whose head has
+            just these is taken too; its outputs are then the data set's classes in their order.
+        rename: see fit.
+
+    Raises:
+        UserError: if the file has other classes or is of another network.
+    """
+    net = make(num_classes)
+    outputs, keep = settle_outputs(weights, net.state_dict(), network, num_classes=num_classes,
+                                   keep=keep, rename=rename)
+    if outputs != num_classes:
+        net = make(outputs)
+    wanted = net.state_dict()
+    selected = weights.select(network, wanted, rename)
+    net.load_state_dict(selected.tensors)
+    return Classes(net, keep, describe(selected.label, weights.path))
+
+
+def settle_outputs(weights: Weights, wanted: dict[str, Tensor], network: str, *,
+                   num_classes: int, keep: Sequence[int] | None,
+                   rename: fitting.Rename | None = None) -> tuple[int, Sequence[int] | None]:
+    """How many outputs a network must have for the head in a file, and which of them to keep.
+
+    Args: see load_classes; `wanted` is the state_dict of the network with `num_classes`.
+
+    Raises:
+        UserError: if the head is of other classes than the data set's.
+    """
+    found = _num_classes(weights, wanted, num_classes, rename)
+    if found == num_classes:
+        return num_classes, keep
+    if keep is not None and found == len(keep):
+        return found, None
+    kept = "" if keep is None else (
+        f", which are {len(keep)} of the {num_classes} outputs of {network}: weights with either "
+        "number of outputs are taken")
+    raise UserError(f"{weights.path} has {found} classes, the data set "
+                    f"{num_classes if keep is None else len(keep)}{kept}")
+
+
+def _num_classes(weights: Weights, wanted: dict[str, Tensor], num_classes: int,
+                 rename: fitting.Rename | None) -> int:
+    """The classes of a file's head, if all but the head fits; else `num_classes`."""
+    found = fitting.fits(weights.sets, wanted, rename)
+    if any(fit.is_whole for fit in found):
+        return num_classes
+    for fit in found:
+        heads = {name: fit.found[name].shape for name in fit.reshaped
+                 if wanted[name].shape[:1] == (num_classes,)}
+        sizes = {shape[0] for shape in heads.values() if len(shape)}
+        if not fit.missing and not fit.extra and len(sizes) == 1 and len(heads) == len(
+                fit.reshaped) and all(shape[1:] == wanted[name].shape[1:]
+                                      for name, shape in heads.items()):
+            return sizes.pop()
+    return num_classes
+
+
+# What libraries read themselves
+
+@contextmanager
+def reading(instead: Path | None = None) -> Iterator[None]:
+    """Within, whatever library calls torch.load gets what this module reads, and runs nothing.
+
+    Args:
+        instead: the file to read whichever is asked for.
+    """
+    def load(file: Any, *args: Any, **options: Any) -> Any:
+        path = instead or Path(file)
+        content = archives.read(path)
+        with archives.told(path):
+            return archives.plain(content)
+
+    with _LOCK:
+        places = [(torch, "load"), (torch.serialization, "load"), (torch.jit, "load")]
+        before = [getattr(module, name) for module, name in places]
+        try:
+            for module, name in places:
+                setattr(module, name, load)
+            yield
+        finally:
+            for (module, name), function in zip(places, before):
+                setattr(module, name, function)
+
+
+# Where they come from

@@ -1,0 +1,186 @@
+"""fit: which of the weights in a file are those of a network, and how to say that none are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tta_apm.backbones.weights.archives import Entry, Numbers
+from tta_apm.backbones.weights.inert import Inert, Lazy
+
+#: From the names of a file to those of a network; of one that is named so already, to the same.
+Rename = Callable[[Mapping[str, Entry]], Mapping[str, Entry]]
+
+SHOWN = 3  # names of each kind that an error tells
+# Counters that old files lack and torch fills in.
+_MAY_LACK = ("num_batches_tracked",)
+# What files hold beside the weights: tables that a network makes itself, counters of profilers and
+# of averaged models, the sizes in OpenAI's archives.
+_MAY_HAVE = ("num_batches_tracked", "attn_mask", "position_ids", "relative_position_index",
+             "relative_coords_table", "total_ops", "total_params", "n_averaged",
+             "input_resolution", "context_length", "vocab_size")
+_AVERAGED = {"ema", "averaged", "swa", "shadow"}
+
+
+class Fit(NamedTuple):
+    """How a set of weights fits a network.
+
+    Attributes:
+        label: where in its file it is: the way to its container and the prefix of its names.
+        found: what it has, under the network's names, those that are missing left out.
+        missing, reshaped, extra: names that do not fit.
+        all: the whole set, under the same names.
+    """
+
+    label: str
+    found: dict[str, Numbers]
+    missing: list[str]
+    reshaped: list[str]
+    extra: list[str]
+    all: Mapping[str, Entry]
+
+    @property
+    def is_whole(self) -> bool:
+        return not (self.missing or self.reshaped or self.extra)
+
+    @property
+    def is_averaged(self) -> bool:
+        return bool(_AVERAGED & set(re.split(r"[/._]", self.label.lower())))
+
+
+def fits(sets: Mapping[str, Mapping[str, Entry]], wanted: Mapping[str, Tensor],
+         rename: Rename | None = None) -> list[Fit]:
+    """How each set of a file, under each of its prefixes, fits the names and shapes of `wanted`,
+    the best first. Sets that hold none of the names are left out."""
+    found = []
+    for path, entries in sets.items():
+        for prefix in _prefixes(entries, wanted, rename):
+            inside = {name.removeprefix(prefix): entry for name, entry in entries.items()
+                      if name.startswith(prefix)}
+            label = "/".join(filter(None, (path, prefix.removesuffix("."))))
+            found.append(_fit(label, rename(inside) if rename else inside, wanted))
+    return sorted(found, key=lambda fit: (len(fit.missing) + len(fit.reshaped), len(fit.extra)))
+
+
+def _prefixes(entries: Mapping[str, Entry], wanted: Mapping[str, Tensor],
+              rename: Rename | None) -> list[str]:
+    """What stands before names of the network in those of a file, such as "module."."""
+    counts: dict[str, int] = {}
+    if rename is not None and wanted.keys() & rename(entries).keys():
+        counts[""] = len(wanted.keys() & rename(entries).keys())
+    tails = set(wanted)
+    for name in entries:
+        parts = name.split(".")
+        for place in range(len(parts)):
+            if ".".join(parts[place:]) in tails:
+                prefix = "".join(f"{part}." for part in parts[:place])
+                counts[prefix] = counts.get(prefix, 0) + 1
+    # Where few names are found under a prefix, most are under another: "1." of a longer one.
+    most = max(counts.values(), default=0)
+    return [prefix for prefix, count in counts.items() if 2 * count >= most]
+
+
+def _fit(label: str, entries: Mapping[str, Entry], wanted: Mapping[str, Tensor]) -> Fit:
+    found = {name: entry for name, entry in entries.items()
+             if name in wanted and not isinstance(entry, Inert)}
+    return Fit(
+        label, found,
+        missing=[name for name in wanted.keys() - found.keys()
+                 if not name.endswith(_MAY_LACK)],
+        reshaped=[name for name, entry in found.items() if not _is_like(entry, wanted[name])],
+        extra=[name for name, entry in entries.items()
+               if name not in wanted and not isinstance(entry, Inert)
+               and not name.endswith(_MAY_HAVE)],
+        all=entries)
+
+
+def _is_like(entry: Numbers, wanted: Tensor) -> bool:
+    """Whether a tensor has the shape and kind of another: whole numbers are no weights."""
+    one = wanted.numel() == 1 and entry.shape.numel() == 1  # [] and [1], as CLIPs have it
+    return (entry.shape == wanted.shape or one) and (
+        entry.dtype.is_floating_point == wanted.dtype.is_floating_point)
+
+
+class Choice(NamedTuple):
+    """The set of weights to take, or why none is."""
+
+    fit: Fit | None
+    others: list[str]  # that fit as well
+
+
+def choose(found: Sequence[Fit], key: str) -> Choice:
+    """The one whole set among `found`, or that which `key` names.
+
+    Of raw and averaged weights the averaged ones are taken, as timm does. Of others that are left
+    none is, unless they are the same tensors.
+    """
+    whole: list[Fit] = []
+    for fit in found:
+        if fit.is_whole and (not key or f"/{key}/" in f"/{fit.label}/") and not any(
+                _same(fit, other) for other in whole):
+            whole.append(fit)
+    averaged = [fit for fit in whole if fit.is_averaged]
+    if len(whole) == 2 and len(averaged) == 1:
+        return Choice(averaged[0], [fit.label for fit in whole if fit is not averaged[0]])
+    if len(whole) == 1:
+        return Choice(whole[0], [])
+    return Choice(None, [fit.label for fit in whole])
+
+
+def _same(one: Fit, other: Fit) -> bool:
+    """Whether two sets are the same tensors of the file."""
+    return all(_place(entry) is not None and _place(entry) == _place(other.found.get(name))
+               for name, entry in one.found.items())
+
+
+def _place(entry: Entry | None) -> tuple[object, ...] | None:
+    return (entry.storage.key, entry.offset, entry.shape) if isinstance(entry, Lazy) else None
+
+
+def read(fit: Fit, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a set that is whole, in the shapes of `wanted`."""
+    return {name: (entry.read() if isinstance(entry, Lazy) else entry).reshape(wanted[name].shape)
+            for name, entry in fit.found.items()}
+
+
+# What to say
+
+def mismatch(fit: Fit, wanted: Mapping[str, Tensor]) -> str:
+    """What is missing, of another shape and too much in a set that is not whole."""
+    parts = []
+    if fit.missing:
+        parts.append(f"{len(fit.missing)} of its {len(wanted)} tensors are missing "
+                     f"({_some(sorted(fit.missing))})")
+    if fit.reshaped:
+        shapes = [f"{name} is {_shape(fit.found[name])} and not {_shape(wanted[name])}"
+                  for name in sorted(fit.reshaped)]
+        parts.append(f"{len(fit.reshaped)} are of another shape ({_some(shapes)})")
+    if fit.extra:
+        parts.append(f"{len(fit.extra)} are not the network's ({_some(sorted(fit.extra))})")
+    return ", ".join(parts)
+
+
+def _shape(entry: Numbers) -> str:
+    kind = "" if entry.dtype.is_floating_point else f" {str(entry.dtype).removeprefix('torch.')}"
+    return f"{list(entry.shape)}{kind}"
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:SHOWN])
+    return f"{shown}, ..." if len(names) > SHOWN else shown
+
+
+def kinds(sets: Mapping[str, Mapping[str, Entry]]) -> str:
+    """What stands in the file where tensors are looked for, if it is something else."""
+    names = {entry.type_name for entries in sets.values() for name, entry in entries.items()
+             if isinstance(entry, Inert) and name.endswith(("weight", "bias"))}
+    return f"; its weights are stored as {_some(sorted(names))}" if names else ""
+
+
+def shapes(entries: Mapping[str, Entry]) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of a set."""
+    return {name: entry.shape for name, entry in entries.items() if not isinstance(entry, Inert)}

@@ -1,0 +1,216 @@
+"""Cell: one method × domain × seed of a sweep; and which of them are done. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tta_apm.bench.identity import Images, code_of, differences, files_of, without_files
+from tta_apm.bench.records import Record, find_records, hash_bytes, load_predictions, load_record
+from tta_apm.config import Row, rows
+from tta_apm.data.dataset import DataSet, Domain
+from tta_apm.data.streams import domains, schedule
+from tta_apm.errors import UserError
+
+# Longest name of a row's folder; what is longer is cut and told apart by a hash.
+LONGEST_NAME = 150
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be run: a row of METHODS on a domain with a seed."""
+
+    row: Row
+    domain: Domain
+    seed: int
+    identity: dict[str, Any]  # what makes the numbers: see identity.py
+
+    @property
+    def name(self) -> str:
+        """Path below the folder of cells, without ending."""
+        settings = self.identity["settings"]
+        return (f"{settings['setting']}-{file_name(settings['order'])}/{file_name(self.row.text)}/"
+                f"{self.domain}-seed{self.seed}")
+
+    @property
+    def fingerprint(self) -> str:
+        return hash_bytes(json.dumps(self.identity, sort_keys=True).encode())
+
+    def path(self, folder: Path) -> Path:
+        """Its files below the results folder, without ending."""
+        return folder / "cells" / self.name
+
+
+def file_name(text: str) -> str:
+    """A name for files of `text`: other texts have others, even where case does not count."""
+    # With signs: -1 and 1, 1e-3 and 1e+3 are different rows.
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", text)
+    method, _, values = text.partition(" ")
+    plain = (re.fullmatch(r"[A-Za-z0-9.+_ -]*", text) and len(name) <= LONGEST_NAME
+             and not any(word.lower() != word for word in [method, *values.split()[1::2]]))
+    return name if plain else f"{name[:LONGEST_NAME]}-{hash_bytes(text.encode())[:8]}"
+
+
+def plan(cfg: CfgNode, dataset: DataSet | None = None) -> list[Cell]:
+    """The cells that a config asks for, in the order in which they run.
+
+    Args:
+        dataset: that the config names; None where it is not here, so that nothing is known of its
+            images.
+
+    Raises:
+        UserError: for rows whose files could not be told apart, or files that cannot be read.
+    """
+    wanted = domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)
+    images = None if dataset is None else Images(dataset, cfg.NUM_IMAGES, cfg.TEMPLATES)
+    every = rows(cfg)
+    data = {(domain, needs): images.data_of(domain, needs) if images else {}
+            for domain in wanted for needs in {row.needs for row in every}}
+    cells = []
+    for row in every:
+        files, code = files_of(cfg, row), code_of(cfg, row)
+        for seed in cfg.SEEDS:
+            cells += [Cell(row, domain, seed, _as_recorded({
+                "settings": _settings(cfg, row, domain, wanted, seed), "files": files,
+                "data": data[domain, row.needs], "code": code})) for domain in wanted]
+    _check_names(cells)
+    return cells
+
+
+def _as_recorded(identity: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a record: tuples are lists there."""
+    content: dict[str, Any] = json.loads(json.dumps(identity))
+    return content
+
+
+def _check_names(cells: Sequence[Cell]) -> None:
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        other = found.setdefault(cell.name.casefold(), cell)
+        if other is not cell:
+            raise UserError(f"METHODS: {other.row.text!r} and {cell.row.text!r} would share the "
+                            f"files {cell.name}: leave one of them out")
+
+
+def carries_on(setting: str, scope: str) -> bool:
+    """Whether a method of `scope` starts a stream from the state that the one before it left."""
+    return setting != "reset_each_domain" and scope == "stream"
+
+
+def missing(cells: Sequence[Cell], folder: Path, *, redo: bool = False,
+            images: Images | None = None) -> list[Cell]:
+    """The cells that are not recorded below `folder`.
+
+    Args:
+        redo: count a cell that was made of something else, or is not whole, as missing.
+        images: whose pixels are compared with a record's where nothing cheaper tells.
+
+    Raises:
+        UserError: for files that are none of a sweep or not whole, and, unless `redo`, for cells
+            that were made of something else.
+    """
+    absent: list[Cell] = []
+    other: list[tuple[Cell, Record]] = []  # made of something else
+    whole: list[tuple[Cell, Record]] = []
+    paths = [cell.path(folder).with_name(cell.path(folder).name + ".json") for cell in cells]
+    records = _load(folder, may_be_damaged=set(paths) if redo else set())
+    for cell, path in zip(cells, paths):
+        record = records.get(path)
+        if record is None:
+            absent.append(cell)
+        elif _made_of_the_same(cell, record, images):
+            whole.append((cell, record))
+        else:
+            other.append((cell, record))
+    other += _after(other, whole)
+    if other and not redo:
+        cell, record = other[0]
+        raise UserError(
+            f"{len(other)} of {len(cells)} cells in {folder} were made {_difference(cell, record)}"
+            f" (e.g. {cell.name}): run again with --redo to replace them, or set OUTPUT_DIR to "
+            "another folder to keep both")
+    lost = {cell.name for cell in absent} | {cell.name for cell, _ in other}
+    return [cell for cell in cells if cell.name in lost]
+
+
+def _load(folder: Path, may_be_damaged: Collection[Path]) -> dict[Path, Record]:
+    """The whole records below `folder`; UserError that counts those that are not."""
+    records: dict[Path, Record] = {}
+    damaged: list[UserError] = []
+    for path in find_records(folder / "cells"):
+        try:
+            record = load_record(path)
+            load_predictions(path, record)
+            records[path] = record
+        except UserError as error:
+            if path not in may_be_damaged:
+                damaged.append(error)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more like it)" if len(damaged) > 1 else ""
+        raise UserError(f"{damaged[0]}{more}")
+    return records
+
+
+def _after(other: Sequence[tuple[Cell, Record]], whole: Sequence[tuple[Cell, Record]]
+           ) -> list[tuple[Cell, Record]]:
+    """Those of `whole` whose method has met the images of one of `other` on its way."""
+    changed = {(cell.row.text, cell.seed, str(cell.domain)) for cell, _ in other}
+    return [(cell, record) for cell, record in whole
+            if any((cell.row.text, cell.seed, domain) in changed
+                   for stream in cell.identity["settings"].get("streams", ()) for domain in stream)]
+
+
+def _made_of_the_same(cell: Cell, record: Record, images: Images | None) -> bool:
+    """Whether a record's numbers would come again, as far as can be told."""
+    wanted, found = dict(cell.identity), dict(record.identity)
+    data, before = dict(wanted.pop("data")), dict(found.pop("data", {}))
+    if wanted != found:
+        return False
+    if not data:  # the images are not here
+        return True
+    signature, known = data.pop("signature"), before.pop("signature", None)
+    if data != before:
+        return False
+    return bool(signature) and signature == known or (
+        images is not None and images.hash_of(cell.domain) == record.images_hash)
+
+
+def _difference(cell: Cell, record: Record) -> str:
+    """How the cell that is wanted differs from the one that is there."""
+    if not record.identity:
+        return "by version 0.1.0, whose records do not tell what they were made of"
+    changes = differences(cell.identity, record.identity)
+    if changes == ["other code"]:
+        return "with other code"
+    if changes == ["other signature"]:
+        changes = ["its images were others"]
+    return f"under another config or of other files ({'; '.join(changes)})"
+
+
+def _settings(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
+              seed: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "method": row.method, "hyper_parameters": without_files(row.hyper_parameters),
+        "backbone": without_files(cfg[row.needs.upper()]),
+        "dataset": domain.dataset, "corruption": domain.corruption, "severity": domain.severity,
+        "corrupt": cfg.CORRUPT and domain.severity > 0,
+        "num_images": cfg.NUM_IMAGES,
+        "setting": cfg.SETTING, "order": order_of(cfg), "batch_size": cfg.BATCH_SIZE, "seed": seed}
+    streams = schedule(cfg.SETTING, wanted)
+    last = max(place for place, stream in enumerate(streams) if domain in stream)
+    first = 0 if carries_on(cfg.SETTING, row.scope) else last
+    if row.scope != "image":  # the company that a method's predictions depend on
+        settings["streams"] = [[str(other) for other in stream]
+                               for stream in streams[first:last + 1]]
+    return settings
+
+
+def order_of(cfg: CfgNode) -> str:
+    """The order of the streams, as a record states it."""
+    return f"dirichlet {cfg.DIRICHLET}" if cfg.ORDER == "dirichlet" else cfg.ORDER

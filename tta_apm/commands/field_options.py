@@ -1,0 +1,61 @@
+"""What the commands on fields share: a trained student, images, and where pictures go."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from tta_apm.fields.checkpoint import Trained
+    from tta_apm.fields.field import Field
+
+STUDENT_HELP = ("a student.safetensors that `tta-apm pretrain` wrote, or the authors' published "
+                "model_15.pth")
+IMAGE_HELP = "a file, or sklearn/china.jpg and sklearn/flower.jpg, which scikit-learn ships"
+
+
+class Seen(NamedTuple):
+    """An image as a student sees it."""
+
+    name: str
+    image: Tensor  # [3,S,S] in [0,1]
+    field: Field
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """[S,S,3] in [0,1]."""
+        return self.image.permute(1, 2, 0).cpu().numpy()
+
+
+def parser(command: str, description: str, out: str) -> argparse.ArgumentParser:
+    """A parser with --out, `out` by default."""
+    made = argparse.ArgumentParser(prog=f"tta-apm {command}", description=description)
+    made.add_argument("--out", type=Path, default=Path("results", out), metavar="FILE",
+                      help=f"the picture, .png or .svg (default: results/{out})")
+    return made
+
+
+def load_student(file: Path) -> Trained:
+    """The student in `file`, on the GPU if there is one."""
+    from tta_apm.device import choose_device
+    from tta_apm.fields import checkpoint
+
+    return checkpoint.load_student(file, choose_device("auto"))
+
+
+def look(trained: Trained, images: Sequence[str]) -> Iterator[Seen]:
+    """Each image with its field."""
+    from tta_apm.fields.field import field_of
+    from tta_apm.fields.photos import find_image, read_image
+
+    device = trained.student.code.device
+    for name in images:
+        path = find_image(name)
+        image = read_image(path, trained.preprocess.image_size).to(device)
+        field = field_of(trained.student, trained.preprocess(image[None])[0])
+        yield Seen(path.name, image, field)

@@ -1,0 +1,50 @@
+"""The command `tta-apm host`: another repository's own program, with our methods in it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tta_apm.errors import UserError
+
+# Each a module of this folder with run(repo, words).
+HOSTS = {"online-tta": "online_tta", "ttab": "ttab", "benchmark-tta": "benchmark_tta"}
+
+EPILOG = """\
+examples:
+  tta-apm host online-tta --repo ../test-time-adaptation -- \\
+      --cfg cfgs/imagenet_c/tent.yaml MODEL.ADAPTATION apm MODEL.USE_CLIP True \\
+      MODEL.ARCH ViT-B-16 MODEL.WEIGHTS openai APM.STEPS 20
+  tta-apm host ttab --repo ../ttab -- --model_adaptation_method apm \\
+      CLIP.MODEL ViT-B-16-quickgelu CLIP.WEIGHTS openai
+  tta-apm host benchmark-tta --repo ../Benchmark-TTA -- \\
+      --cfg cfgs/Online_TTA/imagenet_c/source.yaml MODEL.ADAPTATION tta_apm_tent
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `tta-apm host` with these words; returns 0."""
+    end = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:end])
+    try:
+        host = importlib.import_module(f"tta_apm.interop.hosts.{HOSTS[options.host]}")
+        host.run(options.repo, list(words[end + 1:]))
+    except ImportError as error:
+        raise UserError(f"{options.host} does not start on the packages installed here: {error}; "
+                        f"see docs/hosts/{options.host}.md") from error
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tta-apm host", usage="tta-apm host HOST --repo PATH -- ARGUMENT ...",
+        description="Run another repository's benchmark, in your clone of it, with our methods "
+        "among its own. What follows -- is its own command line; our settings are KEY VALUE pairs "
+        "at its end. Paths there are relative to the host's folder. A method whose name the host "
+        "has too is called tta_apm_NAME.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("host", choices=HOSTS)
+    parser.add_argument("--repo", required=True, type=Path, help="the folder of your clone")
+    return parser

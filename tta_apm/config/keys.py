@@ -1,0 +1,127 @@
+"""Keys: every core key of a run with its default, what it takes and what is checked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tta_apm.backbones.clip_templates import template_sets
+from tta_apm.config.values import check_device, check_seed, type_of
+from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES, SIDES
+from tta_apm.data.streams import ORDERS, SETTINGS
+from tta_apm.errors import UserError, nearest
+from tta_apm.metrics import METRICS
+from tta_apm.registry import DATASETS
+
+CORE: dict[str, Any] = {
+    # Rows of the table, in order: a method's name, with KEY VALUE pairs of its own section for a
+    # variant: [tent, "apm STEPS 10"].
+    "METHODS": ["source"],
+    "DATASET": "digits_c",
+    # Folder that holds the data sets.
+    "DATA_DIR": "data",
+    "CORRUPTIONS": list(CORRUPTIONS),
+    # Severities 1 to 5; 0 is the clean data set.
+    "SEVERITY": [5],
+    # Make the corruptions on the fly from the clean images, for a data set that has none.
+    "CORRUPT": False,
+    # Whose severities CORRUPT means: "cifar" (made for 32 pixels), "imagenet" (224), or "auto" for
+    # those of the size nearest to the images', on a logarithmic scale.
+    "CORRUPTION_CONSTANTS": "auto",
+    # Images per domain: the first ones of the data set's order; -1 takes all.
+    "NUM_IMAGES": -1,
+    # reset_each_domain, continual (no reset between domains), gradual (continual, severities rise
+    # and fall) or mixed_domains (all domains in one stream).
+    "SETTING": "reset_each_domain",
+    # Of the images in a stream: shuffled, dirichlet (classes correlated in time), sorted by class.
+    "ORDER": "shuffled",
+    # Concentration for ORDER dirichlet: the smaller, the more correlated.
+    "DIRICHLET": 0.1,
+    # Each seed shuffles the streams and seeds the methods; the table gives mean and std.
+    "SEEDS": [42],
+    # Images that a method sees at a time; online methods depend on it.
+    "BATCH_SIZE": 200,
+    # Prompt templates of CLIP: "auto" is the data set's own ensemble, "single" one template.
+    "TEMPLATES": "auto",
+    # The backbone of methods that need a classifier: timm/NAME, torchvision/NAME or
+    # robustbench/NAME, with the library's pretrained weights or a file. IMAGE_SIZE (in pixels),
+    # MEAN and STD (three numbers each, of images in [0,1]) are for a file of which nothing tells
+    # them; 0 and [] leave them to the library or to the config beside the file.
+    "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
+                   "IMAGE_SIZE": 0, "MEAN": [], "STD": []},
+    # The backbone of methods that need CLIP: an open_clip name, with a pretrained tag or a file.
+    "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors", "MEAN": [], "STD": []},
+    # The backbone of TTT-MAE: a masked autoencoder with its probing head, in one file or in two
+    # joined by a comma: encoder_and_decoder.pth,head.pth.
+    "MAE": {"MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"},
+    # The backbone of TTT: a classifier with a rotation head, trained jointly.
+    "ROTATION": {"MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"},
+    # Folder of the official frost pictures; "" uses the best source that is installed.
+    "FROST_DIR": "",
+    # "auto" is the first CUDA device if there is one, else the CPU.
+    "DEVICE": "auto",
+    # What tables print.
+    "METRIC": "error",
+    # Whether tables show the paper's rows below ours, where it has them for DATASET and SEVERITY.
+    "PUBLISHED": False,
+    # An ablation of the paper to put beside the rows: TABLE is "" for none, or table_5a, table_5b,
+    # table_8 or table_9; ROWS names its row for each of METHODS, "" for none.
+    "PAPER": {"TABLE": "", "ROWS": []},
+    # Where results go; "" is results/<DATASET>.
+    "OUTPUT_DIR": "",
+    # Modules or .py files to import first, whose @register methods are then known.
+    "PLUGINS": [],
+}
+
+# What keys take whose default is an empty list.
+EMPTY_LISTS = {"PLUGINS": "list[str]", "ROWS": "list[str]", "MEAN": "list[float]",
+               "STD": "list[float]"}
+
+
+def types_of(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What keys take, and sections of them, by their defaults."""
+    return {key: types_of(value) if isinstance(value, Mapping)
+            else type_of(key, value, EMPTY_LISTS.get(key, "")) for key, value in defaults.items()}
+
+
+CORE_TYPES = types_of(CORE)
+
+
+def check(cfg: CfgNode) -> None:
+    """Raise UserError for a value that names nothing or lies out of range."""
+    if not cfg.METHODS:
+        raise UserError("METHODS is empty: name at least one method")
+    for key in ("METHODS", "CORRUPTIONS", "SEVERITY", "SEEDS"):
+        if len(set(cfg[key])) < len(cfg[key]):
+            raise UserError(f"{key} names something twice: {cfg[key]}")
+        if not cfg[key]:
+            raise UserError(f"{key} is empty")
+    DATASETS.check(cfg.DATASET)
+    if not cfg.DATA_DIR:
+        raise UserError("DATA_DIR is empty: give a folder, or . for the one you are in")
+    for key, known in (("CORRUPTIONS", CORRUPTIONS), ("SETTING", SETTINGS), ("ORDER", ORDERS),
+                       ("METRIC", METRICS), ("CORRUPTION_CONSTANTS", ("auto", *SIDES)),
+                       ("TEMPLATES", ("auto", *template_sets()))):
+        values = cfg[key] if isinstance(cfg[key], list) else [cfg[key]]
+        for value in values:
+            if value not in known:
+                raise UserError(f"{key}: unknown {value!r}: {nearest(str(value), known)}")
+    if cfg.DIRICHLET <= 0:
+        raise UserError(f"DIRICHLET {cfg.DIRICHLET}: a concentration is positive")
+    for severity in cfg.SEVERITY:
+        if severity not in (0, *SEVERITIES):
+            raise UserError(f"SEVERITY {severity}: severities are 1 to 5, and 0 for clean images")
+    if cfg.CORRUPT and not any(cfg.SEVERITY):
+        raise UserError("CORRUPT true with SEVERITY [0] leaves all images clean: add SEVERITY 5")
+    if cfg.CORRUPTION_CONSTANTS != "auto" and not cfg.CORRUPT:
+        raise UserError(f"CORRUPTION_CONSTANTS {cfg.CORRUPTION_CONSTANTS} is for CORRUPT true: "
+                        f"the corruptions of DATASET {cfg.DATASET} have constants of their own")
+    if cfg.NUM_IMAGES == 0 or cfg.NUM_IMAGES < -1:
+        raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
+    if cfg.BATCH_SIZE < 1:
+        raise UserError(f"BATCH_SIZE {cfg.BATCH_SIZE}: a batch holds at least one image")
+    for seed in cfg.SEEDS:
+        check_seed("SEEDS", seed)
+    check_device("DEVICE", cfg.DEVICE)

@@ -1,0 +1,124 @@
+"""Rows: the entries of METHODS, and the sections of a config that methods' signatures make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tta_apm.backbones.kinds import KINDS
+from tta_apm.config.keys import CORE, CORE_TYPES, types_of
+from tta_apm.config.layers import merge, parse_overrides
+from tta_apm.config.values import check_finite, convert, split, type_of
+from tta_apm.errors import UserError
+from tta_apm.registry import METHODS, Signature
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of METHODS."""
+
+    text: str  # as in the config, spaces folded
+    method: str
+    hyper_parameters: dict[str, Any]
+    signature: Signature
+
+    @property
+    def needs(self) -> str:
+        return self.signature.needs
+
+    @property
+    def scope(self) -> str:
+        return self.signature.scope
+
+    @property
+    def survives(self) -> str:
+        """What lives on from image to image, in words."""
+        if self.scope != "stream":
+            return "nothing"
+        return self.signature.attributes.get("survives") or "state"
+
+
+def rows(cfg: CfgNode) -> list[Row]:
+    """The rows that METHODS asks for, each with its hyper-parameters resolved."""
+    return [_row(entry, cfg) for entry in cfg.METHODS]
+
+
+def _row(entry: str, cfg: CfgNode) -> Row:
+    if not entry.strip():
+        raise UserError("METHODS: an entry is empty: name a method")
+    name, *overrides = words = split(entry, " ")
+    METHODS.check(name)
+    signature = METHODS.signature(name)
+    where = f"METHODS: {entry!r}"
+    section = merge(cfg[name.upper()], parse_overrides(overrides, where), section_types(name),
+                    where)
+    hyper_parameters = {key: section[key.upper()] for key in signature.settings}
+    return Row(" ".join(words), name, hyper_parameters, signature)
+
+
+def check_rows(cfg: CfgNode) -> None:
+    """Raise UserError for an entry of METHODS that is none, or that is another one over again."""
+    checked: list[Row] = []
+    for entry in cfg.METHODS:
+        row = _row(entry, cfg)
+        for other, its_entry in zip(checked, cfg.METHODS):
+            if (row.method, row.hyper_parameters) == (other.method, other.hyper_parameters):
+                raise UserError(f"METHODS: {its_entry!r} and {entry!r} are one row, with equal "
+                                "hyper-parameters: leave one out")
+        checked.append(row)
+        if row.needs not in KINDS:
+            raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
+                            f"{row.needs!r}; kinds: {', '.join(KINDS)}")
+
+
+def configured_methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """The methods that are asked for or configured; each gets a section."""
+    wanted = {key for _, layer in layers for key in layer}
+    entries = list(CORE["METHODS"])
+    for where, layer in layers:
+        if "METHODS" in layer:
+            entries += convert(layer["METHODS"], CORE_TYPES["METHODS"], f"{where}: METHODS")
+    asked = {word for entry in entries for word in entry.split()[:1]}
+    wanted |= {name.upper() for name in asked}
+    names = METHODS.names()
+    for name in asked.intersection(names):
+        section = name.upper()
+        rivals = [other for other in names if other.upper() == section and other != name]
+        if section in CORE or rivals:
+            raise UserError(f"method {name!r} would share the section {section} with "
+                            f"{f'method {rivals[0]!r}' if rivals else 'a key of all configs'}: "
+                            "give it another name")
+    return [name for name in names if name.upper() in wanted and name.upper() not in CORE]
+
+
+def section(name: str) -> dict[str, Any]:
+    """The keys of a method's section and their defaults."""
+    signature = METHODS.signature(name)
+    for key, default in signature.settings.items():
+        where = f"method {name!r} ({signature.source}): the default of its keyword {key}"
+        if not _is_plain(default):
+            raise UserError(f"{where} is of type {type(default).__name__}: a config takes true or "
+                            "false, numbers, text, lists of them, or None")
+        check_finite(default, where)
+    return {key.upper(): list(value) if isinstance(value, tuple) else value
+            for key, value in signature.settings.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a config, and the record of a cell, can hold it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def section_types(name: str) -> dict[str, Any]:
+    """What the keys of a method's section take."""
+    signature = METHODS.signature(name)
+    return {key.upper(): types_of(value) if isinstance(value, Mapping)
+            else type_of(key.upper(), value, signature.annotations.get(key, ""))
+            for key, value in signature.settings.items()}

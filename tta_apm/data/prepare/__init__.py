@@ -1,0 +1,1 @@
+"""What `tta-apm data` does before any run: check, get and make data sets."""

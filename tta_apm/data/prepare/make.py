@@ -1,0 +1,229 @@
+"""make: the corruptions of a clean set once to disk, in the layout of the official files; and
+CIFAR-10 as archives of JPEG files.
+
+Files are written aside and renamed, so they are whole or absent: a run that was killed goes on
+where it was. Only a few images at a time are in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tta_apm.atomic import TEMPORARY, aside
+from tta_apm.data import cifar, cifar_jpeg, imagenet, imagenet_classes
+from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES
+from tta_apm.data.corruptions.dataset import Corrupted
+from tta_apm.data.corruptions.functions import frost_source
+from tta_apm.data.dataset import CLEAN, Clean, Domain
+from tta_apm.data.prepare.zenodo import gigabytes
+from tta_apm.data.provenance import Made, claim
+from tta_apm.errors import UserError, nearest
+from tta_apm.lock import locked
+
+CHUNK = 64  # images
+JPEG_QUALITY = 85  # as in the official script
+
+
+@dataclass(frozen=True)
+class Making:
+    """Domains of a corrupted set that are to lie in `folder`.
+
+    Args:
+        domains: corruption by corruption.
+        files: of each image, below its domain's folder; none where an array holds a corruption.
+    """
+
+    dataset: Corrupted
+    folder: Path
+    domains: tuple[Domain, ...]
+    files: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset.labels) * len(self.domains)
+
+    @property
+    def done(self) -> str:
+        """What to say when it is."""
+        return (f"{self.folder} is whole for what was asked; {self.dataset.name} is now read from "
+                "there, and records say that it was made here.")
+
+    def run(self) -> Iterator[int]:
+        """Write what is missing; yields numbers of images that are there, `len(self)` in sum.
+
+        Raises:
+            UserError: if the folder holds other files, or cannot be written to.
+        """
+        made = Made(images=self.dataset.describe(Domain(self.dataset.name, CLEAN, 0)),
+                    constants=self.dataset.constants, frost=frost_source(self.dataset.frost_dir),
+                    stored=f"saved as JPEG of quality {JPEG_QUALITY}" if self.files else "")
+        with _writing(self.folder), locked(self.folder, repr(made)):
+            claim(self.folder, made)
+            yield from self._write_files() if self.files else self._write_arrays()
+
+    def _write_arrays(self) -> Iterator[int]:
+        """{corruption}.npy, with the images at severity 1, then at severity 2, and so on."""
+        labels = self.dataset.labels
+        with aside(self.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, np.tile(labels.astype(np.uint8), len(SEVERITIES)))
+        for corruption, domains in groupby(self.domains, lambda domain: domain.corruption):
+            whole = self.folder / f"{corruption}.npy"
+            if whole.is_file():
+                yield len(labels) * len(SEVERITIES)
+                continue
+            shape = (len(SEVERITIES) * len(labels), *cifar.IMAGE)
+            self._require_room(math.prod(shape))
+            # Written, not mapped: a full disk is then an error that can be told.
+            with aside(whole) as temporary, open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, {
+                    "descr": "|u1", "fortran_order": False, "shape": shape})
+                for domain in domains:
+                    for chunk in _chunks(np.arange(len(labels))):
+                        file.write(self.dataset.images(domain, chunk).tobytes())
+                        yield len(chunk)
+
+    def _require_room(self, size: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise UserError(f"{self.folder} has room for {gigabytes(free)}, but each corruption "
+                            f"takes {gigabytes(size)}: make room, or give another --data-dir")
+
+    def _write_files(self) -> Iterator[int]:
+        """{corruption}/{severity}/{file} of each image; a severity's folder is whole or absent."""
+        with ThreadPoolExecutor() as pool:
+            for domain in self.domains:
+                whole = self.folder / domain.corruption / str(domain.severity)
+                if whole.is_dir():
+                    yield len(self.files)
+                    continue
+                part = whole.with_name(f"{domain.severity}{TEMPORARY}")
+                for parent in {Path(file).parent for file in self.files}:
+                    (part / parent).mkdir(parents=True, exist_ok=True)
+                paths = [part / file for file in self.files]
+                absent = np.array([not path.is_file() for path in paths]).nonzero()[0]
+                yield len(paths) - len(absent)
+                for chunk in _chunks(absent):
+                    images = self.dataset.images(domain, chunk)
+                    list(pool.map(_save_jpeg, images, [paths[index] for index in chunk]))
+                    yield len(chunk)
+                if hasattr(os, "sync"):  # once for all files, each of which would take its time
+                    os.sync()
+                part.rename(whole)
+
+
+@dataclass(frozen=True)
+class Archives:
+    """The parts of CIFAR-10 that are to lie in `folder` as archives of JPEG files.
+
+    Args:
+        parts: what reads them, by name.
+    """
+
+    folder: Path
+    parts: dict[str, Clean]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return sum(len(clean.labels) for clean in self.parts.values())
+
+    @property
+    def done(self) -> str:
+        """What to say when it is."""
+        names = " and ".join(cifar_jpeg.archive(self.folder, part).name for part in self.parts)
+        return f"{self.folder} holds {names}, of which cifar10_jpeg and cifar10_jpeg_c are read."
+
+    def run(self) -> Iterator[int]:
+        """As that of Making; an archive that is there is left as it is."""
+        with _writing(self.folder), locked(self.folder, "cifar10_jpeg"):
+            for part, clean in self.parts.items():
+                whole = cifar_jpeg.archive(self.folder, part)
+                if whole.is_file():
+                    yield len(clean.labels)
+                    continue
+                with aside(whole) as temporary:
+                    yield from cifar_jpeg.write(temporary, part, clean)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; the same command "
+                        "goes on from there") from error
+
+
+def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Sequence[str],
+            severities: Sequence[int]) -> Making | Archives:
+    """What is to be made of the set `name`.
+
+    Args:
+        severities: 1 to 5; a file of CIFAR holds all.
+
+    Raises:
+        UserError: if `name` is none of MAKERS, cannot be made as asked, or the clean images are
+            not here.
+    """
+    if name not in MAKERS:
+        raise UserError(f"{name!r} has no official layout to make: {nearest(name, MAKERS)}")
+    domains = [Domain(name, corruption, severity) for corruption in corruptions
+               for severity in sorted(severities)]
+    return MAKERS[name](Path(data_dir), frost_dir, tuple(domains))
+
+
+def _cifar_c(which: cifar.Cifar, read: Callable[..., Clean], data_dir: Path,
+             frost_dir: str | None, domains: tuple[Domain, ...]) -> Making:
+    folder = which.corrupted[0]
+    if {domain.severity for domain in domains} != set(SEVERITIES):
+        raise UserError(f"a file of {folder} holds all severities: leave --severity away")
+    clean = read(data_dir=str(data_dir), frost_dir=None)
+    dataset = Corrupted(domains[0].dataset, clean, constants="cifar", frost_dir=frost_dir)
+    return Making(dataset, data_dir / folder, domains)
+
+
+def _imagenet_c(choose: Callable[[], Sequence[str] | None], data_dir: Path, frost_dir: str | None,
+                domains: tuple[Domain, ...]) -> Making:
+    clean = imagenet.validation(str(data_dir), choose())
+    dataset = Corrupted(domains[0].dataset, clean, constants="imagenet", frost_dir=frost_dir)
+    return Making(dataset, data_dir / imagenet.C_FOLDERS[0], domains, clean.files)
+
+
+def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, ...]) -> Archives:
+    if frost_dir or len(domains) < len(CORRUPTIONS) * len(SEVERITIES):
+        raise UserError("cifar10_jpeg is made without corruptions: leave --corruptions, --severity "
+                        "and --frost-dir away")
+    test = cifar.cifar10(data_dir=str(data_dir), frost_dir=None)
+    return Archives(data_dir, {"train": cifar.train_part(cifar.CIFAR10, data_dir), "test": test})
+
+
+MAKERS: dict[str, Callable[[Path, str | None, tuple[Domain, ...]], Making | Archives]] = {
+    "cifar10_jpeg": _cifar10_jpeg,
+    "cifar10_c": partial(_cifar_c, cifar.CIFAR10, cifar.cifar10),
+    "cifar100_c": partial(_cifar_c, cifar.CIFAR100, cifar.cifar100),
+    "imagenet_c": partial(_imagenet_c, lambda: imagenet_classes.robustbench_images()),
+    "imagenet_c_50k": partial(_imagenet_c, lambda: None),
+}
+
+
+def _chunks(indices: np.ndarray) -> list[np.ndarray]:
+    return np.split(indices, range(CHUNK, len(indices), CHUNK)) if len(indices) else []
+
+
+def _save_jpeg(pixels: np.ndarray, file: Path) -> None:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    with aside(file, durable=False) as temporary:
+        temporary.write_bytes(content.getvalue())

@@ -1,0 +1,74 @@
+"""Mark of a folder in an official layout whose images this package made.
+
+Official files and ours look alike, but are equal in distribution only. So a folder of ours holds a
+small file that says what is in it, and records say it, too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tta_apm import __version__
+from tta_apm.atomic import is_temporary, write_aside
+from tta_apm.data.dataset import Domain
+from tta_apm.errors import UserError
+from tta_apm.lock import NAME as LOCK
+
+MARK = "made_by_tta_apm.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a folder holds, as its mark says."""
+
+    images: str  # that were corrupted
+    constants: str  # "cifar" or "imagenet": whose severities
+    frost: str  # source of the frost pictures
+    stored: str  # as what, "" without loss
+    version: str = __version__
+
+    def describe(self, domain: Domain) -> str:
+        """How the images of `domain` were made, for the record."""
+        text = (f"{self.images}, corrupted beforehand by tta-apm {self.version} with "
+                f"{self.constants}-C constants")
+        if domain.corruption == "frost":
+            text += f", {self.frost} frost pictures"
+        return f"{text}, {self.stored}" if self.stored else text
+
+
+def read_mark(folder: Path) -> Made | None:
+    """What `folder` says of itself, None if it does not come from here."""
+    file = folder / MARK
+    if not file.is_file():
+        return None
+    try:
+        return Made(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is no whole mark of a folder that tta-apm made: delete {folder} "
+                        "and make it anew") from error
+
+
+def how_to_finish(folder: Path, name: str) -> str | None:
+    """What to do where `folder` of the data set `name` lacks something, if it comes from here."""
+    return f"`tta-apm data make {name}` goes on making it" if read_mark(folder) else None
+
+
+def claim(folder: Path, made: Made) -> None:
+    """Mark `folder` as holding what `made` says, and nothing else.
+
+    Raises:
+        UserError: if it holds files that do not come from here, or that were made otherwise.
+    """
+    before = read_mark(folder)
+    if before is None and folder.is_dir() and any(
+            path.name != LOCK and not is_temporary(path) for path in folder.iterdir()):
+        raise UserError(f"{folder} holds files that tta-apm did not make, and a table could not "
+                        "tell them from what it makes: move them away, or give another --data-dir")
+    if before is not None and before != made:
+        changes = [f"{key} {old!r}, now {new!r}" for (key, old), new
+                   in zip(asdict(before).items(), asdict(made).values()) if old != new]
+        raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}): go on as before, or "
+                        "delete it to make it anew")
+    write_aside(folder / MARK, json.dumps(asdict(made), indent=1).encode())

@@ -1,0 +1,167 @@
+"""Checkpoint: students and half-done trainings as .safetensors, with their recipe inside."""
+
+from __future__ import annotations
+
+import json
+from math import isqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tta_apm.apm.student import Student
+from tta_apm.atomic import aside
+from tta_apm.backbones.weights import archives, files
+from tta_apm.errors import UserError, explain
+from tta_apm.fields.photos import Preprocessing
+from tta_apm.fields.recipe import Recipe, from_plain
+
+STUDENT, TRAINING = "student", "training"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# The authors' names (model.py) of what we call so.
+PUBLISHED = {"conv1": "conv", "fc1": "mlp.0", "fc2": "mlp.1", "fc3": "mlp.2", "fc4": "mlp.3",
+             "fc5": "mlp.4", "feat_proj_head": "projection", "rgb_head_1": "rgb.layers.0",
+             "rgb_head_2": "rgb.layers.1", "rgb_head_3": "rgb.layers.2"}
+
+
+class Trained(NamedTuple):
+    """A trained student and how to show it an image."""
+
+    student: Student
+    preprocess: Preprocessing
+    recipe: Recipe | None  # None for the authors' checkpoint
+
+
+class Progress(NamedTuple):
+    """How far a training is."""
+
+    step: int  # updates done
+    losses: Tensor  # of each of them [step,3]: cls, grid, rgb; 0 where the loss is off
+
+
+def build_student(recipe: Recipe, feature_dim: int) -> Student:
+    """The student of a recipe with torch's own initial weights, drawn by its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return Student(grid=recipe.grid, patch=recipe.patch, kernels=recipe.kernels,
+                       code=recipe.code, hidden=recipe.hidden, feature_dim=feature_dim,
+                       pooling="mean", rgb=recipe.rgb_weight > 0)
+
+
+def save_student(path: Path, student: Student, recipe: Recipe) -> None:
+    """Write a student; the file is as it was or holds all of it."""
+    _write(path, STUDENT, dict(student.state_dict()), recipe, student)
+
+
+def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
+    """Read a student that `tta-apm pretrain` wrote, or the authors' published model_15.pth.
+
+    Raises:
+        UserError: for a file that is missing or neither of the two.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no student {str(path)!r}: `tta-apm pretrain` trains one")
+    if path.suffix == ".safetensors":
+        tensors, recipe, feature_dim = _read(path, STUDENT)
+        student = build_student(recipe, feature_dim)
+        _load(student, tensors, path)
+        trained = Trained(student, Preprocessing(recipe.image_size), recipe)
+    else:
+        trained = _published(files.read(path), path)
+    trained.student.to(device).eval().requires_grad_(False)
+    trained.preprocess.to(device)
+    return trained
+
+
+def save_training(path: Path, student: Student, optimizer: torch.optim.Adam, progress: Progress,
+                  recipe: Recipe) -> None:
+    """Write all that a training needs to go on."""
+    tensors = {f"{STUDENT}.{name}": value for name, value in student.state_dict().items()}
+    for name, parameter in student.named_parameters():
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    tensors["losses"] = progress.losses
+    _write(path, TRAINING, tensors, recipe, student)
+
+
+def load_training(path: Path, student: Student, optimizer: torch.optim.Adam, recipe: Recipe
+                  ) -> Progress:
+    """Put a training back where `save_training` left it.
+
+    Raises:
+        UserError: if the file is no whole one, or of another recipe.
+    """
+    tensors, before, _ = _read(path, TRAINING)
+    changed = [key.upper() for key, value in recipe.fixed().items() if before.fixed()[key] != value]
+    if changed:
+        raise UserError(f"{path} was trained with another {', '.join(changed)}: choose another "
+                        "OUTPUT_DIR, or delete it to start anew")
+    _load(student, {name.removeprefix(f"{STUDENT}."): value for name, value in tensors.items()
+                    if name.startswith(f"{STUDENT}.")}, path)
+    losses = tensors["losses"]
+    for name, parameter in student.named_parameters():
+        state = {moment: tensors[f"{moment}.{name}"].to(parameter) for moment in MOMENTS}
+        optimizer.state[parameter] = {"step": torch.tensor(float(len(losses))), **state}
+    return Progress(len(losses), losses)
+
+
+def _write(path: Path, kind: str, tensors: dict[str, Tensor], recipe: Recipe, student: Student
+           ) -> None:
+    about = {"tta_apm": kind, "recipe": json.dumps(vars(recipe)),
+             "feature_dim": str(student.projection.out_features)}
+    with aside(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+                  temporary, metadata=about)
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Recipe, int]:
+    """The tensors of a file of ours, the recipe and the size D of its student's feature."""
+    about = archives.metadata(path)
+    if about.get("tta_apm") != kind:
+        raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
+    try:
+        recipe = from_plain(json.loads(about["recipe"]), str(path))
+        feature_dim = int(about["feature_dim"])
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no whole checkpoint: {explain(error)}") from error
+    return files.read(path), recipe, feature_dim
+
+
+def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not hold the student that its recipe describes") from error
+
+
+def _published(tensors: dict[str, Tensor], path: Path) -> Trained:
+    """The authors' student, trained on COCO.
+
+    Their images are BGR and stretched to [0,1]; here the first kernel and the last layer are turned
+    round so that it takes and gives RGB. Its RGB head ends in a ReLU, which clipping to [0,1] does
+    as well. Their extraction of features keeps CLS and the 4 registers and drops the last 5
+    patches instead: the column at place i learnt the teacher's patch i − 5.
+    """
+    wanted = {f"{name}.{kind}" for name in PUBLISHED for kind in ("weight", "bias")}
+    if set(tensors) != wanted:
+        raise UserError(f"{path} is neither a student of `tta-apm pretrain` nor the authors' "
+                        "published checkpoint")
+    renamed = {f"{PUBLISHED[name]}.{kind}": tensors[f"{name}.{kind}"].float()
+               for name in PUBLISHED for kind in ("weight", "bias")}
+    renamed["conv.weight"] = renamed["conv.weight"].flip(1)
+    for kind in ("weight", "bias"):
+        renamed[f"rgb.layers.2.{kind}"] = renamed[f"rgb.layers.2.{kind}"].flip(0)
+    size = renamed["mlp.0.weight"].shape[1] // 2  # d = p
+    grid, patch = isqrt(size), renamed["conv.weight"].shape[-1]
+    student = Student(grid=grid, patch=patch, kernels=len(renamed["conv.weight"]), code=size,
+                      hidden=[len(renamed[f"mlp.{layer}.bias"]) for layer in range(5)],
+                      feature_dim=len(renamed["projection.bias"]), pooling="mean", rgb=True)
+    _load(student, renamed, path)
+    # Stretched only.
+    preprocess = Preprocessing(grid * patch, mean=(0.0,) * 3, std=(1.0,) * 3, stretch=True)
+    return Trained(student, preprocess, None)

@@ -1,0 +1,53 @@
+"""Overfitting: one image's test-time training, looked at on the way (Section 3.6, Figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tta_apm.apm.losses import Targets
+from tta_apm.apm.student import draw
+from tta_apm.fields.checkpoint import build_student
+from tta_apm.fields.field import Field, error_map, field_of
+from tta_apm.fields.losses import ColumnLosses
+from tta_apm.fields.recipe import Recipe
+from tta_apm.fields.teachers import Teacher, feature_dim
+
+
+class Snapshot(NamedTuple):
+    """The student after `step` updates."""
+
+    step: int
+    loss: float  # the weighted sum, before the next update
+    field: Field
+    error: Tensor | None  # of each column against the teacher's grid, [L]
+
+
+def overfit(recipe: Recipe, teacher: Teacher | None, image: Tensor, at_steps: Collection[int]
+            ) -> Iterator[Snapshot]:
+    """Fit a fresh student, drawn from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
+
+    Yields a Snapshot after each number of updates in `at_steps`, in rising order; its field holds
+    the live weights, to be looked at before the next one is asked for.
+    """
+    images = image[None]
+    targets = None
+    if teacher is not None:
+        targets = Targets(*teacher.targets(images, recipe.grid))
+    student = draw(build_student(recipe, feature_dim(recipe, teacher)), recipe.seed).to(images)
+    machine = ColumnLosses(student, recipe).to(images)
+    optimizer = torch.optim.Adam(student.parameters(), recipe.lr)
+    for step in range(max(at_steps) + 1):
+        loss = machine.total(machine(images, targets))
+        if step in at_steps:
+            field = field_of(student, machine.preprocess(images)[0])
+            error = None
+            if targets is not None and targets.grid is not None:
+                error = error_map(field.features(), targets.grid[0])
+            yield Snapshot(step, loss.item(), field, error)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()

@@ -1,0 +1,169 @@
+"""Recipe: every key of a pretraining config, and of one image's test-time training. No torch.
+
+Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tta_apm.apm.sizes import check_size
+from tta_apm.config.values import LARGEST, check_device, check_seed, shortened
+from tta_apm.errors import UserError, nearest
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+NO_TEACHER = "none"
+# Keys that say where and how long to compute, not what: they may change when a run is resumed.
+FREE = ("steps", "precision", "device", "num_workers", "save_every", "cache", "output_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Algorithm 1: one student over a folder of images, against a frozen teacher's last grid."""
+
+    # A folder, searched with all folders below it; "sklearn" is the two photos that scikit-learn
+    # ships.
+    images: str = "sklearn"
+    # Side in pixels of the student's and, if it is a ViT of timm, the teacher's image.
+    image_size: int = 448
+    # Random squares of a photo, their sides uniform from this fraction of the shorter side to all
+    # of it; 0 takes the whole photo, squeezed into a square.
+    crop: float = 0.0
+    # timm/NAME of a ViT, clip/NAME of open_clip, or none, which leaves the loss rgb alone.
+    teacher: str = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
+    # "" for the pretrained ones of timm, a tag of open_clip, a file, or random: drawn by SEED.
+    weights: str = ""
+    # Of the losses: pooled feature against the teacher's image feature, columns against the
+    # teacher's grid, columns against the mean colour of their patch.
+    cls_weight: float = 0.0
+    grid_weight: float = 1.0
+    rgb_weight: float = 1.0
+    # The student; see Student. The defaults are Table 6.
+    patch: int = 14
+    kernels: int = 1
+    code: int = 1024
+    hidden: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)
+    # Of Adam; the batch is that of all processes together.
+    lr: float = 1e-4
+    steps: int = 20000
+    batch_size: int = 64
+    seed: int = 42
+    # Of products; auto is bfloat16 on CUDA GPUs that have it and float32 elsewhere.
+    precision: str = "auto"
+    device: str = "auto"
+    # Processes that read images, beside each that trains.
+    num_workers: int = 0
+    # Steps between checkpoints.
+    save_every: int = 500
+    # A folder for the teacher's features of all images, as float16; "" asks the teacher each time.
+    cache: str = ""
+    output_dir: str = "results/pretrain"
+
+    @property
+    def grid(self) -> int:
+        """Columns along a side."""
+        return self.image_size // self.patch
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.cls_weight > 0 or self.grid_weight > 0
+
+    def fixed(self) -> dict[str, Any]:
+        """The keys that decide the weights; a checkpoint is resumed only under the same."""
+        return {field.name: getattr(self, field.name) for field in fields(self)
+                if field.name not in FREE}
+
+    def check(self) -> None:
+        """Raise UserError for a value that is out of range or makes no sense beside another."""
+        for key in ("cls_weight", "grid_weight", "rgb_weight"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UserError(f"{key.upper()} {getattr(self, key)}: a weight is not negative, "
+                                "and finite")
+        if not (self.needs_teacher or self.rgb_weight > 0):
+            raise UserError("CLS_WEIGHT, GRID_WEIGHT and RGB_WEIGHT are all 0: there is no loss")
+        if self.teacher == NO_TEACHER and self.needs_teacher:
+            raise UserError("TEACHER none leaves the losses cls and grid without a target: set "
+                            "CLS_WEIGHT and GRID_WEIGHT to 0, or name a TEACHER")
+        for key in ("image_size", "patch", "kernels", "batch_size", "save_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key.upper()} {getattr(self, key)} is not positive")
+        if self.image_size % self.patch:
+            raise UserError(f"IMAGE_SIZE {self.image_size} is no multiple of PATCH {self.patch}")
+        if self.code < 4 or self.code % 4:
+            raise UserError(f"CODE {self.code} is no positive multiple of 4")
+        if not self.hidden or min(self.hidden) < 1:
+            raise UserError(f"HIDDEN {list(self.hidden)}: widths are positive, at least one")
+        if not 0 <= self.crop <= 1:
+            raise UserError(f"CROP {self.crop}: a fraction of the shorter side, from 0 to 1")
+        if self.crop and self.cache:
+            raise UserError("CACHE keeps one grid for an image, CROP shows it anew each time: set "
+                            "one of the two")
+        if not 0 < self.lr < math.inf or self.steps < 0 or self.num_workers < 0:
+            raise UserError(f"LR {self.lr} must be positive and finite, STEPS {self.steps} and "
+                            f"NUM_WORKERS {self.num_workers} not negative")
+        check_size("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
+        check_seed("SEED", self.seed)
+        if not self.output_dir:
+            raise UserError("OUTPUT_DIR is empty: give a folder, or . for the one you are in")
+        check_device("DEVICE", self.device)
+        if self.precision not in PRECISIONS:
+            raise UserError(f"PRECISION: unknown {self.precision!r}: "
+                            f"{nearest(self.precision, PRECISIONS)}")
+
+
+def keys() -> dict[str, Any]:
+    """The keys of a config with their defaults."""
+    return {field.name.upper(): list(field.default) if isinstance(field.default, tuple)
+            else field.default for field in fields(Recipe)}
+
+
+def from_config(cfg: Mapping[str, Any]) -> Recipe:
+    """The checked recipe of a config with all of `keys`.
+
+    Raises:
+        UserError: for a value that is out of range or makes no sense beside another.
+    """
+    settings: dict[str, Any] = {key.lower(): tuple(value) if isinstance(value, list) else value
+                                for key, value in cfg.items()}
+    recipe = Recipe(**settings)
+    recipe.check()
+    return recipe
+
+
+def from_plain(values: object, where: str) -> Recipe:
+    """The checked recipe of values as JSON gives them, with lists for tuples.
+
+    Args:
+        where: the file that holds them, for the sentence.
+
+    Raises:
+        UserError: for a key that is missing or unknown, a value of another type or out of range.
+    """
+    known = {field.name: field.default for field in fields(Recipe)}
+    if not isinstance(values, Mapping) or values.keys() != known.keys():
+        raise UserError(f"{where}: its recipe has not the keys of one: {', '.join(known)}")
+    settings: dict[str, Any] = {}
+    for key, default in known.items():
+        value = values[key]
+        if not _is_like(value, default):
+            raise UserError(f"{where}: {key} of its recipe is {shortened(repr(value))}, which is "
+                            f"not of the type of {default!r}")
+        settings[key] = tuple(value) if isinstance(value, (list, tuple)) else value
+    recipe = Recipe(**settings)
+    try:
+        recipe.check()
+    except UserError as error:
+        raise UserError(f"{where}: its recipe cannot be: {error}") from error
+    return recipe
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value is of the type of its default; whole numbers serve as others."""
+    if isinstance(default, tuple):
+        return isinstance(value, (list, tuple)) and all(_is_like(item, 0) for item in value)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return False
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -1,0 +1,99 @@
+"""Backbones of hosts: their CLIP and their classifiers behind our interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.build import build
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.backbones.clip import ClipBackbone
+from tta_apm.backbones.clip_templates import IMAGENET, templates
+from tta_apm.backbones.inputs import Inputs
+from tta_apm.data import cifar, imagenet_classes
+from tta_apm.errors import UserError
+
+# What leaves images in [0,1] as they are.
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+class HostClip(ClipBackbone):
+    """A host's CLIP with the host's text features: no second CLIP is loaded, nothing is encoded.
+
+    Args:
+        model: of open_clip, whose text tower the host may have thrown away.
+        tokenizer: of the model.
+        class_names: K names.
+        text_features: [K,D], rows of length 1.
+        logit_scale: the inverse temperature itself, not its logarithm.
+        mean, std: of the host's normalisation, which happens here.
+        name, weights: as the host's config has them.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, class_names: Sequence[str],
+                 text_features: Tensor, logit_scale: float, mean: Sequence[float],
+                 std: Sequence[float], name: str, weights: str) -> None:
+        size = model.visual.image_size
+        Backbone.__init__(self, image_size=size if isinstance(size, int) else size[0], mean=mean,
+                          std=std, name=name, weights=weights)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.class_names = tuple(class_names)
+        self.templates = ()
+        self.logit_scale = logit_scale
+        self.freeze()
+        self.register_buffer("text_features", text_features.detach().float(), persistent=False)
+        self.to(text_features.device)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image features [B,D] in float32, whatever precision the host's CLIP has."""
+        precision = next(self.model.visual.parameters()).dtype
+        return self.model.encode_image(self.prepare(images).to(precision)).float()
+
+
+def host_classifier(net: nn.Module, name: str, mean: Sequence[float] = NO_MEAN,
+                    std: Sequence[float] = NO_STD) -> Classifier:
+    """A host's network, images normalised by `mean` and `std` -> logits, as a Classifier."""
+    device = next(net.parameters()).device
+    return Classifier(net, image_size=None, mean=mean, std=std, name=name,
+                      weights="the host's").to(device)
+
+
+def own_backbone(kind: str, section: Mapping[str, Any], dataset: str,
+                 device: torch.device | str) -> Backbone:
+    """A backbone of ours, for a kind that the host has none of.
+
+    Args:
+        kind: "clip", "mae" or "rotation".
+        section: the host's section of that name: see settings.EXTRA.
+        dataset: cifar10, cifar100 or imagenet: whose classes and prompts.
+
+    Raises:
+        UserError: if the section names no model, the data set has no class names here, or the
+            model or its weights are unknown.
+    """
+    name = kind.upper()
+    if not section.get("MODEL") or not section.get("WEIGHTS"):
+        raise UserError(f"this method needs a backbone of the kind {kind!r}, which the host has "
+                        f"not: add {name}.MODEL and {name}.WEIGHTS to the command, as in our own "
+                        "configs")
+    class_names, template_set = _classes(dataset)
+    chosen = section.get("TEMPLATES", "auto")
+    return build(kind, section["MODEL"], section["WEIGHTS"], class_names=class_names,
+                 templates=templates(template_set if chosen == "auto" else chosen), device=device,
+                 given=Inputs.of(section, name))
+
+
+def _classes(dataset: str) -> tuple[Sequence[str], str]:
+    """Names of the classes and of the template set of a data set."""
+    known = {"cifar10": lambda: (cifar.CIFAR10.class_names, cifar.TEMPLATE_SET),
+             "cifar100": lambda: (cifar.CIFAR100.class_names, cifar.TEMPLATE_SET),
+             "imagenet": lambda: (imagenet_classes.class_names(), IMAGENET)}
+    if dataset not in known:
+        raise UserError(f"no class names for {dataset!r} here, only for {', '.join(known)}: use a "
+                        "method over the host's own classifier")
+    return known[dataset]()

@@ -1,0 +1,89 @@
+"""Hosted: a method of ours as other repositories' loops call it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.interop.hosts.settings import describe
+from tta_apm.method import Method
+from tta_apm.registry import METHODS
+
+logger = logging.getLogger(__name__)
+
+
+class Hosted(nn.Module):
+    """A method under the rules of a host: `model(images)` gives logits, `model.reset()` resets.
+
+    Hosts adapt to a single image (a batch size of one, or the last image of a domain) in the
+    company of the images before it. Methods whose result depends on the image alone need none and
+    get none. The others see the last images as a batch; their state moves on once per `window`
+    images, and for the predictions in between it is put back.
+
+    Args:
+        method: on the device of the images.
+        window: how many images a single one is seen with, itself included.
+        episodic: reset before every batch.
+        reset_every: reset after so many batches; 0 never does.
+    """
+
+    def __init__(self, method: Method, *, window: int = 1, episodic: bool = False,
+                 reset_every: int = 0) -> None:
+        super().__init__()
+        self.method = method
+        self.window = window
+        self.episodic = episodic
+        self.reset_every = reset_every
+        self.num_batches = 0
+        self.num_single = 0
+        self.recent: Tensor | None = None
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1]; of a list of views the first is the image."""
+        if not isinstance(images, Tensor):
+            images = images[0]
+        if self.episodic:
+            self.method.reset()
+        if len(images) == 1 and self.method.scope != "image":
+            return self._single(images)
+        if self.method.scope != "image":
+            self.recent = images
+        return self._adapt(images)
+
+    def reset(self) -> None:
+        """The method as it was built; images seen before stay as company, as in the hosts."""
+        self.method.reset()
+
+    def _adapt(self, images: Tensor) -> Tensor:
+        logits = self.method(images)
+        self.num_batches += 1
+        if self.reset_every and self.num_batches % self.reset_every == 0:
+            self.method.reset()
+        return logits
+
+    def _single(self, image: Tensor) -> Tensor:
+        """Logits [1,K] of one image, seen with those before it."""
+        known = image if self.recent is None else torch.cat([self.recent, image])
+        # The last image of a domain has the batch before it as company.
+        company = self.window if self.recent is None else max(self.window, len(self.recent))
+        self.recent = known[-company:]
+        self.num_single += 1
+        if self.method.scope == "stream" and self.num_single % self.window:
+            return copy.deepcopy(self.method)(self.recent)[-1:]
+        return self._adapt(self.recent)[-1:]
+
+
+def make_method(name: str, keywords: Mapping[str, Any], backbone: Backbone, seed: int) -> Method:
+    """Our method `name` over a backbone, as a sweep of ours builds it but without source images."""
+    keywords = dict(keywords)
+    if "seed" in METHODS.signature(name).defaults:
+        keywords["seed"] = seed
+    method: Method = METHODS.load(name)(backbone, **keywords)
+    logger.info(describe(name, backbone.name, keywords))
+    return method

@@ -1,0 +1,181 @@
+"""ttab: LINs-lab/ttab.
+
+From inside that folder, in a script of the user's own:
+
+    from tta_apm.interop.hosts import ttab
+    ttab.install()
+    import run_exp; run_exp.main(run_exp.parameters.get_args())
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.errors import UserError
+from tta_apm.interop.hosts import launch, settings
+from tta_apm.interop.hosts.backbones import host_classifier, own_backbone
+from tta_apm.interop.hosts.hosted import Hosted, make_method
+from tta_apm.registry import METHODS
+
+MARKER = "run_exp.py"
+MODULES = ("parameters", "run_exp", "ttab")
+METHOD = "--model_adaptation_method"
+PACKAGES = {"gdown": "gdown", "lmdb": "lmdb", "cv2": "opencv-python-headless",
+            "skimage": "scikit-image"}
+# The host makes motion blur and snow with ImageMagick, whose C library pip does not install.
+SIDE_JOBS = ("wand", "wand.image", "wand.api", "wand.color")
+
+
+def run(repo: Path, words: Sequence[str]) -> None:
+    """Run the host's run_exp.py with `words` as its command line and our methods known to it."""
+    folder = launch.find_folder(repo, MARKER)
+    launch.require(PACKAGES)
+    with launch.inside(folder, [MARKER, *words]), launch.own_modules(MODULES, {}):
+        install()
+        host = importlib.import_module("run_exp")
+        host.main(init_config=host.parameters.get_args())
+
+
+def install() -> None:
+    """Let the host's command line and dispatch know our methods; before run_exp is imported.
+
+    The host's folder is the working folder and on sys.path.
+    """
+    if not hasattr(torch._utils, "_accumulate"):  # gone since torch 2.5
+        torch._utils._accumulate = itertools.accumulate  # type: ignore[attr-defined]
+    _lend_scipy()
+    launch.lend(*SIDE_JOBS)
+    adaptation: Any = importlib.import_module("ttab.model_adaptation")
+    defaults = importlib.import_module("ttab.configs.algorithms").algorithm_defaults
+    parameters: Any = importlib.import_module("parameters")
+    names = settings.our_names(defaults)
+    known = settings.sections(names)
+    dispatch, get_args = adaptation.get_model_adaptation_method, parameters.get_args
+
+    def ours_or_theirs(adaptation_name: str) -> Any:
+        if adaptation_name not in names:
+            return dispatch(adaptation_name)
+        return _method_class(adaptation.NoAdaptation, adaptation_name, names[adaptation_name])
+
+    adaptation.get_model_adaptation_method = ours_or_theirs
+    parameters.get_args = lambda: _arguments(get_args, names, known)
+    defaults |= {name: {"model_selection_method": "last_iterate"} for name in names}
+
+
+def _lend_scipy() -> None:
+    """scipy.ndimage.interpolation is scipy.ndimage since scipy 1.8, and gone from newer ones."""
+    try:
+        importlib.import_module("scipy.ndimage.interpolation")
+    except ImportError:
+        sys.modules["scipy.ndimage.interpolation"] = importlib.import_module("scipy.ndimage")
+
+
+def _arguments(get_args: Any, names: Mapping[str, str], known: Mapping[str, CfgNode]) -> Any:
+    """The host's parsed command line; it may name a method of ours and hold our KEY VALUE pairs.
+
+    The host's parser refuses both, so it sees a command line without them.
+    """
+    pairs, words = settings.take_pairs(sys.argv[1:], known)
+    cfg = CfgNode(dict(known))
+    settings.merge(cfg, pairs)
+    name = None
+    for place, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option == METHOD:
+            at = place if value else place + 1
+            if at < len(words) and (value or words[at]) in names:
+                name = value or words[at]
+                words[at] = f"{METHOD}=no_adaptation" if value else "no_adaptation"
+    before, sys.argv = sys.argv, [sys.argv[0], *words]
+    try:
+        conf = get_args()
+    finally:
+        sys.argv = before
+    if name:
+        conf.model_adaptation_method = name
+        # The host saves both in its arguments.json.
+        conf.tta_apm = json.loads(json.dumps(cfg))
+        kind = METHODS.signature(names[name]).needs
+        conf.tta_apm_backbone = cfg.get(kind.upper(), {}).get("MODEL", "")
+    return conf
+
+
+def _method_class(parent: Any, name: str, ours: str) -> Any:
+    class OurMethod(parent):
+        """A method of ours as the host builds and calls it.
+
+        The parent's own evaluation does the rest: it calls `_model` and hands labels and logits to
+        the host's metrics.
+        """
+
+        def __init__(self, meta_conf: Any, model: nn.Module) -> None:
+            # Not the parent's, which copies the config and, twice, the model.
+            if meta_conf.model_selection_method != "last_iterate":
+                raise UserError(f"{name} works with --model_selection_method last_iterate only: "
+                                f"{meta_conf.model_selection_method} adapts copies of the host's "
+                                "own model")
+            self._meta_conf = meta_conf
+            section = meta_conf.tta_apm[name.upper()]
+            statistics = meta_conf.statistics
+            model.to(meta_conf.device).eval()
+            backbone = _backbone(METHODS.signature(ours).needs, meta_conf, model)
+            method = make_method(ours, settings.hyper_parameters(section), backbone,
+                                 meta_conf.seed)
+            self._model = Denormalised(Hosted(method), statistics["mean"], statistics["std"])
+            self._model.to(meta_conf.device)
+
+        def adapt_and_eval(self, episodic: bool, *args: Any, **keywords: Any) -> None:
+            self._model.hosted.episodic = episodic
+            super().adapt_and_eval(episodic, *args, **keywords)
+
+        def copy_model(self) -> nn.Module:
+            """What the host selects among; it has nothing to select here, and no copy is made."""
+            return nn.Identity()
+
+        def reset(self) -> None:
+            self._model.hosted.reset()
+
+        @property
+        def name(self) -> str:
+            return name
+
+    return OurMethod
+
+
+class Denormalised(nn.Module):
+    """Undo the normalisation that the host's data sets do, then ask a hosted method.
+
+    Args:
+        mean, std: of the host's normalisation, per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, hosted: Hosted, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.hosted = hosted
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.hosted((images * self.std + self.mean).clamp(0, 1))
+
+
+def _backbone(kind: str, meta_conf: Any, model: nn.Module) -> Backbone:
+    if kind == "classifier":
+        statistics = meta_conf.statistics
+        return host_classifier(model, meta_conf.model_name, statistics["mean"], statistics["std"])
+    return own_backbone(kind, meta_conf.tta_apm[kind.upper()], meta_conf.base_data_name,
+                        meta_conf.device)

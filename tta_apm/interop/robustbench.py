@@ -1,0 +1,173 @@
+"""RobustBench's format: a model's JSON, and its line in unaggregated_results.csv. No torch.
+
+It is the format only. RobustBench's rules (its README) take no defence with an optimisation loop,
+so a method that adapts at test time is no entry for its leaderboard unless its maintainers say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tta_apm.atomic import write_aside
+from tta_apm.data.corruptions.constants import SEVERITIES
+from tta_apm.errors import UserError
+from tta_apm.interop.official import require
+from tta_apm.report.results import TableRow
+from tta_apm.report.table import CLEAN_KEY
+
+# RobustBench's own order of the corruptions, each with AlexNet's error: the mean over severities on
+# its 5,000 images of ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv).
+ALEXNET = {
+    "shot_noise": 0.88832, "motion_blur": 0.78724, "snow": 0.86800, "pixelate": 0.71856,
+    "gaussian_noise": 0.88160, "defocus_blur": 0.82204, "brightness": 0.55848, "fog": 0.82364,
+    "zoom_blur": 0.79572, "frost": 0.83148, "glass_blur": 0.83080, "impulse_noise": 0.91724,
+    "contrast": 0.85432, "jpeg_compression": 0.60680, "elastic_transform": 0.64804,
+}
+DOMAINS = [(name, severity) for name in ALEXNET for severity in SEVERITIES]
+OURS = "Measured with tta-apm."  # the end of the footnote of each entry of ours
+
+
+@dataclass(frozen=True)
+class Board:
+    """One of its three leaderboards of common corruptions."""
+
+    name: str
+    num_images: int
+    has_mce: bool
+
+
+BOARDS = {"cifar10_c": Board("cifar10", 10_000, False),
+          "cifar100_c": Board("cifar100", 10_000, False),
+          "imagenet_c": Board("imagenet", 5_000, True)}
+
+
+def write_entry(row: TableRow, name: str, paper: Mapping[str, str], folder: Path, *,
+                additional_data: bool) -> list[Path]:
+    """Write folder/<board>/corruptions/<name>.json and its line of unaggregated_results.csv there.
+
+    Args:
+        row: of results on CIFAR-10-C, CIFAR-100-C or RobustBench's images of ImageNet-C.
+        name: of the model, as NameYearWord.
+        paper: its title, author, venue and link.
+        additional_data: whether the backbone learnt from more than the data set's training images.
+
+    Returns:
+        The two files.
+
+    Raises:
+        UserError: if the results are not all that RobustBench's format holds, or `name` is
+            somebody else's; nothing is written.
+    """
+    board = check(row)
+    inside = folder / board.name / "corruptions"
+    files = inside / f"{name}.json", inside / "unaggregated_results.csv"
+    _keep_others(inside, name, files[1])
+    table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
+    text = json.dumps(model_info(row, board, paper, additional_data), indent=2)
+    write_aside(files[1], table.to_csv().encode())
+    write_aside(files[0], text.encode())
+    return list(files)
+
+
+def check(row: TableRow) -> Board:
+    """The leaderboard that a row fits. UserError that says what is missing if it fits none."""
+    record = row.protocol
+    if record.dataset not in BOARDS:
+        raise UserError(f"RobustBench has no leaderboard for {record.dataset}: it has them for "
+                        f"{', '.join(BOARDS)}")
+    board = BOARDS[record.dataset]
+    require(row, "RobustBench", [*DOMAINS, CLEAN_KEY],
+            f"{len(DOMAINS)} domains and the clean images", board.num_images,
+            "run it with SEVERITY [0,1,2,3,4,5] and all CORRUPTIONS")
+    return board
+
+
+def model_info(row: TableRow, board: Board, paper: Mapping[str, str],
+               additional_data: bool) -> dict[str, Any]:
+    """The fields of RobustBench's ModelInfo; figures are text, in per cent."""
+    record = row.protocol
+    errors = {name: 1 - float(np.mean([accuracy(row, (name, severity))
+                                       for severity in SEVERITIES])) for name in ALEXNET}
+    steps = record.hyper_parameters.get("steps", 0)
+    settings = ", ".join(f"{key} {value}" for key, value in record.hyper_parameters.items()
+                         if value is not None)
+    info: dict[str, Any] = {
+        "link": paper["link"], "name": paper["title"], "authors": paper["author"],
+        # What it means for test-time training RobustBench does not say; we give the updates.
+        "additional_data": additional_data, "number_forward_passes": max(1, steps),
+        "dataset": board.name, "venue": paper["venue"], "architecture": record.backbone,
+        "eps": None, "clean_acc": _percent(accuracy(row, CLEAN_KEY)), "reported": "",
+        "corruptions_acc": _percent(1 - float(np.mean(list(errors.values())))),
+        "footnote": f"Adapts at test time: {record.method} ({settings}), {record.setting}, "
+                    f"batches of {record.batch_size}; {conditions(row)}. {OURS}",
+    }
+    if board.has_mce:
+        info["corruptions_mce"] = _percent(float(np.mean([
+            error / ALEXNET[name] for name, error in errors.items()])))
+    return info
+
+
+def conditions(row: TableRow) -> str:
+    """On what images its figures are."""
+    sources = sorted({result.record.images_from for result in row.within(DOMAINS)})
+    return (f"{'; '.join(sources)}, {row.protocol.num_images} images per domain, "
+            f"{len(ALEXNET)} corruptions at severities {' '.join(map(str, SEVERITIES))}, "
+            f"seed{'s' * (len(row.seeds) > 1)} {' '.join(map(str, row.seeds))}")
+
+
+def _keep_others(folder: Path, name: str, table: Path) -> None:
+    """Raise UserError if `name` is somebody else's model there, on any file system."""
+    for file in sorted(folder.glob("*.json")):
+        if file.stem.lower() == name.lower():
+            if file.stem == name and _is_ours(file):
+                return
+            raise UserError(f"{file} is an entry of somebody else, or under other letters: give "
+                            "--name another name")
+    if name in _read(table).index:
+        raise UserError(f"{table} has a line {name} that comes from somebody else: give --name "
+                        "another name")
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        footnote = json.loads(file.read_text(encoding="utf-8"))["footnote"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return isinstance(footnote, str) and footnote.endswith(OURS)
+
+
+def accuracy(row: TableRow, domain: tuple[str, int]) -> float:
+    """On a domain, the mean over the row's seeds."""
+    return float(np.mean([result.correct.mean() for result in row.within([domain])]))
+
+
+def _with_line(file: Path, name: str, values: Sequence[float]) -> pd.DataFrame:
+    """The table of `file`, if it is there, with the model's line in it."""
+    line = pd.DataFrame([[round(value, 6) for value in values]], index=[name],
+                        columns=pd.MultiIndex.from_tuples(DOMAINS))
+    known = _read(file).drop(index=name, errors="ignore")
+    return line if known.empty else pd.concat([known, line])
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """The table of `file`, empty if it is not there."""
+    if not file.is_file():
+        return pd.DataFrame()
+    try:
+        known = pd.read_csv(file, header=[0, 1], index_col=0)
+        known.columns = pd.MultiIndex.from_tuples(
+            [(corruption, int(severity)) for corruption, severity in known.columns])
+        return known[DOMAINS]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no unaggregated_results.csv of robustbench: {error}") from error
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"

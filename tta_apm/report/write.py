@@ -1,0 +1,71 @@
+"""Tables: table.md, table.csv and table.tex of a folder of results. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tta_apm.atomic import write_aside
+from tta_apm.report import ablations, imported, render
+from tta_apm.report.external import add_given
+from tta_apm.report.published import add_published
+from tta_apm.report.results import CELLS, Rows, group_rows, load_rows, saved_config, wanted
+from tta_apm.report.table import make_blocks
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a folder as texts.
+
+    Args:
+        files: the content of each file, by name.
+        terminal: what is printed, as wide as the terminal.
+    """
+
+    files: Mapping[str, str]
+    terminal: str
+
+    def write(self, folder: Path) -> None:
+        """Write the files. UserError if the folder cannot be written to."""
+        for name, text in self.files.items():
+            write_aside(folder / name, text.encode())
+
+
+def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> Tables:
+    """Compute the tables of `folder` anew from its cells; nothing is written.
+
+    What is not asked for here is as the config.yaml of the folder says: which cells make a row
+    whole, the order of the rows, and the ablation of the paper to put beside them.
+
+    Args:
+        folder: of the results, with the records below cells/ and imported logs in imported/.
+        metric: "error" or "accuracy"; "" takes the run's.
+        published: put the rows of the paper's tables below ours, where it has such a table.
+
+    Raises:
+        UserError: if there are no results, or a file of them is not whole.
+    """
+    saved = saved_config(folder)
+    metric = metric or str(saved.get("METRIC", "error"))
+    given = imported.rows(imported.load(folder))
+    rows = _rows(folder, required=not given)
+    blocks = add_given(make_blocks(rows, metric=metric), given, metric)
+    if published or saved.get("PUBLISHED") is True:
+        blocks = add_published(blocks)
+    files = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
+             "table.tex": render.latex(blocks)}
+    texts = [render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)]
+    paper = ablations.paper_of(saved)
+    if paper is not None:
+        texts.append(ablations.ablation(rows, paper))
+        files["ablation.md"] = texts[-1] + "\n"
+    return Tables(files, "\n\n".join(texts))
+
+
+def _rows(folder: Path, required: bool) -> Rows:
+    """The folder's own rows; none of them are `required` beside imported ones."""
+    if required or (folder / CELLS).is_dir():
+        return load_rows(folder)
+    return group_rows([], wanted(folder))
