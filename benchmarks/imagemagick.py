@@ -17,10 +17,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from tta_apm.data.corruptions import functions
+from tta_apm.data.corruptions import filters, functions
+from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.data.dataset import CLEAN, Domain
-from tta_apm.data.functions.constants import SEVERITIES
-from tta_apm.data.functions.functions import filters
 from tta_apm.data.load import load_dataset
 
 Smear = Callable[[np.ndarray, list[float], int, float], np.ndarray]

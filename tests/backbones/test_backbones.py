@@ -31,11 +31,11 @@ def images(digits_test):
     return digits_test[0][:8]
 
 
-@pytest.mark.parametrize("file", ["prompts", "build", "classifiers"])
+@pytest.mark.parametrize("file", ["clip_templates", "build", "classifiers"])
 def test_slow_libraries_are_imported_where_they_are_used(file):
     """A config is checked without torch, a classifier is built without open_clip, ..."""
     slow = {"timm", "torchvision", "robustbench", "open_clip", "tta_apm.backbones.clip"}
-    slow |= {"torch"} if file == "prompts" else set()
+    slow |= {"torch"} if file == "clip_templates" else set()
     tree = ast.parse((files.PACKAGED.parent / f"{file}.py").read_text())
     imported = {alias.name for node in tree.body if isinstance(node, ast.Import)
                 for alias in node.names}

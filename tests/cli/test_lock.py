@@ -20,6 +20,7 @@ from tta_apm.lock import locked
 # Holds the lock until something is written to its standard input.
 HOLDER = """
 import sys
+from pathlib import Path
 from tta_apm.lock import locked
 with locked(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
