@@ -21,8 +21,12 @@ LONGEST = 1500
 _UNSAFE = "weights_only"
 
 
-class UserError(ValueError):
-    """Wrong input. Its text is shown as it is and the command ends with exit code 2."""
+class UserError(Exception):
+    """Wrong input. Its text is shown as it is and the command ends with exit code 2.
+
+    It is no ValueError, so that code that reads a file can catch what the reading raises, and a
+    sentence that is already made for the user passes.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from scipy import ndimage
 from tta_apm.data.corruptions import filters, functions
 from tta_apm.data.corruptions.constants import CONSTANTS
 from tta_apm.data.corruptions.functions import CORRUPTIONS, SEVERITIES, corrupt
+from tta_apm.errors import UserError
 
 SETS = ("cifar", "imagenet")
 DRAW_NOTHING = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate",
@@ -149,7 +150,7 @@ def test_official_frost_hides_more_and_more(constants, num, side, pictures):
 
 
 def test_unknown_corruption_names_the_nearest(pictures):
-    with pytest.raises(ValueError, match="'gausian_noise'.*did you mean 'gaussian_noise'"):
+    with pytest.raises(UserError, match="'gausian_noise'.*did you mean 'gaussian_noise'"):
         corrupt(pictures(1, 8, 8), "gausian_noise", 1, indices=[0])
 
 
@@ -170,7 +171,7 @@ def test_unknown_corruption_names_the_nearest(pictures):
 def test_bad_input_is_told_in_one_sentence(change, message):
     arguments = {"images": np.zeros((1, 8, 8, 3), np.uint8), "corruption": "fog", "severity": 1,
                  "indices": [0], **change}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         corrupt(**arguments)
 
 

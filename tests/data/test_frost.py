@@ -11,6 +11,7 @@ from PIL import Image
 from tta_apm.data.corruptions import frost
 from tta_apm.data.corruptions.constants import CONSTANTS
 from tta_apm.data.corruptions.functions import CORRUPTIONS, corrupt, frost_source
+from tta_apm.errors import UserError
 
 
 def save_frost(folder: Path, height: int = 300, width: int = 400) -> None:
@@ -38,9 +39,9 @@ def test_frost_source_prefers_the_given_folder_then_an_installed_package(tmp_pat
 def test_a_frost_folder_without_its_pictures_is_told(tmp_path, pictures):
     save_frost(tmp_path / "frost")
     (tmp_path / "frost" / "frost2.png").unlink()
-    with pytest.raises(ValueError, match="lacks frost2.png: it must hold frost1.png, "):
+    with pytest.raises(UserError, match="lacks frost2.png: it must hold frost1.png, "):
         frost_source(tmp_path / "frost")
-    with pytest.raises(ValueError, match="lacks frost2.png"):
+    with pytest.raises(UserError, match="lacks frost2.png"):
         corrupt(pictures(1, 8, 8), "frost", 1, indices=[0], frost_dir=tmp_path / "frost")
 
 

@@ -316,6 +316,14 @@ def test_a_wrong_checkpoint_is_one_sentence(tmp_path, name, write, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_fault_of_ours_is_never_told_as_a_wrong_checkpoint(file, monkeypatch):
+    def slip(recipe: Recipe) -> None:
+        raise TypeError("a slip of ours")
+    monkeypatch.setattr(Recipe, "check", slip)
+    with pytest.raises(TypeError, match="a slip of ours"):
+        load_student(file)
+
+
 def test_a_student_without_rgb_head_cannot_reconstruct():
     recipe = replace(SMALL, rgb_weight=0.0, cls_weight=1.0, teacher="timm/test_vit")
     student = build_student(recipe, FEATURE_DIM)

@@ -123,13 +123,10 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Recipe, int]:
     if about.get("tta_apm") != kind:
         raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
     try:
-        recipe = from_plain(json.loads(about["recipe"]), str(path))
-        feature_dim = int(about["feature_dim"])
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        settings, feature_dim = json.loads(about["recipe"]), int(about["feature_dim"])
+    except (KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no whole checkpoint: {explain(error)}") from error
-    return files.read(path), recipe, feature_dim
+    return files.read(path), from_plain(settings, str(path)), feature_dim
 
 
 def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -52,8 +52,6 @@ class FeatureCache:
             self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+",
                                           allow_pickle=False)
                             for name in (*shapes, "done")}
-        except UserError:
-            raise
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"CACHE {folder} cannot be used: {error}") from error
 

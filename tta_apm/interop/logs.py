@@ -71,8 +71,6 @@ def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[L
             found = [_ttab(file, text, of, dataset)]
         else:
             found = [_text_log(run, of, dataset) for run in _runs(file, text)]
-    except UserError:
-        raise
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise UserError(f"{file} is no whole log of a kind that is known here: {explain(error)}") \
             from error

@@ -93,8 +93,6 @@ def told(file: Path) -> Iterator[None]:
     """UserError that names `file`, for all that can be wrong with it."""
     try:
         yield
-    except UserError:
-        raise
     except Malformed as error:
         raise UserError(f"{file} is no checkpoint of weights: {error}") from error
     except (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error,

@@ -210,8 +210,6 @@ def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
             os.replace(part / name, target / name)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{file} is no whole archive ({error}): delete it") from error
-    except UserError:
-        raise
     except (OSError, ValueError) as error:  # a full disk; names that cannot be, or are twice there
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"{file} cannot be unpacked in {target}: {reason}") from error
