@@ -1,7 +1,7 @@
-"""Writing aside, then renaming: a file is whole, or as it was before. Imports no torch.
+"""Atomic writes: a file is complete, or as it was before. Imports no torch.
 
-A temporary file has a name that no other process takes, on whatever machine, and that says whose
-it is: what a kill leaves is found and removed by the next run.
+Content goes to a temporary file that is then renamed. Its name is unique over processes and
+machines and says which process made it, so that the next run removes what a killed one left.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ FORGOTTEN_SECONDS = 24 * 3600.0
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is on its way to become another file, or was left on it by a kill."""
+    """Whether `path` is a temporary file: of a write under way, or left by a killed process."""
     return path.name.endswith(TEMPORARY)
 
 
 @contextmanager
-def aside(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Where to write what becomes `path` when it is whole; its folder is made.
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary file that becomes `path` when the `with` block ends without an error.
 
-    The file is there, empty, under a name of its own beside `path`: it is to be opened, written
-    and closed.
+    It exists, empty, beside `path`, whose folder is made: open it, write, close it.
 
     Args:
-        durable: whole even if the power fails right after, which takes a disk milliseconds; else
-            whole whatever happens to the process.
+        durable: complete even if the power fails right after, which costs milliseconds; otherwise
+            complete whatever happens to the process.
 
     Raises:
-        OSError: as writing does; what was written is then gone.
+        OSError: as writing does; the temporary file is then removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(
         f".tta-apm-{machine()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
-    # Made anew, so that nothing is written through a link that lies there.
+    # O_EXCL and O_NOFOLLOW: never write through a link that somebody put there.
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL
                      | getattr(os, "O_NOFOLLOW", 0), 0o666))
     try:
@@ -63,16 +62,16 @@ def aside(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds all of it or is as it was.
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content`: `path` then holds all of it, or is as it was before.
 
-    What a killed process left beside it is removed.
+    Temporary files beside it whose processes are dead are removed.
 
     Raises:
-        UserError: if it cannot be written: a folder of somebody else's, a full disk.
+        UserError: if it cannot be written, e.g. because the disk is full.
     """
     try:
-        with aside(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_bytes(content)
             with suppress(OSError):
                 _remove_of_the_dead(path.parent, os.listdir(path.parent))
@@ -81,7 +80,7 @@ def write_aside(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files below `folder` that processes left which are no more."""
+    """Remove the temporary files below `folder` whose processes are dead."""
     for parent, _, names in os.walk(folder):
         _remove_of_the_dead(Path(parent), names)
 
@@ -98,15 +97,15 @@ def _remove_of_the_dead(folder: Path, names: Sequence[str]) -> None:
 
 @cache
 def machine() -> str:
-    """What tells this machine, or this container, from others that share a disk: 8 hex digits."""
+    """An id of this machine or container among those that share a disk: 8 hex digits."""
     name = platform.node()
-    with suppress(OSError):  # containers of one host name count their processes apart
+    with suppress(OSError):  # containers may share a host name; process ids are per namespace
         name += os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process `pid` on this machine; where that cannot be asked, True."""
+    """Whether process `pid` runs on this machine; True where the system does not tell."""
     if os.name == "nt":  # os.kill would end it
         return True
     try:
@@ -119,9 +118,9 @@ def is_alive(pid: int) -> bool:
 
 
 def require_path(path: Path, key: str) -> None:
-    """Raise UserError unless `path`, which `key` names, can be a path here.
+    """Raise UserError if the file system cannot take `path`, the value of `key`.
 
-    A part of it may be too long for the file system, or hold what no name can.
+    E.g. a part of it is too long, or holds a character that no name can.
     """
     try:
         path.stat()
@@ -134,7 +133,7 @@ def require_path(path: Path, key: str) -> None:
 
 
 def _keep_name(folder: Path) -> None:
-    """Have the names in `folder` on the disk, where a folder can be asked to."""
+    """Flush the names in `folder` to the disk, on systems that can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

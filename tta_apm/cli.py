@@ -232,10 +232,10 @@ def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Pa
 
 
 def _save_config(text: str, folder: Path) -> None:
-    from tta_apm.atomic import aside
+    from tta_apm.atomic import atomic_path
 
     try:
-        with aside(folder / "config.yaml") as temporary:
+        with atomic_path(folder / "config.yaml") as temporary:
             temporary.write_bytes(text.encode())
     except OSError as error:
         raise UserError(f"cannot write to OUTPUT_DIR {folder}: {error.strerror}; set OUTPUT_DIR to "

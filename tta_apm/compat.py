@@ -1,4 +1,4 @@
-"""Compat: the one place that works around what dependencies do wrong."""
+"""Compat: workarounds for faults of our dependencies, all in one place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tta_apm.errors import UserError
 def import_robustbench() -> ModuleType:
     """Import robustbench. UserError if that fails."""
     try:
-        lend_autoattack()
-        with warnings.catch_warnings():  # our pin of setuptools sees to it
+        alias_pyautoattack()
+        with warnings.catch_warnings():  # setup.cfg pins a setuptools that still has it
             warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
             return importlib.import_module("robustbench")
     except ImportError as error:
@@ -23,11 +23,13 @@ def import_robustbench() -> ModuleType:
                         "pyautoattack 'setuptools<82'") from error
 
 
-def lend_autoattack() -> None:
-    """Let robustbench, and copies of it, import `autoattack`.
+def alias_pyautoattack() -> None:
+    """Make `import autoattack` find pyautoattack, for robustbench and for copies of it.
 
-    robustbench 1.1.1 depends on the distribution pyautoattack, whose module has that name too.
-    ImportError if neither is installed.
+    robustbench 1.1.1 imports autoattack, but the distribution it depends on is pyautoattack.
+
+    Raises:
+        ImportError: if neither is installed.
     """
     if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         for name in ("", ".state"):

@@ -1,8 +1,8 @@
 """Lock: one process at a time writes to a folder. Imports no torch.
 
-The holder's file says who it is and what it makes. The system lets go of the lock when the holder
+The lock file says who holds it and for what work. The system releases the lock when the holder
 ends, however it ends. Where the file system has no locks, the file itself is the lock: its holder
-touches it every few seconds, and one that is not touched any more is taken over.
+touches it every few seconds, and a lock that is no longer touched is taken over.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 @contextmanager
 def locked(folder: Path, work: str) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made; what dead processes left below it is removed.
+    """Hold the lock of `folder`, which is made; temporary files of dead processes are removed.
 
-    A process that does the same work is waited for: what it has done need not be done again. A
-    folder that cannot be written to has no lock.
+    If another process holds it for the same work, wait for its end: what it has done need not be
+    done again. A folder that cannot be written to has no lock.
 
     Args:
-        work: all that the work depends on; where a process does other work, this one is refused.
+        work: text of all that the work depends on, e.g. the config.
 
     Raises:
-        UserError: if a process does other work there, or the disk is full.
+        UserError: if another process holds it for other work, or the disk is full.
     """
     about = {"host": platform.node(), "machine": machine(), "pid": os.getpid(),
              "work": hashlib.sha256(work.encode("utf-8", "replace")).hexdigest()[:16],
@@ -57,13 +57,13 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     finally:
         if lock:
             lock.release()
-            if is_new:  # of a command that came to nothing no folder is left
+            if is_new:  # leave no empty folder behind
                 with suppress(OSError):
                     folder.rmdir()
 
 
 def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | None:
-    """The lock of `folder`; None where nobody can write, so that there is nothing to lock."""
+    """The lock of `folder`; None if nobody can write there, so that there is nothing to lock."""
     try:
         return _wait(folder, about)
     except OSError as error:
@@ -91,7 +91,7 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
             lock = _FileLock(folder / f"{NAME}-held")
             continue
         holder = _read(lock.file)
-        # At two looks: at the first it may be the note of one that was killed.
+        # Only when read twice: the first time it may be the note of a process that was killed.
         if holder is not None and holder == before:
             who = (f"process {holder.get('pid')} on {holder.get('host')}, since "
                    f"{holder.get('since')}")
@@ -107,7 +107,7 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """Who holds the lock; None where it has just come or gone."""
+    """Who holds the lock; None if its file has just been made or removed."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,14 +116,14 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 class _SystemLock:
-    """A lock that the file system knows of: it is free as soon as its holder is dead."""
+    """A lock of the operating system: free as soon as its holder is dead."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.descriptor = -1
 
     def take(self, about: dict[str, Any]) -> bool:
-        """Whether this process has it now. OSError where there is no such thing."""
+        """Whether this process has it now. OSError if the file system has no locks."""
         self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT
                                   | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
@@ -143,13 +143,13 @@ class _SystemLock:
         return False
 
     def release(self) -> None:
-        with suppress(OSError):  # Windows removes no open file: it stays, and is free
+        with suppress(OSError):  # Windows cannot remove an open file: it stays, unlocked
             self.file.unlink()
         os.close(self.descriptor)
 
 
 class _FileLock:
-    """A file that is made by one process only, and touched as long as that lives."""
+    """A lock file that only one process can make, and touches as long as it lives."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -162,7 +162,7 @@ class _FileLock:
             descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             if self._is_stale():
-                self.file.unlink(missing_ok=True)  # to be taken at the next try
+                self.file.unlink(missing_ok=True)  # the next try takes it
             return False
         with open(descriptor, "wb") as file:
             file.write(json.dumps(about).encode())
@@ -186,7 +186,7 @@ class _FileLock:
             touched = self.file.stat().st_mtime
         except OSError:
             return False
-        # By this process's own clock: those of other machines may differ.
+        # By this process's clock: those of other machines may differ.
         if self.seen is None or self.seen[0] != touched:
             self.seen = touched, time.monotonic()
         return time.monotonic() - self.seen[1] > STALE_SECONDS

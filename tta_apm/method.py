@@ -35,8 +35,8 @@ class Method(nn.Module, ABC):
         needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation".
         scope: what the result for an image depends on: "image" (that image alone: fresh for
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
-        survives: for scope "stream", what of the images before does: "weights", say. It stands
-            in the table.
+        survives: what state is carried from image to image when scope is "stream", e.g.
+            "weights". Printed in the table.
         once: hyper-parameters with the values that leave out what is done once before all images,
             so that a measurement of the cost per image need not wait for it.
     """

@@ -133,6 +133,12 @@ def test_classes_of_the_same_prompts_are_told(make_clip, capsys):
             "'zero'") in capsys.readouterr().err
 
 
+def test_classes_that_differ_after_the_last_token_only_are_told(make_clip, capsys):
+    long = "very " * 40  # the context has 24 tokens
+    make_clip("a photo of a {}.", class_names=(f"{long}old map", "one", f"{long}new map"))
+    assert "1 pairs of classes cannot be told apart by their prompts" in capsys.readouterr().err
+
+
 def test_nothing_is_said_of_classes_that_can_be_told_apart(make_clip, capsys):
     make_clip("a photo of a {}.", class_names=("zero", "one", "two"))
     assert not capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from tta_apm import atomic, cli
 from tta_apm.atomic import (
-    TEMPORARY, aside, is_temporary, remove_leftovers, require_path, write_aside)
+    TEMPORARY, atomic_path, atomic_write, is_temporary, remove_leftovers, require_path)
 from tta_apm.errors import UserError
 from tta_apm.report import imported
 from tta_apm.report.imported_log import Log
@@ -19,11 +19,11 @@ from tta_apm.report.imported_log import Log
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
     file = tmp_path / "new" / "file.txt"
-    with aside(file) as temporary:
+    with atomic_path(file) as temporary:
         temporary.write_text("first")
         assert not file.exists()
     assert file.read_text() == "first"
-    with pytest.raises(KeyError), aside(file) as temporary:
+    with pytest.raises(KeyError), atomic_path(file) as temporary:
         temporary.write_text("half")
         raise KeyError
     assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
@@ -32,7 +32,7 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path):
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     file = tmp_path / "file.txt"
-    with aside(file) as first, aside(file) as second:
+    with atomic_path(file) as first, atomic_path(file) as second:
         assert first != second and is_temporary(first) and is_temporary(second)
         first.write_bytes(b"a longer text")
         second.write_bytes(b"text")
@@ -45,11 +45,11 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     other.write_text("somebody else's")
     (tmp_path / f"file.txt{TEMPORARY}").symlink_to(other)  # the name of version 0.1.0
     monkeypatch.setattr(atomic.secrets, "token_hex", lambda size: "0" * 2 * size)
-    with aside(tmp_path / "file.txt") as temporary:
+    with atomic_path(tmp_path / "file.txt") as temporary:
         name = temporary.name
     (tmp_path / name).symlink_to(other)
     with pytest.raises(UserError, match="cannot write .*file.txt: File exists"):
-        write_aside(tmp_path / "file.txt", b"new")
+        atomic_write(tmp_path / "file.txt", b"new")
     assert other.read_text() == "somebody else's"
 
 
@@ -57,8 +57,8 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tta_apm.atomic import aside
-with aside(Path(sys.argv[1])) as temporary:
+from tta_apm.atomic import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -73,7 +73,7 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path):
     for file in (elsewhere, forgotten, left.with_name("thesis.tmp")):
         file.write_text("half")
     os.utime(forgotten, (0, 0))
-    with aside(tmp_path / "cells" / "mine.txt") as mine:
+    with atomic_path(tmp_path / "cells" / "mine.txt") as mine:
         remove_leftovers(tmp_path)
         assert {path.name for path in left.parent.iterdir()} == {
             elsewhere.name, "thesis.tmp", mine.name}
@@ -83,12 +83,12 @@ def test_what_a_killed_table_left_goes_with_the_next_one(tmp_path):
     file = tmp_path / "table.md"
     subprocess.run([sys.executable, "-c", KILLED, file], check=False)
     assert len(list(tmp_path.iterdir())) == 1
-    write_aside(file, b"new")
+    atomic_write(file, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
 def test_a_long_name_can_be_written_aside(tmp_path):
-    write_aside(tmp_path / ("x" * 255), b"new")
+    atomic_write(tmp_path / ("x" * 255), b"new")
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
 
 
@@ -103,9 +103,9 @@ def test_a_path_that_cannot_be_is_told(tmp_path, name, reason):
 
 def test_a_disk_that_runs_full_keeps_what_was_there(small_disk):
     file = small_disk / "file.txt"
-    write_aside(file, b"old")
+    atomic_write(file, b"old")
     with pytest.raises(UserError, match=f"cannot write {file}: No space left on device"):
-        write_aside(file, bytes(1 << 20))
+        atomic_write(file, bytes(1 << 20))
     assert [path.name for path in small_disk.iterdir()] == ["file.txt"]
     assert file.read_bytes() == b"old"
 
@@ -115,10 +115,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     file = tmp_path / "file.txt"
-    write_aside(file, b"old")
+    atomic_write(file, b"old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=f"cannot write {file}: No space left on device"):
-        write_aside(file, b"new")
+        atomic_write(file, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
     assert file.read_bytes() == b"old"
 

@@ -19,7 +19,7 @@ def test_attack_library_is_imported_once_under_both_names(monkeypatch):
     for name in ("autoattack", "autoattack.state"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # none of its own
-    compat.lend_autoattack()
+    compat.alias_pyautoattack()
     assert callable(sys.modules["autoattack"].AutoAttack)
     for name in ("autoattack", "autoattack.state"):
         assert sys.modules[name] is sys.modules["py" + name]

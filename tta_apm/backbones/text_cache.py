@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tta_apm.atomic import aside
+from tta_apm.atomic import atomic_path
 from tta_apm.backbones.weights import files
 from tta_apm.cache import cache_folder
 from tta_apm.errors import UserError
@@ -64,5 +64,5 @@ def _read(file: Path) -> Tensor | None:
 
 
 def _write(file: Path, features: Tensor) -> None:
-    with suppress(OSError, SafetensorError), aside(file) as temporary:
+    with suppress(OSError, SafetensorError), atomic_path(file) as temporary:
         save_file({NAME: features.contiguous().cpu()}, temporary)

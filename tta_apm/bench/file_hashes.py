@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tta_apm.atomic import aside
+from tta_apm.atomic import atomic_path
 from tta_apm.cache import cache_folder
 
 # A file that was written within so many seconds before it was read may be written again in the
@@ -55,7 +55,7 @@ def remember(key: str, short: str) -> None:
     """Keep a hash of 16 hexadecimal digits; a folder that cannot be written to is done without."""
     note = _note(key)
     if key and note:
-        with suppress(OSError), aside(note) as temporary:
+        with suppress(OSError), atomic_path(note) as temporary:
             temporary.write_text(short, encoding="ascii")
 
 

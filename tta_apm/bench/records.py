@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_apm.atomic import is_temporary, write_aside
+from tta_apm.atomic import atomic_write, is_temporary
 from tta_apm.errors import UserError
 
 # Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
@@ -153,8 +153,8 @@ def save_cell(path: Path, record: Record, content: bytes) -> None:
         file.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot replace {file}: {error.strerror or error}") from error
-    write_aside(path.with_name(path.name + ".npz"), content)
-    write_aside(file, text.encode())
+    atomic_write(path.with_name(path.name + ".npz"), content)
+    atomic_write(file, text.encode())
 
 
 def load_record(path: Path) -> Record:

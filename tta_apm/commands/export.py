@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.atomic import write_aside
+from tta_apm.atomic import atomic_write
 from tta_apm.interop.export import FORMATS, find_row, robustbench
 from tta_apm.interop.robustbench import conditions
 from tta_apm.report.results import load_rows
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     if options.to is None:
         print(text, end="")
     else:
-        write_aside(options.to, text.encode())
+        atomic_write(options.to, text.encode())
         print(options.to)
     return 0
 

@@ -8,7 +8,7 @@ import tarfile
 import urllib.request
 from pathlib import Path
 
-from tta_apm.atomic import aside, remove_leftovers
+from tta_apm.atomic import atomic_path, remove_leftovers
 from tta_apm.errors import UserError
 from tta_apm.progress import copy
 
@@ -44,7 +44,7 @@ def url_of(name: str, base: str) -> str:
 
 
 def bring(url: str, path: Path) -> None:
-    """Download a file that is not here, aside first: what is at `path` is whole.
+    """Download a file that is not here, atomically: what is at `path` is complete.
 
     Raises:
         UserError: if it is not there, or does not come whole.
@@ -53,7 +53,7 @@ def bring(url: str, path: Path) -> None:
         return
     remove_leftovers(path.parent)
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, aside(path) as temporary:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_path(path) as temporary:
             expected = answer.headers.get("Content-Length")
             with open(temporary, "wb") as file:
                 copy(answer, file, int(expected or 0), path.name)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tta_apm import __version__
-from tta_apm.atomic import is_temporary, write_aside
+from tta_apm.atomic import atomic_write, is_temporary
 from tta_apm.data.dataset import Domain
 from tta_apm.errors import UserError
 from tta_apm.lock import NAME as LOCK
@@ -71,4 +71,4 @@ def claim(folder: Path, made: Made) -> None:
                    in zip(asdict(before).items(), asdict(made).values()) if old != new]
         raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}): go on as before, or "
                         "delete it to make it anew")
-    write_aside(folder / MARK, json.dumps(asdict(made), indent=1).encode())
+    atomic_write(folder / MARK, json.dumps(asdict(made), indent=1).encode())

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tta_apm.apm.student import Student
-from tta_apm.atomic import aside
+from tta_apm.atomic import atomic_path
 from tta_apm.backbones.weights import archives, files
 from tta_apm.errors import UserError, explain
 from tta_apm.fields.photos import Preprocessing
@@ -112,7 +112,7 @@ def _write(path: Path, kind: str, tensors: dict[str, Tensor], recipe: Recipe, st
            ) -> None:
     about = {"tta_apm": kind, "recipe": json.dumps(vars(recipe)),
              "feature_dim": str(student.projection.out_features)}
-    with aside(path) as temporary:
+    with atomic_path(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
                   temporary, metadata=about)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta_apm.atomic import aside, remove_leftovers, write_aside
+from tta_apm.atomic import atomic_path, atomic_write, remove_leftovers
 from tta_apm.errors import UserError
 
 
@@ -48,7 +48,7 @@ class FeatureCache:
                                     "another teacher: choose another folder, or delete it")
             else:
                 _create(folder, shapes)
-                write_aside(note, json.dumps(about, indent=1).encode())
+                atomic_write(note, json.dumps(about, indent=1).encode())
             self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+",
                                           allow_pickle=False)
                             for name in (*shapes, "done")}
@@ -91,7 +91,7 @@ def _create(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def _write_zeros(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """Write an array of zeros that has its place on the disk: what is mapped onto none ends the
     process (bus error) when the disk is full."""
-    with aside(file) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(file) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {
             "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
         left = dtype.itemsize * int(np.prod(shape))

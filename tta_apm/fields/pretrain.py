@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tta_apm.apm.losses import Targets
-from tta_apm.atomic import write_aside
+from tta_apm.atomic import atomic_write
 from tta_apm.errors import UserError, explain
 from tta_apm.fields.checkpoint import (
     Progress, build_student, load_training, save_student, save_training)
@@ -170,7 +170,7 @@ class _Pretraining:
                               self.recipe)
                 text = io.BytesIO()
                 np.savetxt(text, losses.numpy(), "%.8g", ",", header=",".join(LOSSES), comments="")
-                write_aside(self.folder / LOSSES_FILE, text.getvalue())
+                atomic_write(self.folder / LOSSES_FILE, text.getvalue())
         return done
 
     @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tta_apm.atomic import write_aside
+from tta_apm.atomic import atomic_write
 from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.errors import UserError
 from tta_apm.interop.official import require
@@ -71,8 +71,8 @@ def write_entry(row: TableRow, name: str, paper: Mapping[str, str], folder: Path
     _keep_others(inside, name, files[1])
     table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
     text = json.dumps(model_info(row, board, paper, additional_data), indent=2)
-    write_aside(files[1], table.to_csv().encode())
-    write_aside(files[0], text.encode())
+    atomic_write(files[1], table.to_csv().encode())
+    atomic_write(files[0], text.encode())
     return list(files)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tta_apm.atomic import write_aside
+from tta_apm.atomic import atomic_write
 from tta_apm.bench.records import hash_bytes
 from tta_apm.errors import UserError, explain
 from tta_apm.report.external import GivenRow
@@ -32,7 +32,7 @@ def save(log: Log, folder: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{log.host}-{log.method}-{log.backbone}")[:100]
     content = json.dumps({"imported": True, **asdict(log)}, indent=1, sort_keys=True).encode()
     path = folder / FOLDER / f"{name}-{hash_bytes(content)}.json"
-    write_aside(path, content)
+    atomic_write(path, content)
     return path
 
 

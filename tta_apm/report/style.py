@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tta_apm.atomic import write_aside
+from tta_apm.atomic import atomic_write
 from tta_apm.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,5 +75,5 @@ def save(made: Figure, path: Path) -> Path:
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "tta-apm"}):
         made.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
-    write_aside(path, content.getvalue())
+    atomic_write(path, content.getvalue())
     return path

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tta_apm.atomic import write_aside
+from tta_apm.atomic import atomic_write
 from tta_apm.report import ablations, imported, render
 from tta_apm.report.external import add_given
 from tta_apm.report.published import add_published
@@ -30,7 +30,7 @@ class Tables:
     def write(self, folder: Path) -> None:
         """Write the files. UserError if the folder cannot be written to."""
         for name, text in self.files.items():
-            write_aside(folder / name, text.encode())
+            atomic_write(folder / name, text.encode())
 
 
 def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> Tables:

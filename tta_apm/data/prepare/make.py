@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tta_apm.atomic import TEMPORARY, aside
+from tta_apm.atomic import TEMPORARY, atomic_path
 from tta_apm.data import cifar, cifar_jpeg, imagenet, imagenet_classes
 from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
@@ -77,7 +77,7 @@ class Making:
     def _write_arrays(self) -> Iterator[int]:
         """{corruption}.npy, with the images at severity 1, then at severity 2, and so on."""
         labels = self.dataset.labels
-        with aside(self.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
+        with atomic_path(self.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.tile(labels.astype(np.uint8), len(SEVERITIES)))
         for corruption, domains in groupby(self.domains, lambda domain: domain.corruption):
             whole = self.folder / f"{corruption}.npy"
@@ -87,7 +87,7 @@ class Making:
             shape = (len(SEVERITIES) * len(labels), *cifar.IMAGE)
             self._require_room(math.prod(shape))
             # Written, not mapped: a full disk is then an error that can be told.
-            with aside(whole) as temporary, open(temporary, "wb") as file:
+            with atomic_path(whole) as temporary, open(temporary, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {
                     "descr": "|u1", "fortran_order": False, "shape": shape})
                 for domain in domains:
@@ -153,7 +153,7 @@ class Archives:
                 if whole.is_file():
                     yield len(clean.labels)
                     continue
-                with aside(whole) as temporary:
+                with atomic_path(whole) as temporary:
                     yield from cifar_jpeg.write(temporary, part, clean)
 
 
@@ -225,5 +225,5 @@ def _chunks(indices: np.ndarray) -> list[np.ndarray]:
 def _save_jpeg(pixels: np.ndarray, file: Path) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    with aside(file, durable=False) as temporary:
+    with atomic_path(file, durable=False) as temporary:
         temporary.write_bytes(content.getvalue())

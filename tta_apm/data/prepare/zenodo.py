@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tta_apm.atomic import TEMPORARY, aside
+from tta_apm.atomic import TEMPORARY, atomic_path
 from tta_apm.data import cifar, imagenet
 from tta_apm.data.provenance import MARK
 from tta_apm.errors import UserError, nearest
@@ -160,7 +160,7 @@ def _load(remote: Remote, file: Path) -> None:
     """Load `file` aside."""
     try:
         with urllib.request.urlopen(remote.url, timeout=SILENT_SECONDS) as answer, \
-                aside(file) as temporary:
+                atomic_path(file) as temporary:
             with open(temporary, "wb") as content:
                 copy(answer, content, remote.size, file.name)
             if flaw := _flaw(temporary, remote):

@@ -22,7 +22,7 @@ from torch import nn
 from torchvision import transforms
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.compat import lend_autoattack
+from tta_apm.compat import alias_pyautoattack
 from tta_apm.interop.hosts import launch, settings
 from tta_apm.interop.hosts.backbones import NO_MEAN, NO_STD, host_classifier, own_backbone
 from tta_apm.interop.hosts.hosted import Hosted, make_method
@@ -69,7 +69,7 @@ class Plug:
     """What test-time.py calls, with our methods known to it."""
 
     def __init__(self) -> None:
-        lend_autoattack()  # to the host's copy of robustbench
+        alias_pyautoattack()  # to the host's copy of robustbench
         # Two of the host's files import a stranger's package of this name and do not use it.
         sys.modules.setdefault("device", ModuleType("device"))
         conf = importlib.import_module("src.utils.conf")

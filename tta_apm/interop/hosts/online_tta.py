@@ -18,7 +18,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.compat import lend_autoattack
+from tta_apm.compat import alias_pyautoattack
 from tta_apm.errors import UserError
 from tta_apm.interop.hosts import launch, settings
 from tta_apm.interop.hosts.backbones import HostClip, host_classifier, own_backbone
@@ -51,7 +51,7 @@ def install() -> dict[str, CfgNode]:
     Returns:
         The sections that are now in its config.
     """
-    lend_autoattack()  # to the host's copy of robustbench
+    alias_pyautoattack()  # to the host's copy of robustbench
     cfg = importlib.import_module("conf").cfg
     importlib.import_module("methods")
     registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.bench.randomness import Randomness
-from tta_apm.compat import lend_autoattack
+from tta_apm.compat import alias_pyautoattack
 from tta_apm.errors import UserError, nearest
 from tta_apm.interop.hosts import launch
 from tta_apm.interop.hosts.online_tta import INSIDE, MARKER, MODULES, PACKAGES
@@ -100,7 +100,7 @@ def _host(folder: Path) -> Iterator[None]:
     """Be in the clone, with its modules known by their names."""
     with launch.inside(folder), launch.own_modules(MODULES, _loaded.setdefault(folder, {})):
         if not _loaded[folder]:
-            lend_autoattack()  # to the host's copy of robustbench
+            alias_pyautoattack()  # to the host's copy of robustbench
             importlib.import_module("methods")
         yield
 

@@ -54,7 +54,7 @@ def install() -> None:
     """
     if not hasattr(torch._utils, "_accumulate"):  # gone since torch 2.5
         torch._utils._accumulate = itertools.accumulate  # type: ignore[attr-defined]
-    _lend_scipy()
+    _alias_scipy()
     launch.lend(*SIDE_JOBS)
     adaptation: Any = importlib.import_module("ttab.model_adaptation")
     defaults = importlib.import_module("ttab.configs.algorithms").algorithm_defaults
@@ -73,7 +73,7 @@ def install() -> None:
     defaults |= {name: {"model_selection_method": "last_iterate"} for name in names}
 
 
-def _lend_scipy() -> None:
+def _alias_scipy() -> None:
     """scipy.ndimage.interpolation is scipy.ndimage since scipy 1.8, and gone from newer ones."""
     try:
         importlib.import_module("scipy.ndimage.interpolation")
