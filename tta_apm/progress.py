@@ -54,6 +54,10 @@ class Lines:
             self.shown = now
             self.write(self._line(now - self.began), sys.stderr)
 
+    def reset(self) -> None:
+        """Begin to count anew, as pooch asks of a bar before it gives the sum."""
+        self.done = self.start
+
     def set_description(self, label: str) -> None:
         self.label = label
 
