@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import common
 from tta_apm.apm.method import PRESETS, Apm
 from tta_apm.apm.student import Student, draw
+from tta_apm.backbones.build import untrained
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.backbones.untrained import untrained
 from tta_apm.bench.measure import count_gflops
 from tta_apm.toolbox.episodes import stack
 

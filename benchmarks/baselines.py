@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
+from tta_apm.backbones.build import untrained
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.mae import MaskedAutoencoder, normalized
-from tta_apm.backbones.untrained import untrained
 from tta_apm.data.imagenet_classes import class_names
 from tta_apm.registry import METHODS
 from tta_apm.toolbox.entropy import entropy

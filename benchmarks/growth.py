@@ -18,7 +18,7 @@ import torch
 
 import common
 from tta_apm.apm.method import PRESETS, Apm
-from tta_apm.backbones.untrained import untrained
+from tta_apm.backbones.build import untrained
 from tta_apm.bench.measure import peak_memory_mb, reset_peak_memory
 from tta_apm.data.imagenet_classes import class_names
 

@@ -6,11 +6,10 @@ import pickle
 import pytest
 import torch
 
-from tta_apm.backbones.build import build
+from tta_apm.backbones.build import KINDS, build
 from tta_apm.backbones.classifiers import load_classifier
 from tta_apm.backbones.clip import load_clip
 from tta_apm.backbones.clip_templates import templates
-from tta_apm.backbones.kinds import KINDS
 from tta_apm.backbones.weights import files
 from tta_apm.data.dataset import Outputs
 from tta_apm.data.digits import CLASS_NAMES, digits
@@ -57,7 +56,7 @@ def test_one_template_suffices(all_digits, make_clip):
     assert train.accuracy(make_clip(*templates("single")), all_digits) >= 0.97
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS.names())
 def test_backbones_are_frozen_float32_and_named(name, backbones, images):
     backbone = backbones[name]
     assert not backbone.training and not any(p.requires_grad for p in backbone.parameters())
@@ -68,7 +67,7 @@ def test_backbones_are_frozen_float32_and_named(name, backbones, images):
     assert len(digest) == 16 and int(digest, 16)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS.names())
 def test_images_of_another_size_are_resized(name, backbones, images):
     backbone = backbones[name]
     large = torch.nn.functional.interpolate(images, size=(64, 64), mode="bicubic").clamp(0, 1)
@@ -79,7 +78,7 @@ def test_images_of_another_size_are_resized(name, backbones, images):
 
 # Built by kind
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS.names())
 def test_build_knows_the_kind(kind, backbones):
     assert backbones[kind].kind == kind
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from tta_apm import cli, config
 from tta_apm.apm.method import PRESETS, Apm
 from tta_apm.apm.student import Student
-from tta_apm.backbones.untrained import untrained
+from tta_apm.backbones.build import untrained
 from tta_apm.bench import measure as stopwatch
 from tta_apm.bench.measure import count_flops
 from tta_apm.cost import paper as cost_references

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from tta_apm.backbones import inputs
 from tta_apm.errors import UserError, nearest
 
+# Name of the weights of a network that nobody trained.
+UNTRAINED = "random"
+# Mean and std of the pixels that it takes: any will do.
+HALF = (0.5, 0.5, 0.5)
+
 
 class Backbone(nn.Module):
     """A frozen network in eval mode.

@@ -1,49 +1,142 @@
-"""build: a backbone of any kind, importing only what that kind needs."""
+"""build: the one table of backbone kinds, and a backbone of any of them.
+
+Looking at the table imports no torch: a kind names its module, which is imported when it is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+from tta_apm.errors import UserError
+from tta_apm.registry import Registry
 
-from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.inputs import Inputs
-from tta_apm.backbones.kinds import KINDS
-from tta_apm.data.dataset import Outputs
-from tta_apm.errors import UserError, nearest
+if TYPE_CHECKING:  # a config is checked without torch
+    import torch
+
+    from tta_apm.backbones.backbone import Backbone
+    from tta_apm.data.dataset import Outputs
+
+
+class Task(NamedTuple):
+    """The classes that a backbone is to tell apart.
+
+    Attributes:
+        class_names: K names, of which all but CLIP need the number only.
+        templates: prompt templates, for CLIP.
+        outputs: where the classes are among the outputs of a network that has more; else None.
+    """
+
+    class_names: Sequence[str]
+    templates: Sequence[str] = ()
+    outputs: Outputs | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the network."""
+        return self.outputs.total if self.outputs else len(self.class_names)
+
+    @property
+    def keep(self) -> Sequence[int] | None:
+        """The outputs that are classes of the data set, None for all."""
+        return self.outputs.kept if self.outputs else None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of frozen backbone: what a method's `needs` names.
+
+    Attributes:
+        module: that defines two functions which return a Backbone,
+            `load(section: Mapping, task: Task, device)`: with the weights that a section names;
+            `untrained(model: str, task: Task, device)`: with random weights, to measure what
+            methods cost on it; nothing is read or downloaded.
+        section: the keys of its section in a config and their defaults, MODEL and WEIGHTS among
+            them. The section is called like the kind, in capitals.
+        has_prompts: whether its logits depend on prompts: on class names and templates.
+    """
+
+    module: str
+    section: Mapping[str, Any]
+    has_prompts: bool = False
+
+
+# IMAGE_SIZE (in pixels), MEAN and STD (three numbers each, of images in [0,1]) are for a file of
+# which nothing tells them; 0 and [] leave them to the library or to the config beside the file.
+PACKAGED: dict[str, Kind] = {
+    # timm/NAME, torchvision/NAME or robustbench/NAME, with the library's pretrained weights or a
+    # file; or a function of the user's own that makes a network.
+    "classifier": Kind("tta_apm.backbones.classifiers", {
+        "MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
+        "IMAGE_SIZE": 0, "MEAN": [], "STD": []}),
+    # A name of open_clip, with a pretrained tag or a file.
+    "clip": Kind("tta_apm.backbones.clip", {
+        "MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors", "MEAN": [], "STD": []},
+        has_prompts=True),
+    # For TTT-MAE: a masked autoencoder with its probing head, in one file or in two joined by a
+    # comma: encoder_and_decoder.pth,head.pth.
+    "mae": Kind("tta_apm.backbones.mae", {
+        "MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"}),
+    # For TTT: a classifier with a rotation head, trained jointly.
+    "rotation": Kind("tta_apm.backbones.rotation", {
+        "MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"}),
+}
+
+# All kinds: the packaged ones, and those that other packages bring as entry points.
+KINDS = Registry("tta_apm.backbone_kinds", "kind of backbone")
+for _name, _kind in PACKAGED.items():
+    KINDS.register(_name)(_kind)
+
+
+def find_kind(name: str) -> Kind:
+    """The kind called `name`.
+
+    Raises:
+        UserError: if there is none, or if what a package calls so is no Kind.
+    """
+    kind = KINDS.load(name)
+    if not isinstance(kind, Kind) or not {"MODEL", "WEIGHTS"} <= kind.section.keys():
+        raise UserError(f"kind of backbone {name!r}: its entry point must be a Kind whose section "
+                        "has MODEL and WEIGHTS")
+    return kind
 
 
 def build(kind: str, model: str, weights: str, *, class_names: Sequence[str],
-          templates: Sequence[str], device: torch.device | str,
-          outputs: Outputs | None = None, given: Inputs = Inputs()) -> Backbone:
+          templates: Sequence[str], device: torch.device | str, outputs: Outputs | None = None,
+          section: Mapping[str, Any] | None = None) -> Backbone:
     """Load the backbone that a config's section of its kind describes.
 
     Args:
-        kind: one of KINDS.
-        model, weights: see load_classifier, load_clip, load_mae and load_rotation.
-        class_names: K names, of which all but CLIP need the number only.
-        templates: prompt templates, for CLIP.
-        outputs: of a classifier or head with more classes, those to keep.
-        given: what the section says of the images that a classifier or CLIP takes.
+        kind: a name of KINDS.
+        model, weights: MODEL and WEIGHTS of the section.
+        class_names, templates, outputs: see Task.
+        section: the whole section, for its other keys; by default they have their defaults.
 
     Raises:
-        UserError: for an unknown kind, model or weights.
+        UserError: for an unknown kind, model or weights, or another value that is out of range.
     """
-    num_classes = outputs.total if outputs else len(class_names)
-    keep = outputs and outputs.kept
-    # Imported here: open_clip and timm take seconds each.
-    if kind == "clip":
-        from tta_apm.backbones.clip import load_clip
-        return load_clip(model, weights, class_names=class_names, templates=templates,
-                         device=device, given=given)
-    if kind == "classifier":
-        from tta_apm.backbones.classifiers import load_classifier
-        return load_classifier(model, weights, num_classes=num_classes, device=device, keep=keep,
-                               given=given)
-    if kind == "mae":
-        from tta_apm.backbones.mae import load_mae
-        return load_mae(model, weights, num_classes=num_classes, device=device, keep=keep)
-    if kind == "rotation":
-        from tta_apm.backbones.rotation import load_rotation
-        return load_rotation(model, weights, num_classes=num_classes, device=device, keep=keep)
-    raise UserError(f"unknown kind of backbone {kind!r}: {nearest(kind, KINDS)}")
+    found = find_kind(kind)
+    keys = {**found.section, **(section or {}), "MODEL": model, "WEIGHTS": weights}
+    backbone: Backbone = importlib.import_module(found.module).load(
+        keys, Task(class_names, templates, outputs), device)
+    return backbone
+
+
+def untrained(kind: str, model: str, *, class_names: Sequence[str],
+              device: torch.device | str) -> Backbone:
+    """A backbone with random weights of the architecture that a config names.
+
+    Nothing is read or downloaded.
+
+    Args:
+        kind, model: see build.
+        class_names: K names; a classifier has K outputs.
+
+    Raises:
+        UserError: for an unknown kind or model.
+    """
+    module = importlib.import_module(find_kind(kind).module)
+    backbone: Backbone = module.untrained(model, Task(class_names), device)
+    return backbone

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tta_apm.backbones import inputs
-from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.inputs import Inputs, Told, settle
+from tta_apm.backbones import libraries
+from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone
+from tta_apm.backbones.build import Task
+from tta_apm.backbones.inputs import Inputs, settle
+from tta_apm.backbones.libraries import SECTION, LoadedNetwork, Request
 from tta_apm.backbones.own_networks import is_own, make_network
-from tta_apm.backbones.weights import downloads, files
-from tta_apm.compat import import_robustbench
-from tta_apm.errors import UserError, explain, nearest
-
-# robustbench's own default folder of downloads.
-ROBUSTBENCH_FOLDER = Path("models")
-SECTION = "CLASSIFIER"
-
+from tta_apm.backbones.weights import files
+from tta_apm.errors import UserError
 
 # The family of networks that are a user's own.
 OWN = "own"
@@ -52,31 +46,18 @@ class Classifier(Backbone):
         return self.kept(self.net(self.prepare(images)))
 
 
-class Wanted(NamedTuple):
-    """The network that a config asks for.
-
-    Attributes:
-        name: within its library.
-        weights: as in the config.
-        num_classes: outputs of the network.
-        keep: see Backbone.
-        given: what the config says of its images.
-    """
-
-    name: str
-    weights: str
-    num_classes: int
-    keep: Sequence[int] | None
-    given: Inputs
+def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> Classifier:
+    """See Kind."""
+    return load_classifier(section["MODEL"], section["WEIGHTS"], num_classes=task.num_outputs,
+                           device=device, keep=task.keep, given=Inputs.of(section, SECTION))
 
 
-class Loaded(NamedTuple):
-    """A network, which of its outputs to keep, and what it wants of its images."""
-
-    net: nn.Module
-    keep: Sequence[int] | None
-    told: Told
-    weights: str
+def untrained(model: str, task: Task, device: torch.device | str) -> Classifier:
+    """See Kind."""
+    family, name = split(model)
+    net, image_size = FAMILIES[family].untrained(name, task.num_outputs)
+    return on_device(Classifier(net, image_size=image_size, mean=HALF, std=HALF, name=model,
+                                weights=UNTRAINED), device)
 
 
 def load_classifier(model: str, weights: str, *, num_classes: int, device: torch.device | str,
@@ -100,11 +81,11 @@ def load_classifier(model: str, weights: str, *, num_classes: int, device: torch
             network takes.
     """
     family, name = split(model)
-    loaded = FAMILIES[family](Wanted(name, weights, num_classes, keep, given))
+    loaded = FAMILIES[family].load(Request(name, weights, num_classes, keep, given))
     size, mean, std, by = loaded.told
-    return placed(Classifier(loaded.net, image_size=size, mean=mean, std=std, name=model,
-                             weights=loaded.weights, keep=loaded.keep, notes=by and f"by {by}"),
-                  device)
+    return on_device(Classifier(loaded.net, image_size=size, mean=mean, std=std, name=model,
+                                weights=loaded.weights, keep=loaded.keep,
+                                notes=by and f"by {by}"), device)
 
 
 def split(model: str) -> tuple[str, str]:
@@ -119,234 +100,45 @@ def split(model: str) -> tuple[str, str]:
     return family, name
 
 
-def placed(classifier: Classifier, device: torch.device | str) -> Classifier:
+def on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
     """On `device`; on a CPU in the layout that makes convolutions up to 1.8 times as fast."""
     if torch.device(device).type == "cpu":
         classifier.to(memory_format=torch.channels_last)
     return classifier.to(device)
 
 
-def _timm(wanted: Wanted) -> Loaded:
-    import timm
-    from timm.data import resolve_model_data_config
-
-    from tta_apm.backbones import small_resnets  # noqa: F401  (makes it known to timm)
-    name = wanted.name
-    check_known(name, {*timm.list_models(), *timm.list_models(include_tags=True)}, "timm")
-    if wanted.weights:
-        file = _open(wanted.weights)
-        loaded = files.load_classes(
-            lambda num_classes: timm.create_model(name, num_classes=num_classes), file,
-            f"timm's {name}", num_classes=wanted.num_classes, keep=wanted.keep)
-        return Loaded(loaded.net, loaded.keep, timm_inputs(name, file.path, wanted.given),
-                      loaded.label)
-    config = timm.models.get_pretrained_cfg(name)
-    if not config or not config.hf_hub_id:
-        raise UserError(f"timm has no weights for {name!r}: set CLASSIFIER.WEIGHTS to a file")
-    _check_classes(config.num_classes, wanted.num_classes, f"timm's {name}")
-    net, label = timm_pretrained(name)
-    data = resolve_model_data_config(net)
-    data["image_size"] = data["input_size"][-1]
-    told = settle(wanted.given, [("timm's tag", data)], section=SECTION, model=name, advice="")
-    return Loaded(net, wanted.keep, told, label)
-
-
-def _own(wanted: Wanted) -> Loaded:
-    told = settle(wanted.given, [], section=SECTION, model=wanted.name, sized=False,
+def load_own(request: Request) -> LoadedNetwork:
+    """A network of the user's own."""
+    told = settle(request.given, [], section=SECTION, model=request.name, sized=False,
                   advice="let the network take images in [0,1] and set MEAN 0 and STD 1")
-    if not wanted.weights:
-        return Loaded(make_network(wanted.name), wanted.keep, told, "as built")
-    loaded = files.load_classes(lambda num_classes: make_network(wanted.name),
-                                _open(wanted.weights), wanted.name,
-                                num_classes=wanted.num_classes, keep=wanted.keep)
-    return Loaded(loaded.net, loaded.keep, told, loaded.label)
+    if not request.weights:
+        return LoadedNetwork(make_network(request.name), request.keep, told, "as built")
+    loaded = files.load_classes(lambda num_classes: make_network(request.name),
+                                libraries.open_file(request.weights), request.name,
+                                num_classes=request.num_classes, keep=request.keep)
+    return LoadedNetwork(loaded.net, loaded.keep, told, loaded.label)
 
 
-def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tuple[Any, str]:
-    """A network of timm with its pretrained weights, and what these are.
+def untrained_own(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
+    """A network of the user's own as it is built; images of any size are taken."""
+    return make_network(name), None
 
-    timm puts them into place, as some of its tags need their names changed or a background class
-    left out; it is handed the tensors, and opens no file.
 
-    Args:
-        file: that holds them; None downloads them, if need be.
-        options: for timm.create_model.
+class Family(NamedTuple):
+    """Where networks come from.
+
+    Attributes:
+        load: a network with the weights that are asked for.
+        untrained: name, number of classes -> a network with random weights and the side of its
+            images in pixels, None for any.
     """
-    import timm
-    config = timm.models.get_pretrained_cfg(name)
-    label = config.hf_hub_id if file is None else file.name
-    file = file or downloads.from_hub(config.hf_hub_id,
-                                      [config.hf_hub_filename or "model.safetensors"])
-    try:
-        net = timm.create_model(name, pretrained=True, **options,
-                                pretrained_cfg_overlay={"state_dict": files.read(file),
-                                                        "custom_load": False})
-    except (RuntimeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is of another network than timm's {name}: {explain(error)}"
-                        ) from error
-    net.pretrained_cfg.pop("state_dict", None)  # a second copy of all tensors
-    return net, files.describe(label, file)
+
+    load: Callable[[Request], LoadedNetwork]
+    untrained: Callable[[str, int], tuple[nn.Module, int | None]]
 
 
-def timm_inputs(name: str, file: Path, given: Inputs, section: str = SECTION) -> Told:
-    """What images a network of timm takes whose weights come from `file`.
-
-    Raises:
-        UserError: where neither the config, nor the config.json of timm beside the file, nor all
-            weights of that architecture in timm tell.
-    """
-    import timm
-    config = inputs.beside(file, "config.json")
-    architecture = name.partition(".")[0]
-    if config.get("architecture") != architecture:
-        config = {}
-    # A name with a tag means what that tag says.
-    tags = [name] if "." in name else timm.list_models(f"{architecture}.*", include_tags=True) or (
-        [architecture] if timm.models.get_pretrained_cfg(architecture) else [])
-    known = [inputs.pixels(vars(timm.models.get_pretrained_cfg(tag))) for tag in tags]
-    who = f"timm's {name}" if len(tags) == 1 else f"all of timm's {architecture}"
-    advice = (f"name the tag that it was trained like, such as timm/{sorted(tags)[0]}"
-              if len(tags) > 1 else f"put timm's config.json of it beside {file.name}")
-    return settle(given, [(f"config.json beside {file.name}",
-                           inputs.pixels(config.get("pretrained_cfg"))),
-                          (who, inputs.agreed(known))],
-                  section=section, model=f"timm's {name}", advice=advice)
-
-
-def _torchvision(wanted: Wanted) -> Loaded:
-    from torchvision import models
-    name, weights = wanted.name, wanted.weights
-    check_known(name, models.list_models(module=models), "torchvision")
-    choices = models.get_model_weights(name)
-    if files.find(weights) or files.looks_like_file(weights):
-        file = _open(weights)
-        loaded = files.load_classes(
-            lambda num_classes: models.get_model(name, num_classes=num_classes),
-            file, f"torchvision's {name}", num_classes=wanted.num_classes, keep=wanted.keep)
-        known = [_preset_inputs(preset) for preset in choices]
-        told = settle(wanted.given, [(f"all of torchvision's {name}", inputs.agreed(known))],
-                      section=SECTION, model=f"torchvision's {name}",
-                      advice="see torchvision's documentation of the weights that it has")
-        return Loaded(loaded.net, loaded.keep, told, loaded.label)
-    if weights and weights not in choices.__members__:
-        raise UserError(f"CLASSIFIER.WEIGHTS: torchvision's {name} has no {weights!r}, and "
-                        f"there is no such file: {nearest(weights, choices.__members__)}")
-    preset = choices[weights or "DEFAULT"]
-    _check_classes(len(preset.meta["categories"]), wanted.num_classes, f"torchvision's {preset}")
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(preset.url).name
-    net = _download(lambda: models.get_model(name, weights=preset), preset.url, place)
-    told = settle(wanted.given, [(f"torchvision's {preset}", _preset_inputs(preset))],
-                  section=SECTION, model=name, advice="")
-    return Loaded(net, wanted.keep, told, files.describe(str(preset), place))
-
-
-def _preset_inputs(preset: Any) -> dict[str, Any]:
-    """What torchvision says of the images of one of its weights."""
-    transform = preset.transforms()
-    return {"image_size": transform.crop_size[0], "mean": tuple(transform.mean),
-            "std": tuple(transform.std)}
-
-
-def _robustbench(wanted: Wanted) -> Loaded:
-    name, weights = wanted.name, wanted.weights
-    entry, dataset, image_size = robustbench_entry(name, wanted.num_classes)
-    if any(wanted.given):
-        raise UserError("CLASSIFIER.IMAGE_SIZE, MEAN and STD are not for robustbench's networks, "
-                        "which normalise inside")
-    from robustbench.model_zoo.enums import ThreatModel
-    from robustbench.utils import load_model
-    threat = ThreatModel.corruptions
-
-    def load(folder: str | Path) -> nn.Module:
-        return load_model(name, folder, dataset, threat)
-
-    drive = entry["gdrive_id"]
-    is_one_file = isinstance(drive, str) and bool(drive)  # others are several, or elsewhere
-    inside = Path(dataset.value, threat.value, f"{name}.pt")
-    place = ROBUSTBENCH_FOLDER / inside
-    if not is_one_file and weights:
-        raise UserError(f"robustbench loads {name!r} in a way of its own: leave "
-                        "CLASSIFIER.WEIGHTS empty")
-    if not is_one_file:
-        net = _download(lambda: load(ROBUSTBENCH_FOLDER), f"robustbench's {name}", None)
-    elif weights:
-        place, key = _open(weights).path, _open(weights).key
-        if key:
-            raise UserError(f"CLASSIFIER.WEIGHTS {weights!r}: robustbench chooses among the sets "
-                            "of weights in a file itself")
-        net = _robustbench_from(place, inside, load)
-    else:
-        net = _download(lambda: load(ROBUSTBENCH_FOLDER),
-                        f"https://drive.google.com/uc?id={drive}", place)
-    label = files.describe(place.name, place) if is_one_file else name
-    # The models normalise inside, where they do.
-    return Loaded(net, wanted.keep, Told(image_size, (0.0,) * 3, (1.0,) * 3, "robustbench, inside"),
-                  label)
-
-
-def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any, int | None]:
-    """What robustbench knows of a model of its corruption leaderboards, the data set that the
-    number of classes tells, and the side of its images."""
-    import_robustbench()
-    from robustbench.model_zoo import model_dicts
-    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
-    from robustbench.utils import DATASET_CLASSES
-    datasets = {count: dataset for dataset, count in DATASET_CLASSES.items()}
-    if num_classes not in datasets:
-        raise UserError(f"robustbench has models for {sorted(datasets)} classes, not {num_classes}")
-    dataset = datasets[num_classes]
-    models = model_dicts[dataset][ThreatModel.corruptions]
-    check_known(name, models, f"robustbench's {dataset.value}")
-    return models[name], dataset, 224 if dataset is BenchmarkDataset.imagenet else None
-
-
-def _robustbench_from(file: Path, inside: Path, load: Callable[[str], nn.Module]) -> nn.Module:
-    """What robustbench makes of `file`, which it only takes in a folder of its own layout."""
-    with tempfile.TemporaryDirectory() as folder, files.reading(instead=file):
-        place = Path(folder) / inside
-        place.parent.mkdir(parents=True)
-        place.touch()  # or it would be downloaded
-        try:
-            return load(folder)
-        except UserError:
-            raise
-        except Exception as error:  # robustbench makes of a file what it likes
-            raise UserError(f"{file} is no checkpoint of robustbench's {inside.stem}: "
-                            f"{explain(error)}") from error
-
-
-def _download(load: Callable[[], nn.Module], source: str, file: Path | None) -> nn.Module:
-    """Call a library's loader, which downloads `source` (to `file`) unless it is there."""
-    try:
-        with files.reading():
-            return load()
-    except Exception as error:  # each way of downloading raises its own
-        advice = "" if file is None else (
-            f". If it cannot be downloaded here, get it where there is a network and put it at "
-            f"{file}; if an interrupted download left that file, delete it")
-        raise UserError(f"{source} does not load: {explain(error)}{advice}") from error
-
-
-def _open(weights: str) -> files.Weights:
-    file = files.open_weights(weights)
-    if file is None:
-        raise UserError(f"CLASSIFIER.WEIGHTS: there is no file {weights!r}")
-    return file
-
-
-def check_known(name: str, known: Iterable[str], library: str) -> None:
-    """UserError unless a library has a model of this name."""
-    known = set(known)
-    if name not in known:
-        raise UserError(f"CLASSIFIER.MODEL: {library} has no {name!r}: {nearest(name, known)}")
-
-
-def _check_classes(found: int, wanted: int, what: str) -> None:
-    if found != wanted:
-        raise UserError(f"{what} has {found} classes, the data set {wanted}: give weights of that "
-                        "data set as CLASSIFIER.WEIGHTS")
-
-
-FAMILIES: dict[str, Callable[[Wanted], Loaded]] = {
-    OWN: _own,
-    "timm": _timm, "torchvision": _torchvision, "robustbench": _robustbench}
+FAMILIES = {
+    OWN: Family(load_own, untrained_own),
+    "timm": Family(libraries.load_timm, libraries.untrained_timm),
+    "torchvision": Family(libraries.load_torchvision, libraries.untrained_torchvision),
+    "robustbench": Family(libraries.load_robustbench, libraries.untrained_robustbench)}

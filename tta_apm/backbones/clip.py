@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to timm)
 from tta_apm.backbones import grids, inputs, text_cache
-from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone, check_model
+from tta_apm.backbones.build import Task
 from tta_apm.backbones.clip_templates import indistinguishable
 from tta_apm.backbones.inputs import Inputs, settle
 from tta_apm.backbones.weights import downloads, files
@@ -30,6 +31,7 @@ from tta_apm.errors import UserError, explain, nearest
 # Models of ours that open_clip then knows like its own.
 open_clip.add_model_config(files.PACKAGED)
 
+SECTION = "CLIP"  # of the config, for errors
 # Prompts that the text tower takes at a time.
 CHUNK = 512
 
@@ -45,44 +47,36 @@ APPLE = ("image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight",
 class ClipBackbone(Backbone):
     """The two frozen towers of a CLIP and the text features of a list of classes.
 
-    The feature of a class is the mean of the unit features of its prompts, normalised again
-    (Radford et al. 2021, section 3.1.4, and the notebook Prompt_Engineering of openai/CLIP).
-
     Args:
         model: of open_clip.
         tokenizer: of the model; texts -> tokens int64 [N,L].
         class_names: K names.
-        templates: each with one `{}` for the name; with several they are an ensemble.
-        cache: keep the text features on disk. `weights` must then hold a hash of the weights.
+        templates: what `text_features` were made with.
+        text_features: of the classes, [K,D], rows of length 1 (see encode_classes); None for a
+            CLIP that classifies nothing and only encodes images.
+        logit_scale: the inverse temperature itself; by default the model's, about 100 for trained
+            ones.
         image_size, mean, std, name, weights, notes: see Backbone.
-
-    Attributes:
-        text_features: [K,D], rows of length 1.
-        logit_scale: the learned inverse temperature, about 100 for trained models.
     """
 
     kind = "clip"
     text_features: Tensor
 
     def __init__(self, model: open_clip.CLIP, tokenizer: Callable[..., Tensor], *,
-                 class_names: Sequence[str], templates: Sequence[str], image_size: int,
-                 mean: Sequence[float], std: Sequence[float], name: str, weights: str,
-                 cache: bool = False, notes: str = "") -> None:
+                 class_names: Sequence[str] = (), templates: Sequence[str] = (),
+                 text_features: Tensor | None = None, logit_scale: float | None = None,
+                 image_size: int, mean: Sequence[float], std: Sequence[float], name: str,
+                 weights: str, notes: str = "") -> None:
         super().__init__(image_size=image_size, mean=mean, std=std, name=name, weights=weights,
                          notes=notes)
         self.model = model
         self.tokenizer = tokenizer
         self.class_names = tuple(class_names)
         self.templates = tuple(templates)
-        self.logit_scale: float = model.logit_scale.exp().item()
+        self.logit_scale: float = (model.logit_scale.exp().item() if logit_scale is None
+                                   else logit_scale)
         self.freeze()
-        features = text_cache.cached(
-            self._encode_classes, model=name, weights=weights, class_names=self.class_names,
-            templates=self.templates, device=next(model.parameters()).device.type,
-        ) if cache else self._encode_classes()
-        self.register_buffer("text_features", features, persistent=False)
-        if same := indistinguishable(self.class_names, features):
-            print(f"{name}: {same}", file=sys.stderr)
+        self.register_buffer("text_features", text_features, persistent=False)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B,D], not normalised, of images [B,3,H,W] in [0,1]."""
@@ -107,17 +101,46 @@ class ClipBackbone(Backbone):
         """Zero-shot logits [B,K] of images [B,3,H,W] in [0,1]."""
         return self.classify(self.encode_image(images))
 
-    @torch.no_grad()
-    def _encode_classes(self) -> Tensor:
-        prompts = [template.format(name) for name in self.class_names
-                   for template in self.templates]
-        device = next(self.model.parameters()).device
-        features = torch.cat([
-            self.model.encode_text(self.tokenizer(prompts[start:start + CHUNK]).to(device))
-            for start in range(0, len(prompts), CHUNK)])
-        features = F.normalize(features, dim=-1)
-        by_class = features.view(len(self.class_names), len(self.templates), -1)
-        return F.normalize(by_class.mean(1), dim=-1)
+
+@torch.no_grad()
+def encode_classes(model: open_clip.CLIP, tokenizer: Callable[..., Tensor],
+                   class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Text features [K,D] of K classes, rows of length 1.
+
+    That of a class is the mean of the unit features of its prompts, normalised again (Radford et
+    al. 2021, section 3.1.4, and the notebook Prompt_Engineering of openai/CLIP).
+
+    Args:
+        model: of open_clip, in eval mode.
+        tokenizer: of the model; texts -> tokens int64 [N,L].
+        class_names: K names.
+        templates: each with one `{}` for the name; with several they are an ensemble.
+    """
+    prompts = [template.format(name) for name in class_names for template in templates]
+    device = next(model.parameters()).device
+    features = torch.cat([
+        model.encode_text(tokenizer(prompts[start:start + CHUNK]).to(device))
+        for start in range(0, len(prompts), CHUNK)])
+    features = F.normalize(features, dim=-1)
+    by_class = features.view(len(class_names), len(templates), -1)
+    return F.normalize(by_class.mean(1), dim=-1)
+
+
+def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> ClipBackbone:
+    """See Kind."""
+    return load_clip(section["MODEL"], section["WEIGHTS"], class_names=task.class_names,
+                     templates=task.templates, device=device, given=Inputs.of(section, SECTION))
+
+
+def untrained(model: str, task: Task, device: torch.device | str) -> ClipBackbone:
+    """See Kind. Text features are random too: encoding prompts costs nothing per image."""
+    check_model(SECTION, model, open_clip.list_models())
+    net = open_clip.create_model(model, pretrained=None)
+    width = open_clip.get_model_config(model)["embed_dim"]
+    features = F.normalize(torch.randn(len(task.class_names), width), dim=-1)
+    return ClipBackbone(net, open_clip.get_tokenizer(model), class_names=task.class_names,
+                        text_features=features, image_size=image_size(net), mean=HALF, std=HALF,
+                        name=model, weights=UNTRAINED).to(device)
 
 
 def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates: Sequence[str],
@@ -126,6 +149,8 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
 
     Args:
         model: open_clip's name.
+        class_names: K names; none for a CLIP that only encodes images.
+        templates: see encode_classes.
         weights: one of the model's pretrained tags, a file, or the name of a packaged file.
             "FILE#SET" names one of several sets of weights in a file: see docs/checkpoints.md.
         given: what a config says of the images that the network takes.
@@ -135,7 +160,7 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
             weights, for weights that are not here and cannot be downloaded or do not fit, and for
             a file of which nothing tells the mean and std of images.
     """
-    check_model("CLIP", model, open_clip.list_models())
+    check_model(SECTION, model, open_clip.list_models())
     file = files.open_weights(weights)
     tag = {} if file else _check_tag(model, weights)
     file = file or files.Weights(_file_of(tag))
@@ -150,12 +175,21 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
     knowledge = [(f"open_clip's tag {weights}", tag)] if tag else _known_of(model, file)
     activation = _activation(model, str(file.path), knowledge)
     told = settle(given, [(who, inputs.pixels(content)) for who, content in knowledge],
-                  section="CLIP", model=model, sized=False,
+                  section=SECTION, model=model, sized=False,
                   advice=f"put open_clip's {CONFIG} of it beside {file.path.name}")
-    label = weights if tag else selected.label
-    return ClipBackbone(net.to(device), tokenizer, class_names=class_names, templates=templates,
-                        image_size=image_size(net), mean=told.mean, std=told.std, name=model,
-                        weights=files.describe(label, file.path), cache=True,
+    label = files.describe(weights if tag else selected.label, file.path)
+    net.to(device).eval()
+    features = None
+    if class_names:
+        features = text_cache.cached(
+            partial(encode_classes, net, tokenizer, class_names, templates), model=model,
+            weights=label, class_names=class_names, templates=templates,
+            device=next(net.parameters()).device.type)
+        if same := indistinguishable(class_names, features):
+            print(f"{model}: {same}", file=sys.stderr)
+    return ClipBackbone(net, tokenizer, class_names=class_names, templates=templates,
+                        text_features=features, image_size=image_size(net), mean=told.mean,
+                        std=told.std, name=model, weights=label,
                         notes=f"by {told.by}, {activation}").to(device)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, PatchEmbed
 from torch import Tensor, nn
 
-from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.backbones.backbone import UNTRAINED, Backbone, check_model
+from tta_apm.backbones.build import Task
 from tta_apm.backbones.weights import files
 from tta_apm.backbones.weights.archives import Entry
 from tta_apm.errors import UserError
@@ -173,6 +174,20 @@ def normalized(patches: Tensor) -> Tensor:
     """Patches [...,P], each with mean 0 and variance 1: what an MAE learns to predict."""
     variance, mean = torch.var_mean(patches, -1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> MaskedAutoencoder:
+    """See Kind."""
+    return load_mae(section["MODEL"], section["WEIGHTS"], num_classes=task.num_outputs,
+                    device=device, keep=task.keep)
+
+
+def untrained(model: str, task: Task, device: torch.device | str) -> MaskedAutoencoder:
+    """See Kind."""
+    check_model("MAE", model, ARCHITECTURES)
+    net = MaeVit(ARCHITECTURES[model], task.num_outputs)
+    initialize(net)
+    return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=UNTRAINED).to(device)
 
 
 def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device | str,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from tta_apm.backbones.backbone import Backbone, check_model
+from tta_apm.backbones.backbone import UNTRAINED, Backbone, check_model
+from tta_apm.backbones.build import Task
 from tta_apm.backbones.weights import files
 from tta_apm.backbones.weights.archives import Entry
 from tta_apm.errors import UserError
@@ -175,6 +176,19 @@ MODELS = {
                                      stem_stride=2)),
     "cifar_rotation": Model(partial(cifar_resnet, depth=8, widths=(24, 48, 96), stem_stride=2)),
 }
+
+
+def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> Rotation:
+    """See Kind."""
+    return load_rotation(section["MODEL"], section["WEIGHTS"], num_classes=task.num_outputs,
+                         device=device, keep=task.keep)
+
+
+def untrained(model: str, task: Task, device: torch.device | str) -> Rotation:
+    """See Kind."""
+    check_model("ROTATION", model, MODELS)
+    return Rotation(MODELS[model].make(task.num_outputs), MODELS[model], name=model,
+                    weights=UNTRAINED).to(device)
 
 
 def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.device | str,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from tta_apm.backbones.kinds import KINDS
+from tta_apm.backbones.build import find_kind
 from tta_apm.bench.code import hash_code
 from tta_apm.bench.file_hashes import hash_file, remember, remembered
 from tta_apm.config import Row
@@ -40,7 +40,7 @@ PACKAGED = Path(__file__).parents[1] / "backbones" / "shipped"
 
 def code_of(cfg: CfgNode, row: Row) -> str:
     """Hash of the code that makes the numbers of a row on the config's data set."""
-    return _code_of(row.signature.source, KINDS[row.needs], DATASETS.home(cfg.DATASET),
+    return _code_of(row.signature.source, find_kind(row.needs).module, DATASETS.home(cfg.DATASET),
                     network_home(cfg[row.needs.upper()].MODEL) or "")
 
 
@@ -156,7 +156,7 @@ class Images:
         data = {"labels": self.labels, "class names": self.class_names,
                 "images": self.dataset.describe(domain),
                 "signature": self.dataset.signature(domain, self.count) or ""}
-        return {**data, "prompts": self.prompts} if needs == "clip" else data
+        return {**data, "prompts": self.prompts} if find_kind(needs).has_prompts else data
 
     def hash_of(self, domain: Domain) -> str:
         """Of the pixels, as a record has it: reads and, where they are made, makes the images."""

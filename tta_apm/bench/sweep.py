@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.build import build
+from tta_apm.backbones.build import build, find_kind
 from tta_apm.backbones.clip_templates import templates
-from tta_apm.backbones.inputs import Inputs
 from tta_apm.bench import measure
 from tta_apm.bench.evaluate import Evaluation, SourceImages
 from tta_apm.bench.isolation import Guard, MethodError, Trespass
@@ -238,7 +237,7 @@ class Sweep:
             self.backbones[kind] = build(
                 kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
                 templates=self._templates(), device=self.device,
-                outputs=self.dataset.outputs, given=Inputs.of(section, kind.upper()))
+                outputs=self.dataset.outputs, section=section)
         return self.backbones[kind]
 
     def _template_set(self) -> str:
@@ -259,7 +258,7 @@ class Sweep:
             hyper_parameters={**row.hyper_parameters, **resolved},
             scope=row.scope, survives=row.survives, backbone=backbone.name,
             weights=backbone.weights,
-            templates=self._template_set() if row.needs == "clip" else "",
+            templates=self._template_set() if find_kind(row.needs).has_prompts else "",
             resolution=backbone.image_size or 0, dataset=self.dataset.name,
             corruption=cell.domain.corruption, severity=cell.domain.severity,
             images_from=self.dataset.describe(cell.domain), num_images=len(predictions.index),

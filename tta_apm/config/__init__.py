@@ -15,7 +15,8 @@ from yacs.config import CfgNode
 from tta_apm.config.files import find_file, read_chain
 from tta_apm.config.keys import CORE, CORE_TYPES, check, types_of
 from tta_apm.config.layers import merge, parse_overrides
-from tta_apm.config.rows import Row, check_rows, configured_methods, rows, section, section_types
+from tta_apm.config.rows import (
+    Row, check_rows, configured_kinds, configured_methods, rows, section, section_types)
 from tta_apm.config.values import convert
 from tta_apm.plugins import import_plugin
 
@@ -34,8 +35,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     layers = _layers(path, overrides)
     _import_plugins(layers)
     methods = configured_methods(layers)
-    merged = {**CORE, **{name.upper(): section(name) for name in methods}}
-    types = {**CORE_TYPES, **{name.upper(): section_types(name) for name in methods}}
+    kinds = configured_kinds(methods, layers)
+    merged = {**CORE, **kinds, **{name.upper(): section(name) for name in methods}}
+    types = {**CORE_TYPES, **types_of(kinds),
+             **{name.upper(): section_types(name) for name in methods}}
     for where, layer in layers:
         merged = merge(merged, layer, types, where)
     if not merged["OUTPUT_DIR"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from tta_apm.backbones.build import PACKAGED
 from tta_apm.backbones.clip_templates import template_sets
 from tta_apm.config.values import check_device, check_seed, type_of
 from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES, SIDES
@@ -45,19 +46,9 @@ CORE: dict[str, Any] = {
     "BATCH_SIZE": 200,
     # Prompt templates of CLIP: "auto" is the data set's own ensemble, "single" one template.
     "TEMPLATES": "auto",
-    # The backbone of methods that need a classifier: timm/NAME, torchvision/NAME or
-    # robustbench/NAME, with the library's pretrained weights or a file. IMAGE_SIZE (in pixels),
-    # MEAN and STD (three numbers each, of images in [0,1]) are for a file of which nothing tells
-    # them; 0 and [] leave them to the library or to the config beside the file.
-    "CLASSIFIER": {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
-                   "IMAGE_SIZE": 0, "MEAN": [], "STD": []},
-    # The backbone of methods that need CLIP: an open_clip name, with a pretrained tag or a file.
-    "CLIP": {"MODEL": "digits_clip", "WEIGHTS": "digits_clip.safetensors", "MEAN": [], "STD": []},
-    # The backbone of TTT-MAE: a masked autoencoder with its probing head, in one file or in two
-    # joined by a comma: encoder_and_decoder.pth,head.pth.
-    "MAE": {"MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"},
-    # The backbone of TTT: a classifier with a rotation head, trained jointly.
-    "ROTATION": {"MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"},
+    # CLASSIFIER, CLIP, MAE, ROTATION: the backbones of methods that need one of that kind. Their
+    # keys, MODEL, WEIGHTS and others, stand with a comment in backbones/build.py.
+    **{name.upper(): dict(kind.section) for name, kind in PACKAGED.items()},
     # Folder of the official frost pictures; "" uses the best source that is installed.
     "FROST_DIR": "",
     # "auto" is the first CUDA device if there is one, else the CPU.

@@ -8,7 +8,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tta_apm.backbones.kinds import KINDS
+from tta_apm.backbones.build import KINDS, find_kind
 from tta_apm.config.keys import CORE, CORE_TYPES, types_of
 from tta_apm.config.layers import merge, parse_overrides
 from tta_apm.config.values import check_finite, convert, split, type_of
@@ -69,9 +69,9 @@ def check_rows(cfg: CfgNode) -> None:
                 raise UserError(f"METHODS: {its_entry!r} and {entry!r} are one row, with equal "
                                 "hyper-parameters: leave one out")
         checked.append(row)
-        if row.needs not in KINDS:
+        if row.needs not in KINDS.names():
             raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
-                            f"{row.needs!r}; kinds: {', '.join(KINDS)}")
+                            f"{row.needs!r}; kinds: {', '.join(KINDS.names())}")
 
 
 def configured_methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -87,11 +87,20 @@ def configured_methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[
     for name in asked.intersection(names):
         section = name.upper()
         rivals = [other for other in names if other.upper() == section and other != name]
-        if section in CORE or rivals:
+        if section in CORE or name in KINDS.names() or rivals:
             raise UserError(f"method {name!r} would share the section {section} with "
                             f"{f'method {rivals[0]!r}' if rivals else 'a key of all configs'}: "
                             "give it another name")
     return [name for name in names if name.upper() in wanted and name.upper() not in CORE]
+
+
+def configured_kinds(methods: Sequence[str], layers: Sequence[tuple[str, Mapping[str, Any]]]
+                     ) -> dict[str, dict[str, Any]]:
+    """The sections of backbones of other packages that methods need or that are configured."""
+    wanted = {key for _, layer in layers for key in layer}
+    wanted |= {METHODS.signature(name).needs.upper() for name in methods}
+    return {name.upper(): dict(find_kind(name).section) for name in KINDS.names()
+            if name.upper() in wanted and name.upper() not in CORE}
 
 
 def section(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.untrained import untrained
+from tta_apm.backbones.build import untrained
 from tta_apm.bench import measure
 from tta_apm.bench.measure import Flops
 from tta_apm.config import Row

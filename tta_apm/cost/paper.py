@@ -15,8 +15,8 @@ from torch import Tensor
 from tta_apm.apm.fast import FastStudent
 from tta_apm.apm.method import PRESETS
 from tta_apm.apm.student import Student, draw
+from tta_apm.backbones.build import untrained
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.backbones.untrained import untrained
 from tta_apm.bench import measure
 from tta_apm.bench.measure import Flops
 from tta_apm.toolbox.episodes import stack

@@ -85,7 +85,7 @@ def _timm_net(name: str, recipe: Recipe) -> tuple[Any, str, Told]:
     """A network of timm, what its weights are, and what images it takes."""
     import timm
 
-    from tta_apm.backbones.classifiers import timm_inputs, timm_pretrained
+    from tta_apm.backbones.libraries import timm_inputs, timm_pretrained
     from tta_apm.backbones.weights import files
     known = {*timm.list_models(), *timm.list_models(include_tags=True)}
     if name not in known:
@@ -121,17 +121,18 @@ def _told(net: Any, recipe: Recipe) -> Told:
 
 def _clip(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     """The image tower of a CLIP at its own image size."""
+    import open_clip
+
     from tta_apm.backbones.clip import load_clip
     from tta_apm.backbones.grids import encode
 
-    # No class is asked for: a ClipBackbone wants one.
-    clip = load_clip(name, recipe.weights, class_names=("thing",), templates=("{}",),
-                     device=device)
+    clip = load_clip(name, recipe.weights, class_names=(), templates=(), device=device)
+    width = open_clip.get_model_config(name)["embed_dim"]
 
     def features_and_grid(images: Tensor) -> tuple[Tensor, Tensor]:
         encoded = encode(clip.model.visual, clip.prepare(images))
         return encoded.features, encoded.grid
-    return Teacher(clip.weights, clip.text_features.shape[1], features_and_grid)
+    return Teacher(clip.weights, width, features_and_grid)
 
 
 FAMILIES: dict[str, Callable[[str, Recipe, torch.device], Teacher]] = {

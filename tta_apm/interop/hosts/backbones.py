@@ -13,7 +13,6 @@ from tta_apm.backbones.build import build
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.clip_templates import IMAGENET, templates
-from tta_apm.backbones.inputs import Inputs
 from tta_apm.data import cifar, imagenet_classes
 from tta_apm.errors import UserError
 
@@ -38,15 +37,10 @@ class HostClip(ClipBackbone):
                  text_features: Tensor, logit_scale: float, mean: Sequence[float],
                  std: Sequence[float], name: str, weights: str) -> None:
         size = model.visual.image_size
-        Backbone.__init__(self, image_size=size if isinstance(size, int) else size[0], mean=mean,
-                          std=std, name=name, weights=weights)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.class_names = tuple(class_names)
-        self.templates = ()
-        self.logit_scale = logit_scale
-        self.freeze()
-        self.register_buffer("text_features", text_features.detach().float(), persistent=False)
+        super().__init__(model, tokenizer, class_names=class_names,
+                         text_features=text_features.detach().float(), logit_scale=logit_scale,
+                         image_size=size if isinstance(size, int) else size[0], mean=mean, std=std,
+                         name=name, weights=weights)
         self.to(text_features.device)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -85,7 +79,7 @@ def own_backbone(kind: str, section: Mapping[str, Any], dataset: str,
     chosen = section.get("TEMPLATES", "auto")
     return build(kind, section["MODEL"], section["WEIGHTS"], class_names=class_names,
                  templates=templates(template_set if chosen == "auto" else chosen), device=device,
-                 given=Inputs.of(section, name))
+                 section=section)
 
 
 def _classes(dataset: str) -> tuple[Sequence[str], str]:

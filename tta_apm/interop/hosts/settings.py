@@ -9,16 +9,16 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from tta_apm.backbones.build import PACKAGED
 from tta_apm.errors import UserError, nearest
 from tta_apm.registry import METHODS
 
 PREFIX = "tta_apm_"
-# Backbones that a host does not bring; it names a model and weights as in our own configs.
+# Sections of the backbones that a host does not bring: all kinds but classifiers. The user names a
+# model and weights as in our own configs.
 EXTRA: dict[str, dict[str, str]] = {
-    "CLIP": {"MODEL": "", "WEIGHTS": "", "TEMPLATES": "auto"},
-    "MAE": {"MODEL": "", "WEIGHTS": ""},
-    "ROTATION": {"MODEL": "", "WEIGHTS": ""},
-}
+    name.upper(): {"MODEL": "", "WEIGHTS": ""} | ({"TEMPLATES": "auto"} if kind.has_prompts else {})
+    for name, kind in PACKAGED.items() if name != "classifier"}
 _PAIR = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)?")
 
 
