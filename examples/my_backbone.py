@@ -1,0 +1,76 @@
+"""A kind of backbone of your own in one file: a classifier and a CLIP side by side, and a method.
+
+    tta-apm --cfg cfgs/digits_c/quick.yaml PLUGINS examples/my_backbone.py \
+        METHODS "[source,clip_zero_shot,vote,vote SHARE 0.8]"
+"""
+
+import torch
+from torch import Tensor
+
+from tta_apm import Method, register
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.build import KINDS, Kind, build, untrained as untrained_backbone
+
+# In a package, an entry point of the group tta_apm.backbone_kinds does instead of KINDS.register.
+PAIR = Kind(__name__, {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
+                       "CLIP_MODEL": "digits_clip", "CLIP_WEIGHTS": "digits_clip.safetensors"},
+            has_prompts=True)
+KINDS.register("pair")(PAIR)
+
+
+class Pair(Backbone):
+    """Two frozen networks that tell the same classes apart; each prepares images itself."""
+
+    kind = "pair"
+
+    def __init__(self, classifier: Backbone, clip: Backbone) -> None:
+        super().__init__(image_size=None, mean=(0, 0, 0), std=(1, 1, 1),
+                         name=f"{classifier.name} and {clip.name}",
+                         weights=f"{classifier.weights}, {clip.weights}")
+        self.classifier = classifier
+        self.clip = clip
+        self.freeze()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two times logits [B,K] of images [B,3,H,W] in [0,1]."""
+        return self.classifier(images), self.clip(images)
+
+
+def load(section, task, device):
+    """The two networks with their weights: see Kind."""
+    classes = dict(class_names=task.class_names, templates=task.templates, outputs=task.outputs)
+    return Pair(build("classifier", section["MODEL"], section["WEIGHTS"], device=device, **classes),
+                build("clip", section["CLIP_MODEL"], section["CLIP_WEIGHTS"], device=device,
+                      **classes))
+
+
+def untrained(model, task, device):
+    """The two networks with random weights: see Kind."""
+    return Pair(*(untrained_backbone(kind, name, class_names=task.class_names, device=device)
+                  for kind, name in (("classifier", model), ("clip", PAIR.section["CLIP_MODEL"]))))
+
+
+@register("vote")
+class Vote(Method):
+    """The mean of both networks' probabilities.
+
+    Args:
+        backbone: a Pair.
+        share: weight of the classifier, from 0 to 1.
+    """
+
+    needs = "pair"
+    scope = "image"
+
+    def __init__(self, backbone: Pair, *, share: float = 0.5) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1]."""
+        first, second = (logits.softmax(-1) for logits in self.backbone(images))
+        return torch.log(self.share * first + (1 - self.share) * second)
+
+    def reset(self) -> None:
+        """Nothing is kept from image to image."""
