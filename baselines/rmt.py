@@ -14,6 +14,7 @@ from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.augment import draw_view
 from tta_apm.toolbox.batch_norm import use_batch_statistics
+from tta_apm.toolbox.norm_layers import check_batch
 
 OPTIMIZERS = ("adam", "sgd")
 # As many as the authors take.
@@ -120,9 +121,7 @@ class Rmt(Method):
         self.generator.set_state(generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        if len(images) == 1 and self.uses_batch_statistics:
-            raise ValueError("rmt: a batch of one image has no batch statistics; "
-                             "use a larger batch")
+        check_batch(images, self.uses_batch_statistics, "rmt")
         with torch.no_grad():
             teacher_logits = self.teacher(images)
         with torch.enable_grad():

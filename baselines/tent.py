@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
+from tta_apm.toolbox.norm_layers import check_batch, norm_layers, train_only
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -56,7 +56,7 @@ class Tent(Method):
         self.optimizer_name = optimizer
         self.episodic = episodic
         self.uses_batch_statistics = use_batch_statistics(self.model)
-        self.adapted = affine_parameters(self.model)
+        self.adapted = train_only(self.model, norm_layers(self.model))
         if not self.adapted:
             raise UserError(f"tent: the classifier {backbone.name} has no normalisation layers")
         self.source = [parameter.detach().clone() for parameter in self.adapted]
@@ -74,9 +74,7 @@ class Tent(Method):
             self.optimizer = torch.optim.SGD(self.adapted, lr=self.lr, momentum=0.9, nesterov=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        if len(images) == 1 and self.uses_batch_statistics:
-            raise ValueError("tent: a batch of one image has no batch statistics; "
-                             "use a larger batch")
+        check_batch(images, self.uses_batch_statistics, "tent")
         if self.episodic:
             self.reset()
         with torch.enable_grad():
@@ -86,14 +84,3 @@ class Tent(Method):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return logits.detach()
-
-
-def affine_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Scales and shifts of the normalisation layers; they alone take gradients."""
-    model.requires_grad_(False)
-    found = [parameter for module in model.modules()
-             if isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm))
-             for parameter in module.parameters(recurse=False)]
-    for parameter in found:
-        parameter.requires_grad_(True)
-    return found

@@ -7,11 +7,12 @@ import copy
 import pytest
 import torch
 from torch import nn
-from tta_apm_baselines.tent import Tent, affine_parameters
+from tta_apm_baselines.tent import Tent
 
 from tta_apm.errors import UserError
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
+from tta_apm.toolbox.norm_layers import norm_layers, train_only
 
 
 def test_only_scales_and_shifts_change(digits_resnet, images):
@@ -84,7 +85,7 @@ def test_episodic_forgets_the_batch_before(digits_resnet, images):
 def test_layer_norm_is_adapted_where_there_is_no_batch_norm():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     assert not use_batch_statistics(model)
-    assert [p.shape for p in affine_parameters(model)] == [(4,), (4,)]
+    assert [p.shape for p in train_only(model, norm_layers(model))] == [(4,), (4,)]
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True, False, False]
 
 

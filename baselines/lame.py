@@ -1,0 +1,101 @@
+"""LAME: Laplacian adjusted maximum-likelihood estimation of a batch's predictions."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import at_least, choose
+from tta_apm.method import Method
+from tta_apm.toolbox.head import Head
+
+AFFINITIES = ("knn", "rbf")
+MAX_ROUNDS = 100
+TOLERANCE = 1e-8  # of the energy
+
+
+class Lame(Method):
+    """Parameter-free online test-time adaptation (Boudiaf et al., CVPR 2022).
+
+    Written from the paper alone. The network stays as it is; the predictions of a batch are
+    adjusted, so that images with similar features get similar predictions while each stays near
+    its own. It is made for streams whose neighbours share a class. A shuffled stream it makes
+    worse, since the nearest images of a batch are then often of other classes. Nothing persists
+    between batches, which should be large.
+
+    With p [B,K] the softmaxes and W [B,B] the affinities of the features, the update
+    Z = softmax(log p + W Z) is repeated, from Z = p, until the energy
+    Σ Z (log Z - log p) - ½ Σ Z (W Z) changes by less than 1e-8, at most 100 times. The logits
+    returned are log Z. A single image keeps its p.
+
+    Args:
+        backbone: a classifier whose last layer is linear.
+        affinity: "knn", 1 for the `neighbours` most similar other images and else 0, made symmetric
+            by the mean of both directions; or "rbf", exp(-d²/2σ²) of the distance d of unit
+            features, with σ the mean distance to the `neighbours`-th. The paper selects affinity
+            and k on validation corruptions.
+        neighbours: k; less where a batch has fewer others.
+
+    Raises:
+        UserError: for values out of range or a classifier whose last layer is not linear.
+    """
+
+    needs = "classifier"
+    scope = "batch"
+
+    def __init__(self, backbone: Classifier, *, affinity: str = "knn", neighbours: int = 5) -> None:
+        super().__init__()
+        choose("lame", "affinity", affinity, AFFINITIES)
+        at_least(1, "lame", neighbours=neighbours)
+        self.affinity = affinity
+        self.neighbours = neighbours
+        self.head = Head(copy.deepcopy(backbone), "lame")
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        logits, features = self.head.features(images)
+        if len(images) == 1:
+            return logits.log_softmax(-1)
+        return adjust(logits, affinities(features, self.affinity, self.neighbours))
+
+    def reset(self) -> None:
+        """Nothing to do: each batch is adjusted by itself."""
+
+
+def affinities(features: Tensor, kind: str, neighbours: int) -> Tensor:
+    """Symmetric affinities [B,B] of features [B,D]; "knn" or "rbf", see Lame."""
+    features = F.normalize(features, dim=-1)
+    # Squared distances of unit features; rounding may leave them a little below 0.
+    squares = (2 - 2 * features @ features.T).clamp(min=0)
+    others = squares.clone().fill_diagonal_(torch.inf)
+    nearest = others.topk(min(neighbours, len(features) - 1), largest=False)
+    if kind == "knn":
+        chosen = torch.zeros_like(squares).scatter_(1, nearest.indices, 1.0)
+        return (chosen + chosen.T) / 2
+    width = nearest.values[:, -1].sqrt().mean()
+    if width == 0:  # all images are equal
+        return torch.ones_like(squares)
+    return (-squares / (2 * width ** 2)).exp().fill_diagonal_(1)
+
+
+def adjust(logits: Tensor, weights: Tensor) -> Tensor:
+    """log Z [B,K] for logits [B,K] and affinities [B,B]."""
+    own = logits.log_softmax(-1)
+    log_z, before = own, torch.inf
+    for _ in range(MAX_ROUNDS):
+        log_z = (own + weights @ log_z.exp()).log_softmax(-1)
+        energy = laplacian_energy(log_z, own, weights)
+        if abs(before - energy) < TOLERANCE:
+            break
+        before = energy
+    return log_z
+
+
+def laplacian_energy(log_z: Tensor, own: Tensor, weights: Tensor) -> float:
+    """Σ Z (log Z - own) - ½ Σ Z (W Z) of log Z [B,K], log p [B,K] and W [B,B]."""
+    z = log_z.exp()
+    return ((z * (log_z - own)).sum() - (z * (weights @ z)).sum() / 2).item()

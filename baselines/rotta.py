@@ -1,0 +1,230 @@
+"""RoTTA: robust test-time adaptation in dynamic scenarios."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import UserError, at_least, between
+from tta_apm.method import Method
+from tta_apm.toolbox.adapted import Adapted, follow
+from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.entropy import entropy
+from tta_apm.toolbox.norm_layers import norm_layers, train_only
+
+
+class Rotta(Method):
+    """Robust test-time adaptation (Yuan, Xie and Li, CVPR 2023).
+
+    Online, on the scales and shifts of the normalisation layers, for streams whose neighbours
+    share a class. A mean teacher predicts, by statistics that move slowly from the source's. A
+    memory keeps images balanced over their predicted classes, neither old nor uncertain. After
+    every `update_every` images the student learns, from an augmented view of the memory, what the
+    teacher makes of the memory itself; both take in its statistics, and the teacher follows. The
+    logits returned are the teacher's from before the batch. Batches of any size, also of one
+    image, are fine: updates count images. Without batch normalisation, memory and teacher remain.
+
+    Args:
+        backbone: a classifier with normalisation layers.
+        lr: learning rate.
+        optimizer: "adam" (betas .9, .999) or "sgd" (momentum .9).
+        statistics: the share of the memory in the statistics at an update (α).
+        momentum: what the teacher keeps of itself at an update (1 - ν).
+        memory: how many images are kept.
+        update_every: images from one update to the next.
+        lambda_age, lambda_uncertainty: weights in what lets an image leave the memory.
+        seed: of the views.
+
+    Raises:
+        UserError: for a backbone without normalisation layers or for values out of range.
+    """
+
+    needs = "classifier"
+    scope = "stream"
+    survives = "weights, teacher, statistics, optimiser and memory"
+
+    def __init__(self, backbone: Classifier, *, lr: float = 1e-3, optimizer: str = "adam",
+                 statistics: float = 0.05, momentum: float = 0.999, memory: int = 64,
+                 update_every: int = 64, lambda_age: float = 1.0,
+                 lambda_uncertainty: float = 1.0, seed: int = 42) -> None:
+        super().__init__()
+        at_least(0, "rotta", lr=lr, lambda_age=lambda_age, lambda_uncertainty=lambda_uncertainty)
+        at_least(1, "rotta", memory=memory, update_every=update_every)
+        between(0, 1, "rotta", statistics=statistics, momentum=momentum)
+        self.momentum = momentum
+        self.memory_size = memory
+        self.update_every = update_every
+        self.lambdas = lambda_age, lambda_uncertainty
+        self.seed = seed
+        self.student = copy.deepcopy(backbone)
+        layers = norm_layers(self.student)
+        if not layers:
+            raise UserError(f"rotta: the classifier {backbone.name} has no normalisation layers")
+        parameters = train_only(self.student, layers)
+        make_robust(self.student, statistics)
+        self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="rotta")
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self._start = copy.deepcopy(dict(self.teacher.named_buffers()))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """The source's weights and statistics, empty optimiser and memory, the generator."""
+        self.adapted.restore()
+        follow(self.teacher, self.student, 0)
+        for model in (self.student, self.teacher):
+            for name, buffer in model.named_buffers():
+                buffer.copy_(self._start[name])
+        self.memory = Memory(self.memory_size, *self.lambdas)
+        self.num_images = 0
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.teacher(images)
+        entropies = (entropy(logits) / math.log(logits.shape[1])).tolist()
+        for image, label, uncertainty in zip(images, logits.argmax(-1).tolist(), entropies):
+            self.memory.add(image, label, uncertainty, num_classes=logits.shape[1])
+            self.num_images += 1
+            if self.num_images % self.update_every == 0:
+                self._update()
+        return logits
+
+    def _update(self) -> None:
+        """One step of the student on the memory, then the teacher follows."""
+        images, ages = self.memory.content()
+        with torch.enable_grad(), taking_statistics(self.student, self.teacher):
+            targets = self.teacher(images).softmax(-1)
+            logits = self.student(draw_view(images, self.generator))
+            # The older, the less: from 1/2 for a new image.
+            timeliness = torch.sigmoid(-ages.to(logits))
+            losses = -(targets * logits.log_softmax(-1)).sum(-1)
+            self.adapted.step((losses * timeliness).mean())
+        follow(self.teacher, self.student, self.momentum)
+
+
+class RobustBatchNorm(nn.Module):
+    """Batch normalisation whose statistics move slowly (the paper's Eq. 3 and 4).
+
+    While it takes statistics in, it normalises by the moved ones, through which gradients flow.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, layer: _BatchNorm, share: float) -> None:
+        super().__init__()
+        assert layer.running_mean is not None and layer.running_var is not None
+        self.register_buffer("mean", layer.running_mean.clone())
+        self.register_buffer("variance", layer.running_var.clone())
+        self.weight, self.bias = layer.weight, layer.bias
+        self.eps = layer.eps
+        self.share = share
+        self.takes_statistics = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        mean, variance = self.mean, self.variance
+        if self.takes_statistics:
+            axes = [axis for axis in range(inputs.dim()) if axis != 1]
+            own_variance, own_mean = torch.var_mean(inputs, axes, correction=0)
+            mean, variance = mean.lerp(own_mean, self.share), variance.lerp(own_variance,
+                                                                            self.share)
+            self.mean, self.variance = mean.detach(), variance.detach()
+        shape = [1, -1, *[1] * (inputs.dim() - 2)]
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        return inputs * scale.view(shape) + shift.view(shape)
+
+
+def make_robust(model: nn.Module, share: float) -> None:
+    """Put a RobustBatchNorm in the place of each batch normalisation that has statistics."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm) and child.running_mean is not None:
+                setattr(module, name, RobustBatchNorm(child, share))
+
+
+class taking_statistics:
+    """A context in which the robust layers of models take statistics in."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        self.layers = [module for model in models for module in model.modules()
+                       if isinstance(module, RobustBatchNorm)]
+
+    def __enter__(self) -> None:
+        for layer in self.layers:
+            layer.takes_statistics = True
+
+    def __exit__(self, *error: object) -> None:
+        for layer in self.layers:
+            layer.takes_statistics = False
+
+
+@dataclass
+class Item:
+    """An image in the memory: its predicted class, entropy as a share of ln K, and age."""
+
+    image: Tensor
+    label: int
+    uncertainty: float
+    age: int = 0
+
+
+class Memory:
+    """Category-balanced sampling with timeliness and uncertainty (the paper's Section 3.3).
+
+    Args:
+        capacity: images at most.
+        lambda_age, lambda_uncertainty: weights of the score by which an image leaves.
+    """
+
+    def __init__(self, capacity: int, lambda_age: float, lambda_uncertainty: float) -> None:
+        self.capacity = capacity
+        self.lambda_age = lambda_age
+        self.lambda_uncertainty = lambda_uncertainty
+        self.items: list[Item] = []
+
+    def add(self, image: Tensor, label: int, uncertainty: float, *, num_classes: int) -> None:
+        """Let an image in if there is room, or in the place of one that scores worse."""
+        new = Item(image.clone(), label, uncertainty)
+        counts = Counter(item.label for item in self.items)
+        if counts[label] >= self.capacity / num_classes:
+            rivals = {label}
+        elif len(self.items) >= self.capacity:
+            most = max(counts.values())
+            rivals = {other for other, count in counts.items() if count == most}
+        else:
+            rivals = set()
+        if not rivals or self._remove_worst(rivals, self._score(new)):
+            self.items.append(new)
+        for item in self.items:
+            item.age += 1
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """Images [n,3,H,W] and their ages [n] as shares of the capacity, by class."""
+        items = sorted(self.items, key=lambda item: item.label)
+        ages = torch.tensor([item.age / self.capacity for item in items])
+        return torch.stack([item.image for item in items]), ages
+
+    def _remove_worst(self, labels: set[int], limit: float) -> bool:
+        """Remove the image of these classes with the highest score, if that is above `limit`."""
+        rivals = [item for item in self.items if item.label in labels]
+        # Of equals the last one of the last class.
+        worst = max(rivals, key=lambda item: (self._score(item), item.label, -item.age))
+        if self._score(worst) <= limit:
+            return False
+        self.items = [item for item in self.items if item is not worst]
+        return True
+
+    def _score(self, item: Item) -> float:
+        return (self.lambda_age / (1 + math.exp(-item.age / self.capacity))
+                + self.lambda_uncertainty * item.uncertainty)
