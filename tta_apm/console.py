@@ -17,7 +17,6 @@ from typing import Any
 # A terminal and a shell may both pass on one Ctrl-C.
 SAME_SECONDS = 0.5
 LATER_SECONDS = 0.05
-INTERRUPTED = 130
 
 
 def protect_output() -> None:
@@ -76,11 +75,15 @@ class Interrupts:
     """Ctrl-C while a command runs: the first one raises KeyboardInterrupt, a second one ends the
     process where it stands. Left as it is in other threads, and where it is ignored.
 
+    Args:
+        exit_code: of a process that a second one ends.
+
     Attributes:
         came: whether there was one; what is raised afterwards, by whatever code, comes from it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
         self.came = False
         self._since = 0.0
         self._before: Any = None
@@ -108,7 +111,7 @@ class Interrupts:
         if now - self._since > SAME_SECONDS:
             with suppress(OSError):
                 os.write(2, b"\nStopped at once.\n")
-            os._exit(INTERRUPTED)
+            os._exit(self.exit_code)
 
 
 def _loads_an_extension(frame: FrameType | None) -> bool:

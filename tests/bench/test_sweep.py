@@ -13,6 +13,7 @@ import pytest
 
 from tta_apm import cli
 from tta_apm.bench.records import load_predictions, load_record
+from tta_apm.commands.run import find_dataset
 from tta_apm.registry import METHODS
 
 SMALL = ["NUM_IMAGES", "30", "BATCH_SIZE", "16"]
@@ -318,7 +319,7 @@ def test_a_gpu_holds_one_kind_of_backbone_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "build", lambda kind, *args, device, **rest: Net(kind, device))
     cfg = config.load("cfgs/digits_c/all.yaml")
-    loaded, _ = cli._dataset(cfg)
+    loaded, _ = find_dataset(cfg)
     sweep = module.Sweep(cfg, plan(cfg), [], tmp_path, loaded)
     sweep.device = torch.device("cuda")
     for kind in ("clip", "classifier", "mae", "clip", "clip", "classifier"):

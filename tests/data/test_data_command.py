@@ -174,7 +174,7 @@ def test_files_of_others_are_left_alone(cifar10, capsys):
     (["make", "cifar10_c"], "no file .*test_batch.bin. Get cifar-10-binary.tar.gz"),
     (["make", "cifar10_c", "--severity", "5"], "a file of CIFAR-10-C holds all severities"),
     (["make", "imagenet_c", "--severity", "6"], "--severity 6: severities are 1 to 5"),
-    (["check", "--corruptions", "frog"], "unknown 'frog': did you mean 'fog'"),
+    (["check", "--corruptions", "frog"], "unknown corruption 'frog': did you mean 'fog'"),
     (["check", "imagenet_q"], "unknown data set 'imagenet_q': did you mean"),
     (["get", "imagenet_a"], "'imagenet_a' cannot be downloaded here .*data check imagenet_a"),
 ])

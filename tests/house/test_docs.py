@@ -22,6 +22,10 @@ OURS = ("tta-apm", "python run.py", "python -m tta_apm", "python benchmarks/")
 PLUGIN = "my_method.py"
 
 
+# First words of commands that are named.
+FIRST_WORDS = {name.split()[0] for name in cli.COMMANDS}
+
+
 def commands(text: str) -> list[str]:
     """The commands of ours that a page shows, in blocks and in running text."""
     blocks = "\n".join(FENCED.findall(text))
@@ -37,7 +41,7 @@ def is_whole(line: str) -> bool:
     """Whether a command can be run as it stands: neither a mere name nor one with a gap."""
     words = line.split()
     options = words[1:] if words[0] == "tta-apm" else words[2:]
-    known = options and (options[0].startswith("--") or options[0] in {"table", *cli.BESIDE})
+    known = options and (options[0].startswith("--") or options[0] in FIRST_WORDS)
     return bool(known and len(options) > 1) and not line.endswith("--cfg ...") or (
         words[:2] == ["python", "-m"] and "NAME" not in words) or (
         len(words) > 1 and words[1].startswith("benchmarks/"))
@@ -96,7 +100,7 @@ def test_a_command_is_one_that_we_take(command, in_a_folder, request, monkeypatc
             request.getfixturevalue("parse_only")
             takes(script, words, monkeypatch)
             return
-    if words[0] in {"table", *cli.BESIDE}:
+    if words[0] in FIRST_WORDS:
         request.getfixturevalue("parse_only")
         with pytest.raises(Parsed) as parsed:
             cli.main(words)

@@ -173,8 +173,8 @@ def test_bad_input_is_told_in_a_sentence(sweep, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         save(made, tmp_path / "file" / "plot.png")
-    with pytest.raises(SystemExit):
-        cli.main(["plot", str(sweep), "--out", "a.png"])
+    assert cli.main(["plot", str(sweep), "--out", "a.png"]) == cli.BAD_INPUT
+    assert "say which with --kind" in capsys.readouterr().err
 
 
 def test_the_other_commands_import_no_matplotlib():

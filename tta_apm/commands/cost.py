@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tta_apm.cli import OK
+from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 CPU_IMAGES = 2
 
-EPILOG = """\
+EXAMPLES = """\
 examples:
   tta-apm cost --cfg cfgs/digits_c/all.yaml
   tta-apm cost --cfg cfgs/imagenet_c/all.yaml --classes 1000 METHODS [tpt,apm] APM.PRESET slim
@@ -26,26 +28,12 @@ examples:
 """
 
 
-def main(words: Sequence[str]) -> int:
-    """Print what the methods of a config cost, beside the paper's Table 4; and draw Figure 2."""
-    options = _parser().parse_args(words)
-    if not options.cfg and not options.figure2:
-        raise UserError("cost: give --cfg FILE, --figure2 or both")
-    if options.figure2 and not options.out:
-        raise UserError("cost: --figure2 needs a folder to draw into: --out FOLDER")
-    if options.cfg:
-        _tables(options)
-    if options.figure2:
-        _figure_2(options)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tta-apm cost", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure what the methods of a config cost, on random weights and images: "
-        "nothing is downloaded. Beside them, Table 4 of the paper.")
-    parser.add_argument("--cfg", metavar="FILE", help="a file of configs/")
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = shared.make_parser(
+        "cost", "Measure what the methods of a config cost, on random weights and images: nothing "
+        "is downloaded. Beside them, Table 4 of the paper.", EXAMPLES)
+    shared.add_config(parser, "configs/", "APM.PRESET slim", required=False)
     parser.add_argument("--images", type=int, metavar="N", help="that a method is timed on at a "
                         f"time; default: {CPU_IMAGES} on a CPU, else BATCH_SIZE")
     parser.add_argument("--classes", type=int, metavar="K", help="names of K of ImageNet's classes "
@@ -54,9 +42,20 @@ def _parser() -> argparse.ArgumentParser:
                         help="draw Figure 2: cost against patches processed at a time")
     parser.add_argument("--out", type=Path, metavar="FOLDER",
                         help="write the tables, their numbers as .csv, and the picture there")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE",
-                        help="overrides of the config, e.g. APM.PRESET slim")
     return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what the methods of a config cost, beside the paper's Table 4; and draw Figure 2."""
+    if not options.cfg and not options.figure2:
+        raise UserError("cost: give --cfg FILE, --figure2 or both")
+    if options.figure2 and not options.out:
+        raise UserError("cost: --figure2 needs a folder to draw into: --out FOLDER")
+    if options.cfg:
+        _tables(options)
+    if options.figure2:
+        _figure_2(options)
+    return OK
 
 
 def _tables(options: argparse.Namespace) -> None:

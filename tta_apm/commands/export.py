@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from tta_apm.atomic import atomic_write
+from tta_apm.cli import OK
+from tta_apm.commands import options as shared
 from tta_apm.interop.export import FORMATS, find_row, robustbench
 from tta_apm.interop.robustbench import conditions
 from tta_apm.report.results import load_rows
 
 
-def main(words: Sequence[str]) -> int:
-    """Write or print what is asked for; returns 0."""
-    options = _parser().parse_args(words)
+def run(options: argparse.Namespace) -> int:
+    """Write or print what is asked for."""
     rows = load_rows(options.results)
     if options.format == "robustbench":
         for path in robustbench(rows, row=options.row, name=options.name,
@@ -25,21 +25,22 @@ def main(words: Sequence[str]) -> int:
         print(f"Row {options.row}: {conditions(row)}.")
         print("This is RobustBench's format, not an entry: its rules take no defence with an "
               "optimisation loop.")
-        return 0
+        return OK
     text = FORMATS[options.format](rows)
     if options.to is None:
         print(text, end="")
     else:
         atomic_write(options.to, text.encode())
         print(options.to)
-    return 0
+    return OK
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tta-apm export", description="Write the results of a folder in the format of others.")
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = shared.make_parser(
+        "export", "Write the results of a folder in the format of others.")
     parser.add_argument("format", choices=(*FORMATS, "robustbench"))
-    parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
+    shared.add_results(parser)
     parser.add_argument("--to", type=Path, metavar="PATH",
                         help="a file instead of the terminal; for robustbench the folder of its "
                         "model_info (default: model_info)")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tta_apm.commands import options as shared
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -32,12 +34,22 @@ class Seen(NamedTuple):
         return self.image.permute(1, 2, 0).cpu().numpy()
 
 
-def parser(command: str, description: str, out: str) -> argparse.ArgumentParser:
+def make_parser(command: str, description: str, out: str) -> argparse.ArgumentParser:
     """A parser with --out, `out` by default."""
-    made = argparse.ArgumentParser(prog=f"tta-apm {command}", description=description)
-    made.add_argument("--out", type=Path, default=Path("results", out), metavar="FILE",
-                      help=f"the picture, .png or .svg (default: results/{out})")
-    return made
+    parser = shared.make_parser(command, description)
+    parser.add_argument("--out", type=Path, default=Path("results", out), metavar="FILE",
+                        help=f"the picture, .png or .svg (default: results/{out})")
+    return parser
+
+
+def add_images(into: argparse.ArgumentParser) -> None:
+    """The images, at least one."""
+    into.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGE_HELP)
+
+
+def add_student(into: argparse.ArgumentParser) -> None:
+    """--student, which must be given."""
+    into.add_argument("--student", type=Path, required=True, metavar="FILE", help=STUDENT_HELP)
 
 
 def load_student(file: Path) -> Trained:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 
+from tta_apm.cli import OK
+from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
 
-# Each a module of this folder with run(repo, words).
+# Each a module of tta_apm.interop.hosts with run(repo, words).
 HOSTS = {"online-tta": "online_tta", "ttab": "ttab", "benchmark-tta": "benchmark_tta"}
 
-EPILOG = """\
+EXAMPLES = """\
 examples:
   tta-apm host online-tta --repo ../test-time-adaptation -- \\
       --cfg cfgs/imagenet_c/tent.yaml MODEL.ADAPTATION apm MODEL.USE_CLIP True \\
@@ -24,27 +25,25 @@ examples:
 """
 
 
-def main(words: Sequence[str]) -> int:
-    """Run `tta-apm host` with these words; returns 0."""
-    end = words.index("--") if "--" in words else len(words)
-    options = _parser().parse_args(words[:end])
-    try:
-        host = importlib.import_module(f"tta_apm.interop.hosts.{HOSTS[options.host]}")
-        host.run(options.repo, list(words[end + 1:]))
-    except ImportError as error:
-        raise UserError(f"{options.host} does not start on the packages installed here: {error}; "
-                        f"see docs/hosts/{options.host}.md") from error
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tta-apm host", usage="tta-apm host HOST --repo PATH -- ARGUMENT ...",
-        description="Run another repository's benchmark, in your clone of it, with our methods "
-        "among its own. What follows -- is its own command line; our settings are KEY VALUE pairs "
-        "at its end. Paths there are relative to the host's folder. A method whose name the host "
-        "has too is called tta_apm_NAME.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes before `--`."""
+    parser = shared.make_parser(
+        "host", "Run another repository's benchmark, in your clone of it, with our methods among "
+        "its own. What follows -- is its own command line; our settings are KEY VALUE pairs at its "
+        "end. Paths there are relative to the host's folder. A method whose name the host has too "
+        "is called tta_apm_NAME.", EXAMPLES)
+    parser.usage = "tta-apm host HOST --repo PATH -- ARGUMENT ..."
     parser.add_argument("host", choices=HOSTS)
     parser.add_argument("--repo", required=True, type=Path, help="the folder of your clone")
     return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the host with what follows `--`."""
+    try:
+        host = importlib.import_module(f"tta_apm.interop.hosts.{HOSTS[options.host]}")
+        host.run(options.repo, options.passed_on)
+    except ImportError as error:
+        raise UserError(f"{options.host} does not start on the packages installed here: {error}; "
+                        f"see docs/hosts/{options.host}.md") from error
+    return OK

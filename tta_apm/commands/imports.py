@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from tta_apm.cli import INCOMPLETE, OK
+from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
 from tta_apm.interop import logs
 from tta_apm.names import clean, clean_lines
 from tta_apm.report import imported, phrases
 from tta_apm.report.imported_log import Log
 
-SOME_SKIPPED = 1
 
-
-def main(words: Sequence[str]) -> int:
-    """Keep the logs in a results folder; returns 0, or 1 if some of the files were left out.
+def run(options: argparse.Namespace) -> int:
+    """Keep the logs in a results folder; INCOMPLETE if some of the files were left out.
 
     UserError if all were.
     """
-    options = _parser().parse_args(words)
     kept, skipped = imported.load(options.into), []
     for file in options.logs:
         try:
@@ -40,7 +38,7 @@ def main(words: Sequence[str]) -> int:
           + f", {len(skipped)} skipped" * bool(skipped)
           + f". tta-apm table {clean(str(options.into))} shows them beside the results there, "
           "marked as imported.")
-    return SOME_SKIPPED if skipped else 0
+    return INCOMPLETE if skipped else OK
 
 
 def _told(log: Log) -> str:
@@ -59,9 +57,10 @@ def _told(log: Log) -> str:
     return " · ".join([*parts, f"mean error {100 * mean:.2f} % over {len(log.errors)} domains"])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tta-apm import", description="Put results of other repositories beside ours: logs "
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = shared.make_parser(
+        "import", "Put results of other repositories beside ours: logs "
         "of mariodoebler/test-time-adaptation, yuyongcan/Benchmark-TTA and DequanWang/tent, "
         "log-1.json of LINs-lab/ttab, unaggregated_results.csv of robustbench.")
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG")

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import argparse
 
+from tta_apm.cli import OK
 from tta_apm.commands import field_options
 
 PER_ROW = 6
 
 
-def main(words: Sequence[str]) -> int:
-    """Draw the reconstructions between two images as a strip and as a film."""
-    parser = field_options.parser(
-        "interpolate", "Decode what lies between the trigger columns of two "
-        "images, as a strip and as a film (.gif) beside it.",
-        "interpolation.png")
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = field_options.make_parser(
+        "interpolate", "Decode what lies between the trigger columns of two images, as a strip and "
+        "as a film (.gif) beside it.", "interpolation.png")
     parser.add_argument("start", metavar="A", help=field_options.IMAGE_HELP)
     parser.add_argument("end", metavar="B")
-    parser.add_argument("--student", type=Path, required=True, metavar="FILE",
-                        help=field_options.STUDENT_HELP)
+    field_options.add_student(parser)
     parser.add_argument("-n", dest="steps", type=int, default=10, metavar="N",
                         help="steps from A to B, whose ends are their reconstructions (default 10)")
-    options = parser.parse_args(words)
+    return parser
 
+
+def run(options: argparse.Namespace) -> int:
+    """Draw the reconstructions between two images as a strip and as a film."""
     from tta_apm.fields.field import interpolate
     from tta_apm.fields.pictures import Panel, draw_panels, write_gif
 
@@ -38,4 +39,4 @@ def main(words: Sequence[str]) -> int:
                          in range(0, len(panels), PER_ROW)], options.out)
     film = write_gif(frames, options.out.with_suffix(".gif"))
     print(f"{strip} and {film} show the way from {start.name} to {end.name}.")
-    return 0
+    return OK

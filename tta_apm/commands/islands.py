@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tta_apm.cli import OK
 from tta_apm.commands import field_options
 from tta_apm.errors import UserError
 from tta_apm.fields.embedding import DIMENSIONS, EMBEDDINGS, embed
@@ -25,22 +26,13 @@ EMBEDDING_SEED = 0
 BAR = "squared error"
 
 
-def main(words: Sequence[str]) -> int:
-    """Draw the islands of images, from a trained student or on the way of test-time training."""
-    options = _parser().parse_args(words)
-    rows = list(_from_recipe(options) if options.cfg else _from_student(options))
-    from tta_apm.fields.pictures import draw_panels
-
-    print(f"{draw_panels(rows, options.out, BAR)} shows the islands.")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = field_options.parser(
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = field_options.make_parser(
         "islands", "Draw the features of all columns, embedded in 1 or 3 "
         "dimensions: from a trained student in one pass, or from the test-time "
         "training of a fresh one at chosen steps.", "islands.png")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=field_options.IMAGE_HELP)
+    field_options.add_images(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--student", type=Path, metavar="FILE", help=field_options.STUDENT_HELP)
     source.add_argument("--cfg", nargs="+", metavar=("FILE", "KEY VALUE"), help="a file of "
@@ -55,6 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--error-map", action="store_true",
                         help="with --student: add each column's error against its teacher's grid")
     return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw the islands of images, from a trained student or on the way of test-time training."""
+    rows = list(_from_recipe(options) if options.cfg else _from_student(options))
+    from tta_apm.fields.pictures import draw_panels
+
+    print(f"{draw_panels(rows, options.out, BAR)} shows the islands.")
+    return OK
 
 
 def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from tta_apm.metrics import METRICS
+from tta_apm.cli import OK
+from tta_apm.commands import options as shared
+from tta_apm.errors import UserError
 from tta_apm.report.plots import KINDS, draw
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="tta-apm plot", description="Draw what a results folder holds: methods by corruption, "
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = shared.make_parser(
+        "plot", "Draw what a results folder holds: methods by corruption, "
         "the difference to the teacher with its intervals, figures against steps, the audit.")
-    parser.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
+    shared.add_results(parser)
     parser.add_argument("--kind", choices=tuple(KINDS), help="default: all that can be drawn")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="a .png or .svg; default: RESULTS/KIND.png")
-    parser.add_argument("--metric", choices=METRICS, help="default: that of the run")
-    options = parser.parse_args(words)
+    shared.add_metric(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw the pictures and print their names."""
     if options.out and not options.kind:
-        parser.error("--out takes one picture: say which with --kind")
+        raise UserError("--out takes one picture: say which with --kind")
     for path in draw(options.results, kind=options.kind, out=options.out, metric=options.metric):
         print(path)
-    return 0
+    return OK

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tta_apm.commands import field_options
+from tta_apm.cli import OK
+from tta_apm.commands import field_options, options as shared
 from tta_apm.errors import UserError
 
 if TYPE_CHECKING:
     from tta_apm.fields.field import Column
 
 
-def main(words: Sequence[str]) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = shared.make_parser("query", "Ask a student for single columns of an image, in any "
+                                "order; no other column is computed.")
+    parser.add_argument("image", metavar="IMAGE", help=field_options.IMAGE_HELP)
+    field_options.add_student(parser)
+    parser.add_argument("--at", type=_place, nargs="+", required=True, metavar="X,Y",
+                        help="places in columns, from 0,0 at the top left")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="a .csv of x, y, red, green, blue and the feature's entries")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
     """Print each column as it is computed, and the running mean of their features."""
-    options = _parser().parse_args(words)
     trained = field_options.load_student(options.student)
     seen, = field_options.look(trained, (options.image,))
 
@@ -41,21 +54,7 @@ def main(words: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot write {options.out}: {error.strerror}") from error
     print(f"mean of {len(options.at)}: length {mean.norm():.4g}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tta-apm query", description="Ask a student for single columns of an image, in any "
-        "order; no other column is computed.")
-    parser.add_argument("image", metavar="IMAGE", help=field_options.IMAGE_HELP)
-    parser.add_argument("--student", type=Path, required=True, metavar="FILE",
-                        help=field_options.STUDENT_HELP)
-    parser.add_argument("--at", type=_place, nargs="+", required=True, metavar="X,Y",
-                        help="places in columns, from 0,0 at the top left")
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="a .csv of x, y, red, green, blue and the feature's entries")
-    return parser
+    return OK
 
 
 def _place(text: str) -> tuple[int, int]:

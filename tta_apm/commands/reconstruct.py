@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import argparse
 
+from tta_apm.cli import OK
 from tta_apm.commands import field_options
 
 
-def main(words: Sequence[str]) -> int:
-    """Draw each image beside its reconstruction."""
-    parser = field_options.parser(
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = field_options.make_parser(
         "reconstruct", "Draw images as a student's RGB head reconstructs them.",
         "reconstruction.png")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=field_options.IMAGE_HELP)
-    parser.add_argument("--student", type=Path, required=True, metavar="FILE",
-                        help=field_options.STUDENT_HELP)
-    options = parser.parse_args(words)
+    field_options.add_images(parser)
+    field_options.add_student(parser)
+    return parser
 
+
+def run(options: argparse.Namespace) -> int:
+    """Draw each image beside its reconstruction."""
     from tta_apm.apm.losses import colour_targets
     from tta_apm.fields.pictures import Panel, draw_panels
 
@@ -30,4 +32,4 @@ def main(words: Sequence[str]) -> int:
                      Panel("mean colour of each patch", wanted.numpy()),
                      Panel(f"reconstruction, mean squared error {error:.2g}", colours.numpy())])
     print(f"{draw_panels(rows, options.out)} shows the reconstructions.")
-    return 0
+    return OK

@@ -1,0 +1,42 @@
+"""`tta-apm data make`: corrupt a clean data set, once, into files; or pack CIFAR-10 as JPEG."""
+
+from __future__ import annotations
+
+import argparse
+
+from tta_apm.cli import OK
+from tta_apm.commands import data_options, options as shared
+
+EXAMPLES = """\
+examples:
+  tta-apm data make imagenet_c --severity 5 --corruptions fog,frost
+  tta-apm data make cifar10_jpeg                      of the official CIFAR-10 in DATA_DIR
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = shared.make_parser("data make", "Corrupt a clean data set, once, into files in the "
+                                "official layout; or pack CIFAR-10 as JPEG files.", EXAMPLES)
+    parser.add_argument("name", metavar="NAME",
+                        help="cifar10_c, cifar100_c, imagenet_c, imagenet_c_50k or cifar10_jpeg")
+    data_options.add_domains(parser)
+    parser.add_argument("--frost-dir", default="", help="folder of the official frost pictures")
+    data_options.add_data_dir(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make what is missing."""
+    from tta_apm.data.prepare.make import prepare
+    from tta_apm.progress import bar
+
+    making = prepare(options.name, data_dir=options.data_dir, frost_dir=options.frost_dir or None,
+                     corruptions=data_options.corruptions(options),
+                     severities=data_options.severities(options))
+    print(f"{len(making)} images to {making.folder}", flush=True)
+    with bar(len(making), "img", options.name) as shown:
+        for count in making.run():
+            shown.update(count)
+    print(making.done)
+    return OK

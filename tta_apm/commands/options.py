@@ -1,0 +1,36 @@
+"""Options: what several commands take, in the same words."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from tta_apm.metrics import METRICS
+
+WIDTH = 100
+
+
+def make_parser(command: str, description: str, examples: str = "") -> argparse.ArgumentParser:
+    """The parser of `tta-apm COMMAND`; examples are shown as they stand."""
+    return argparse.ArgumentParser(
+        prog=f"tta-apm {command}".rstrip(), description=textwrap.fill(description, WIDTH),
+        epilog=examples or None, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config(into: argparse.ArgumentParser, folder: str, example: str, *,
+               required: bool = True) -> None:
+    """--cfg and KEY VALUE pairs; `folder` is where its files are."""
+    into.add_argument("--cfg", required=required, metavar="FILE", help=f"a file of {folder}")
+    into.add_argument("overrides", nargs="*", metavar="KEY VALUE",
+                      help=f"overrides of the config, e.g. {example}")
+
+
+def add_results(into: argparse.ArgumentParser) -> None:
+    """The folder that a sweep filled."""
+    into.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
+
+
+def add_metric(into: argparse.ArgumentParser) -> None:
+    """--metric, None where it is not given."""
+    into.add_argument("--metric", choices=METRICS, help="default: that of the run")
