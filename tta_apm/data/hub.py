@@ -1,77 +1,81 @@
-"""The repositories of CLIP_benchmark: how they are called, and how their files are downloaded."""
+"""The repositories of CLIP_benchmark: their names, and their download from a Hugging Face hub."""
 
 from __future__ import annotations
 
-import http.client
-import io
-import tarfile
-import urllib.request
+import re
 from pathlib import Path
+from typing import NamedTuple
 
-from tta_apm.atomic import atomic_path, remove_leftovers
-from tta_apm.errors import UserError
-from tta_apm.progress import copy
+import huggingface_hub
 
-HUB = "https://huggingface.co/datasets/clip-benchmark"
-TIMEOUT = 30.0  # seconds without an answer
+from tta_apm.errors import UserError, explain
+from tta_apm.online import unreachable
+
+HOST = "https://huggingface.co"
+HUB = f"{HOST}/datasets/clip-benchmark"
+
+# The second form is CLIP_benchmark's own.
+_BASE = re.compile(
+    r"(https?://.+)/datasets/([^/]+?)(?:/wds_\{dataset_cleaned\}(?:/tree/(.+?))?)?/?")
 
 
-def repository(name: str) -> str:
+class Repository(NamedTuple):
+    """A repository of a data set.
+
+    Attributes:
+        name: OWNER/NAME.
+        endpoint: URL of its hub, None for that of HF_ENDPOINT or else huggingface.co.
+    """
+
+    name: str
+    revision: str
+    endpoint: str | None
+
+
+def repository_name(name: str) -> str:
     """Of a data set: wds_vtab-dtd for wds/vtab/dtd."""
     return "wds_" + name.removeprefix("wds/").replace("/", "-")
 
 
-def url_of(name: str, base: str) -> str:
-    """Where the files of a data set are.
+def repository(name: str, base: str) -> Repository:
+    """The repository of a data set.
 
     Args:
         name: of the data set, wds/NAME.
-        base: a URL that holds repositories, such as HUB; or of one, in CLIP_benchmark's way
-            HUB/wds_{dataset_cleaned}/tree/main.
+        base: URL of the repositories of an owner, such as HUB; or in CLIP_benchmark's way
+            HUB/wds_{dataset_cleaned}/tree/REVISION.
 
     Raises:
-        UserError: if `base` is none that can be downloaded from.
+        UserError: if `base` is not such a URL.
     """
-    if not base.startswith(("https://", "http://")):
-        raise UserError(f"DATA_DIR {base}: only https:// and http:// can be downloaded from")
-    base = base.rstrip("/")
-    if base == HUB:
-        base += "/wds_{dataset_cleaned}/tree/main"
-    if "wds_{dataset_cleaned}" not in base:
-        return f"{base}/{repository(name)}"
-    # The hub has its pages under tree and its files under resolve.
-    return base.replace("wds_{dataset_cleaned}", repository(name)).replace("/tree/", "/resolve/")
+    found = _BASE.fullmatch(base)
+    if found is None:
+        raise UserError(f"DATA_DIR {base}: only data sets of a Hugging Face hub can be downloaded, "
+                        f"as from {HUB}; get others by hand and give their folder")
+    endpoint, owner, revision = found.groups()
+    return Repository(f"{owner}/{repository_name(name)}", revision or "main",
+                      None if endpoint == HOST else endpoint)
 
 
-def bring(url: str, path: Path) -> None:
-    """Download a file that is not here, atomically: what is at `path` is complete.
+def download(source: Repository, file: str, folder: Path) -> None:
+    """Download a file into `folder`, unless it is there; a file that is there is complete.
 
     Raises:
-        UserError: if it is not there, or does not come whole.
+        UserError: if the hub cannot be reached or does not have it, or if the connection breaks.
     """
-    if path.is_file():
+    if (folder / file).is_file():
         return
-    remove_leftovers(path.parent)
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_path(path) as temporary:
-            expected = answer.headers.get("Content-Length")
-            with open(temporary, "wb") as file:
-                copy(answer, file, int(expected or 0), path.name)
-            size = temporary.stat().st_size
-            if expected is not None and size != int(expected):
-                raise OSError(f"{size} of {expected} bytes came")
-            if expected is None and not answer.chunked and not _ends_as_a_tar(temporary):
-                raise OSError("the server does not say how large it is, so that a part of it could "
-                              "be taken for the whole; get it by other means")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"cannot download {url} to {path}: {error}; the same command tries again, "
-                        "without the files that are there") from error
-
-
-def _ends_as_a_tar(file: Path) -> bool:
-    """Whether a file closes with the two empty blocks that end every archive."""
-    end = tarfile.BLOCKSIZE * 2
-    with open(file, "rb") as content:
-        size = content.seek(0, io.SEEK_END)
-        content.seek(-min(size, end), io.SEEK_END)
-        return size % tarfile.BLOCKSIZE == 0 and content.read() == bytes(end)
+    url = huggingface_hub.hf_hub_url(source.name, file, repo_type="dataset",
+                                     revision=source.revision, endpoint=source.endpoint)
+    reason = unreachable(url)
+    if reason is None:
+        try:
+            huggingface_hub.hf_hub_download(
+                source.name, file, repo_type="dataset", revision=source.revision,
+                local_dir=folder, endpoint=source.endpoint,
+                token=None if source.endpoint is None else False)  # a mirror gets no secret
+        except Exception as error:  # each version of the client raises its own
+            reason = explain(error.__cause__ or error)  # what the server said, if it did
+    if reason is not None:
+        raise UserError(f"cannot download {url} to {folder}: {reason}; the same command goes on "
+                        "with what is missing")

@@ -103,7 +103,7 @@ def shards(*, data_dir: str, frost_dir: str | None, name: str = "wds") -> Shards
 
 
 def _find(name: str, data_dir: Path) -> Path:
-    repository = hub.repository(name)
+    repository = hub.repository_name(name)
     folders = (name, repository, f"wds/{repository}")
     for folder in folders:
         if (data_dir / folder).is_dir():
@@ -114,12 +114,12 @@ def _find(name: str, data_dir: Path) -> Path:
 
 
 def _download(name: str, base: str) -> Path:
-    """Bring what is not here yet of a data set; returns its folder."""
-    url, folder = hub.url_of(name, base), DOWNLOADS / name
+    """Download what is not here yet of a data set; returns its folder."""
+    source, folder = hub.repository(name, base), DOWNLOADS / name
     for file in (CLASSES, TEMPLATES, COUNT):
-        hub.bring(f"{url}/{file}", folder / file)
+        hub.download(source, file, folder)
     for archive in _archives(folder):
-        hub.bring(f"{url}/test/{archive.name}", archive)
+        hub.download(source, f"test/{archive.name}", folder)
     return folder
 
 

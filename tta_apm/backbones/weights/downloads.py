@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants as hub_constants
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
 from tta_apm.errors import UserError, explain
-
-CONNECT_SECONDS = 5.0
+from tta_apm.online import unreachable
 
 
 def from_hub(repo: str, names: Sequence[str]) -> Path:
@@ -28,7 +24,7 @@ def from_hub(repo: str, names: Sequence[str]) -> Path:
         cached = huggingface_hub.try_to_load_from_cache(repo, name)
         if isinstance(cached, str):
             return Path(cached)
-    reason = _unreachable(huggingface_hub.hf_hub_url(repo, names[0]))
+    reason = unreachable(huggingface_hub.hf_hub_url(repo, names[0]))
     if reason is None:
         for name in names:
             try:
@@ -45,17 +41,3 @@ def from_hub(repo: str, names: Sequence[str]) -> Path:
         f"machine that is online get {huggingface_hub.hf_hub_url(repo, names[0])} and give the "
         "file's path as WEIGHTS, or let `hf download` fill the cache there and copy it here "
         "(HF_HOME names the folder)")
-
-
-def _unreachable(url: str) -> str | None:
-    """Why `url` cannot be asked, None if its server answers."""
-    if hub_constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
-            return None
-    except urllib.error.HTTPError:  # an answer too: the client knows what to make of it
-        return None
-    except OSError as error:
-        return explain(error)
