@@ -147,6 +147,15 @@ def test_cells_of_another_config_are_refused_and_redone_on_demand(sweep):
     assert cli.main(["table", str(folder)]) == cli.OK
 
 
+def test_a_cell_that_cannot_be_redone_is_missing_not_the_old_one(sweep):
+    """Its old record is of another config: the table must not show it among the new rows."""
+    _, folder, _ = sweep("[source, tent]")
+    code, _, printed = sweep("[source, tent]", "BATCH_SIZE", "1", flags=("--redo",))
+    assert code == cli.FAILED_CELLS and "are missing in the table" in printed.err
+    assert {Path(name).parent.name for name in cells(folder)} == {"source"}
+    assert not list(folder.rglob("tent/*.json"))
+
+
 def test_cells_of_other_code_are_refused(sweep):
     _, folder, _ = sweep("source")
     file = next(folder.rglob("fog*.json"))

@@ -148,13 +148,22 @@ def save_cell(path: Path, record: Record, content: bytes) -> None:
         UserError: if a file cannot be written.
     """
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
-    file = path.with_name(path.name + ".json")
+    _remove(path.with_name(path.name + ".json"))
+    atomic_write(path.with_name(path.name + ".npz"), content)
+    atomic_write(path.with_name(path.name + ".json"), text.encode())
+
+
+def remove_cell(path: Path) -> None:
+    """Remove a cell's record, then its predictions. UserError if they cannot be removed."""
+    for ending in (".json", ".npz"):
+        _remove(path.with_name(path.name + ending))
+
+
+def _remove(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot replace {file}: {error.strerror or error}") from error
-    atomic_write(path.with_name(path.name + ".npz"), content)
-    atomic_write(file, text.encode())
 
 
 def load_record(path: Path) -> Record:

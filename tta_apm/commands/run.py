@@ -64,7 +64,7 @@ def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
     """As `run`, with no other process at work in `folder`."""
     from tta_apm.bench.identity import Images
     from tta_apm.bench.plan import missing, plan
-    from tta_apm.bench.records import find_records
+    from tta_apm.bench.records import find_records, remove_cell
 
     # A list of what would run needs no images where there is nothing to compare them with.
     needs_images = not options.dry_run or any(find_records(folder / "cells"))
@@ -97,6 +97,10 @@ def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
             print(f"\nStopped: {len(cells) - left} of {len(cells)} cells are done and kept in "
                   f"{folder}; the same command goes on from there.", file=sys.stderr)
             return INTERRUPTED
+    if options.redo:  # what could not be made again is no result of this config
+        for cell in cells:
+            if cell.name in failed:
+                remove_cell(cell.path(folder))
     if len(failed) < len(cells):  # else there may be nothing to make a table of
         show_tables(folder)
     if failed:
