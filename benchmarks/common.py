@@ -60,7 +60,7 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; columns after the first are set flush right."""
-    from tta_apm.report.render import pipe_table  # here: pandas would be in the peak of memory
+    from tta_apm.report.formats.markdown import pipe_table
 
     return pipe_table(head, rows, text=1).splitlines()
 

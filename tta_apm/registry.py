@@ -216,6 +216,8 @@ METHODS = Registry("tta_apm.methods", "method")
 DATASETS = Registry("tta_apm.datasets", "data set")
 # Functions that make a network: CLASSIFIER.MODEL takes their names.
 NETWORKS = Registry("tta_apm.backbones", "network")
+# Functions that turn tables into a text.
+FORMATS = Registry("tta_apm.formats", "format")
 
 
 def network_home(model: str) -> str | Path | None:

@@ -13,9 +13,9 @@ import pytest
 
 from tta_apm import cli
 from tta_apm.data.corruptions.constants import CORRUPTIONS
-from tta_apm.interop import export as leaderboards
+from tta_apm.interop import citations
 from tta_apm.interop.robustbench import ALEXNET, DOMAINS
-from tta_apm.registry import DATASETS, METHODS
+from tta_apm.registry import DATASETS, FORMATS, METHODS, Registry
 
 
 @pytest.fixture
@@ -252,6 +252,36 @@ def test_plain_tables(write, tmp_path, capsys, name, holds):
     assert holds in (tmp_path / "out.txt").read_text()
 
 
+FORMAT = '''
+def text(tables):
+    return "".join(f"<td>{line.heading}<td>{line.mean.value}\\n"
+                   for table in tables for line in table.lines)
+'''
+
+
+def test_a_format_of_another_package_is_one_file_and_one_line(write, tmp_path, capsys, monkeypatch):
+    write(), write(row="norm", right=4)
+    package = tmp_path / "package"
+    (package / "my_format-1.0.dist-info").mkdir(parents=True)
+    (package / "my_format.py").write_text(FORMAT)
+    (package / "my_format-1.0.dist-info/METADATA").write_text("Name: my-format\nVersion: 1.0\n")
+    (package / "my_format-1.0.dist-info/entry_points.txt").write_text(
+        "[tta_apm.formats]\nhtml = my_format:text\n")
+    monkeypatch.syspath_prepend(str(package))
+    # What a new process finds.
+    monkeypatch.setattr("tta_apm.commands.export.FORMATS", Registry("tta_apm.formats", "format"))
+    assert export(tmp_path, "html") == 0
+    assert capsys.readouterr().out == "<td>norm<td>0.6\n<td>tent<td>0.3\n"
+
+
+def test_every_format_makes_a_text_of_the_same_tables(benchmark, tmp_path, capsys):
+    benchmark(0.6)
+    for name in FORMATS.names():
+        assert export(tmp_path, name) == 0
+        text = capsys.readouterr().out
+        assert text.strip() and ("bibtex" == name or "40.0" in text)
+
+
 def test_bibtex_of_what_was_used(write, tmp_path, capsys):
     write(), write(row="apm", backbone="clip")
     assert export(tmp_path, "bibtex") == 0
@@ -262,6 +292,6 @@ def test_bibtex_of_what_was_used(write, tmp_path, capsys):
 
 
 def test_citations_are_for_what_there_is():
-    for _, found in leaderboards._citations():
+    for _, found in citations.citations():
         assert found.keys() >= {"title", "author", "year", "url", "keywords"}
-        assert leaderboards._keywords(found) <= {*METHODS.names(), *DATASETS.names()}, found
+        assert citations.keywords(found) <= {*METHODS.names(), *DATASETS.names()}, found

@@ -12,8 +12,8 @@ import pytest
 from tta_apm import cli
 from tta_apm.names import UNFIT, clean, clean_all
 from tta_apm.registry import Registry
-from tta_apm.report.plots import draw
-from tta_apm.report.render import csv_of
+from tta_apm.report.formats.csv import csv_of
+from tta_apm.report.plots import plot
 from tta_apm.report.write import make_tables
 
 # ESC sequences (clear the screen, title, hidden link), bidi overrides, zero width, separators.
@@ -56,7 +56,7 @@ def test_a_record_cannot_break_a_table(write_cell, tmp_path, name):
     assert rows[1] == rows[0] + 1
     assert tables.files["table.tex"].count(r" \\") == whole.files["table.tex"].count(r" \\") + 1
     assert len(list(csv.reader(io.StringIO(tables.files["table.csv"])))) == 3
-    assert draw(tmp_path, kind="methods")
+    assert plot(tmp_path, kind="methods")
 
 
 def test_no_cell_of_a_csv_is_a_formula(write_cell, tmp_path):
@@ -76,7 +76,7 @@ def test_negative_numbers_stay_numbers():
 def test_a_dollar_is_no_formula_in_a_picture(write_cell, tmp_path):
     """matplotlib would read what stands between two of them, and fail on this one."""
     write_cell(r"a $\frac{$ b$$", "fog", 9)
-    assert draw(tmp_path, kind="methods")
+    assert plot(tmp_path, kind="methods")
 
 
 def test_a_method_cannot_be_registered_under_a_name_that_is_not_seen():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,10 @@ from PIL import Image
 from tta_apm import cli
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.errors import UserError
-from tta_apm.report import drawings
-from tta_apm.report.plots import draw
+from tta_apm.report import plots, style
+from tta_apm.report.build import build_tables
+from tta_apm.report.plots import plot
 from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
-from tta_apm.report.style import figure, save
-from tta_apm.report.table import make_blocks
 
 CONFIG = """\
 DATASET: digits_c
@@ -44,14 +44,15 @@ def sweep(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def block(sweep):
-    (block,) = make_blocks(load_rows(sweep), metric="accuracy")
-    return block
+def table(sweep):
+    (table,) = build_tables(load_rows(sweep), metric="accuracy")
+    return table
 
 
-def line_of(block, method, order):
-    frame = block.frame
-    return frame[(frame["method"] == method) & (frame["order"] == order)].iloc[0]
+def figures_of(table, method, order):
+    (line,) = [line for line in table.lines
+               if (line.heading, line.protocol.order) == (method, order)]
+    return line.figures
 
 
 def labels(made):
@@ -78,44 +79,45 @@ def test_one_kind_goes_where_it_is_told_and_is_the_same_each_time(sweep, tmp_pat
     assert contents[0] == contents[1] and b"<svg" in contents[0]
 
 
-def test_a_map_of_methods_has_every_figure(block):
-    (made,) = drawings.methods(block)
+def test_a_map_of_methods_has_every_figure(table):
+    (made,) = plots.methods(table)
     (axes,) = made.axes
     shown = [text.get_text() for text in axes.texts]
-    expected = [f"{100 * value:.0f}" for name in range(len(block.frame))
-                for value in block.frame.loc[name, list(block.shown)]]
+    expected = [f"{100 * line.figures[name].value:.0f}" for line in table.lines
+                for name in table.shown]
     assert shown == expected
-    assert [text.get_text() for text in axes.get_xticklabels()] == list(block.shown)
+    assert [text.get_text() for text in axes.get_xticklabels()] == list(table.shown)
 
 
-def test_the_teacher_plot_has_the_differences_with_their_intervals(block):
-    (made,) = drawings.teacher(block)
+def test_the_teacher_plot_has_the_differences_with_their_intervals(table):
+    (made,) = plots.teacher(table)
     (axes,) = made.axes
-    with_teacher = block.frame[block.frame["delta_mean"].notna()]
+    with_teacher = [line for line in table.lines if not math.isnan(line.mean.delta)]
     assert len(axes.containers) == len(with_teacher) == 6
-    for bars, (_, line) in zip(axes.containers, with_teacher.iterrows()):
+    for bars, line in zip(axes.containers, with_teacher):
+        figures = [line.figures[name] for name in table.shown]
         points, _, (reach,) = bars.lines
-        assert list(points.get_xdata()) == [100 * line[f"delta_{name}"] for name in block.shown]
-        for (low, high), name in zip(reach.get_segments(), block.shown):
-            assert (low[0], high[0]) == pytest.approx(
-                (100 * line[f"delta_low_{name}"], 100 * line[f"delta_high_{name}"]))
+        assert list(points.get_xdata()) == [100 * figure.delta for figure in figures]
+        for (low, high), figure in zip(reach.get_segments(), figures):
+            assert (low[0], high[0]) == pytest.approx((100 * figure.low, 100 * figure.high))
 
 
-def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(block):
-    shuffled, in_order = drawings.steps(block)
+def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(table):
+    shuffled, in_order = plots.steps(table)
     scores, deltas, agreement, cosine = shuffled.axes
-    rows = [line_of(block, method, "shuffled") for method in ("apm STEPS 1", "apm")]
+    rows = [figures_of(table, method, "shuffled") for method in ("apm STEPS 1", "apm")]
     teachers = [line for line in scores.lines if line.get_linestyle() == "--"]
-    for place, name in enumerate(block.shown):
+    for place, name in enumerate(table.shown):
         assert list(scores.containers[place].lines[0].get_xdata()) == [1, 3]
+        figures = [row[name] for row in rows]
         assert list(scores.containers[place].lines[0].get_ydata()) == [
-            100 * row[name] for row in rows]
+            100 * figure.value for figure in figures]
         assert list(deltas.containers[place].lines[0].get_ydata()) == [
-            100 * row[f"delta_{name}"] for row in rows]
+            100 * figure.delta for figure in figures]
         assert list(agreement.lines[place].get_ydata()) == [
-            100 * row[f"agreement_{name}"] for row in rows]
-        assert list(cosine.lines[place].get_ydata()) == [row[f"cosine_{name}"] for row in rows]
-        assert list(teachers[place].get_ydata()) == [100 * row[f"teacher_{name}"] for row in rows]
+            100 * figure.agreement for figure in figures]
+        assert list(cosine.lines[place].get_ydata()) == [figure.cosine for figure in figures]
+        assert list(teachers[place].get_ydata()) == [100 * figure.teacher for figure in figures]
         assert teachers[place].get_color() == scores.containers[place].lines[0].get_color()
     assert labels(shuffled) == ["its teacher, same colour", "fog", "contrast", "mean"]
     assert scores.get_title("left") == "top-1 accuracy in %, std over seeds"
@@ -123,33 +125,36 @@ def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(block):
 
 def test_one_seed_has_no_spread_to_speak_of(sweep):
     first = [result for result in load_results(sweep) if result.record.seed == 0]
-    (block,) = make_blocks(group_rows(first, Wanted()), metric="accuracy")
-    made, _ = drawings.steps(block)
+    (table,) = build_tables(group_rows(first, Wanted()), metric="accuracy")
+    made, _ = plots.steps(table)
     assert made.axes[0].get_title("left") == "top-1 accuracy in %"
-    assert not any("over seeds" in text.get_text() for made in drawings.audit(block)
+    assert not any("over seeds" in text.get_text() for made in plots.audit(table)
                    for text in [axes.yaxis.label for axes in made.axes])
 
 
-def test_rows_are_numbered_only_where_their_names_are_not_enough(block):
-    (made,) = drawings.teacher(block)
+def test_rows_are_numbered_only_where_their_names_are_not_enough(table):
+    (made,) = plots.teacher(table)
     assert set(labels(made)) == {f"{method}, {order}" for order in ("shuffled", "sorted")
                                  for method in ("apm STEPS 1", "apm", "apm_surviving")}
-    same = replace(block, frame=block.frame.assign(method="apm", order="shuffled"))
-    (made,) = drawings.teacher(same)
+    same = replace(table, lines=tuple(
+        replace(line, heading="apm", protocol=replace(line.protocol, order="shuffled"))
+        for line in table.lines))
+    (made,) = plots.teacher(same)
     numbers = [int(text.split()[0]) for text in labels(made)]
     assert all(text.endswith(" apm") for text in labels(made)) and len(set(numbers)) == 6
 
 
-def test_the_audit_sets_apart_what_survives_and_the_order(block):
-    (made,) = drawings.audit(block)
+def test_the_audit_sets_apart_what_survives_and_the_order(table):
+    (made,) = plots.audit(table)
     (axes,) = made.axes  # apm and apm_surviving; that with another number of steps has no pair
     assert labels(made) == ["teacher", "nothing survives, shuffled", "nothing survives, sorted",
                             "optimiser survives, shuffled", "optimiser survives, sorted"]
     drawn = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axes.containers}
     for method, survives in (("apm", "nothing"), ("apm_surviving", "optimiser")):
         for order in ("shuffled", "sorted"):
+            figures = figures_of(table, method, order)
             assert drawn[f"{survives} survives, {order}"] == [
-                100 * line_of(block, method, order)[name] for name in block.shown]
+                100 * figures[name].value for name in table.shown]
 
 
 def test_a_kind_that_cannot_be_drawn_says_what_it_needs(sweep, tmp_path):
@@ -158,21 +163,21 @@ def test_a_kind_that_cannot_be_drawn_says_what_it_needs(sweep, tmp_path):
     assert cli.main(["--cfg", str(file), "SEEDS", "[0]"]) == cli.OK
     for kind in ("teacher", "steps", "audit"):
         with pytest.raises(UserError, match="needs"):
-            draw(tmp_path, kind=kind)
-    assert [path.name for path in draw(tmp_path)] == ["methods.png"]
+            plot(tmp_path, kind=kind)
+    assert [path.name for path in plot(tmp_path)] == ["methods.png"]
     with pytest.raises(UserError, match="2 pictures of kind steps"):
-        draw(sweep, kind="steps", out=tmp_path / "steps.png")
+        plot(sweep, kind="steps", out=tmp_path / "steps.png")
 
 
 def test_bad_input_is_told_in_a_sentence(sweep, tmp_path, capsys):
     assert cli.main(["plot", str(tmp_path / "nowhere")]) == cli.BAD_INPUT
     assert "holds no results" in capsys.readouterr().err
-    made, _ = figure()
+    made, _ = style.figure()
     with pytest.raises(UserError, match="written as .png or .svg"):
-        save(made, tmp_path / "plot.docx")
+        style.save(made, tmp_path / "plot.docx")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        save(made, tmp_path / "file" / "plot.png")
+        style.save(made, tmp_path / "file" / "plot.png")
     assert cli.main(["plot", str(sweep), "--out", "a.png"]) == cli.BAD_INPUT
     assert "say which with --kind" in capsys.readouterr().err
 
@@ -188,8 +193,8 @@ def test_few_differences_are_drawn_with_bars_and_all_with_bars_within_100(write_
         right, teacher = {"fog": (8, 8), "snow": (8, 7)}.get(corruption, (10, 0))
         write_cell("apm", corruption, right, teacher=teacher)
         write_cell("apm STEPS 1", corruption, 10, teacher=0)
-    (block,) = make_blocks(load_rows(tmp_path))
-    (made,) = drawings.teacher(block)
+    (table,) = build_tables(load_rows(tmp_path))
+    (made,) = plots.teacher(table)
     for bars in made.axes[0].containers:
         _, _, (reach,) = bars.lines
         assert all(high - low > 25 for (low, _), (high, _) in reach.get_segments())

@@ -14,16 +14,22 @@ import pytest
 from tta_apm import cli
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.errors import UserError
-from tta_apm.report import drawings, render
+from tta_apm.report import plots
+from tta_apm.report.build import build_tables
+from tta_apm.report.formats import markdown
 from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
-from tta_apm.report.table import make_blocks
 from tta_apm.report.write import make_tables
 
 
 @pytest.fixture
-def blocks(tmp_path):
-    """The blocks of what was written."""
-    return lambda **options: make_blocks(group_rows(load_results(tmp_path), Wanted()), **options)
+def tables(tmp_path):
+    """The tables of what was written."""
+    return lambda **options: build_tables(group_rows(load_results(tmp_path), Wanted()), **options)
+
+
+def column(table, name, field="value"):
+    """One number of each line."""
+    return np.array([getattr(line.figures[name], field) for line in table.lines])
 
 
 def frame_of(folder, **options):
@@ -40,26 +46,28 @@ def test_averages_are_recomputed_from_the_cells(write_cell, tmp_path):
     assert frame.loc[0, "seconds_per_image"] == 0.2
 
 
-def test_accuracy_mirrors_error(write_cell, blocks):
+def test_accuracy_mirrors_error(write_cell, tables):
     for corruption, right, teacher in (("fog", 9, 5), ("snow", 7, 8)):
         for seed in (0, 1):
             write_cell("apm", corruption, right - seed, teacher=teacher, seed=seed)
             write_cell("tent", corruption, right, seed=seed)
-    (error,), (accuracy,) = blocks(metric="error"), blocks(metric="accuracy")
-    for name in ("fog", "snow", "mean", "teacher_mean"):
-        np.testing.assert_allclose(accuracy.frame[name], 1 - error.frame[name])
-    np.testing.assert_allclose(accuracy.frame["delta_mean"], -error.frame["delta_mean"])
-    np.testing.assert_allclose(accuracy.frame["delta_low_mean"], -error.frame["delta_high_mean"])
-    np.testing.assert_allclose(accuracy.frame["std_mean"], error.frame["std_mean"])
+    (error,), (accuracy,) = tables(metric="error"), tables(metric="accuracy")
+    for name, field in (("fog", "value"), ("snow", "value"), ("mean", "value"),
+                        ("mean", "teacher")):
+        np.testing.assert_allclose(column(accuracy, name, field), 1 - column(error, name, field))
+    for field, mirrored in (("delta", "delta"), ("low", "high")):
+        np.testing.assert_allclose(column(accuracy, "mean", field),
+                                   -column(error, "mean", mirrored))
+    np.testing.assert_allclose(column(accuracy, "mean", "std"), column(error, "mean", "std"))
     assert accuracy.best == error.best
-    assert "higher is better" in render.markdown([accuracy])
-    assert "lower is better" in render.markdown([error])
+    assert "higher is better" in markdown.text([accuracy])
+    assert "lower is better" in markdown.text([error])
 
 
-def test_an_unknown_metric_is_a_user_error(write_cell, blocks):
+def test_an_unknown_metric_is_a_user_error(write_cell, tables):
     write_cell("tent", "fog", 9)
     with pytest.raises(UserError, match="'error'"):
-        blocks(metric="eror")
+        tables(metric="eror")
 
 
 def test_a_missing_cell_is_shown_and_never_averaged_over(write_cell, tmp_path):
@@ -87,13 +95,14 @@ def test_what_the_sweep_wants_counts_as_missing_too(write_cell, write_config, tm
     assert frame.loc[0, ["snow", "mean"]].isna().all()
 
 
-def test_a_cell_that_lacks_a_seed_is_missing(write_cell, blocks):
+def test_a_cell_that_lacks_a_seed_is_missing(write_cell, tables):
     for corruption, seed in (("fog", 0), ("fog", 1), ("snow", 0)):
         write_cell("tent", corruption, 9, seed=seed)
-    (block,) = blocks()
-    assert block.frame["fog"][0] == pytest.approx(0.1)
-    assert block.frame[["snow", "mean"]].isna().all(axis=None)
-    assert block.notes == ("Row 1: 1 of 4 cells missing; no average is taken over them.",)
+    (table,) = tables()
+    (line,) = table.lines
+    assert line.figures["fog"].value == pytest.approx(0.1)
+    assert np.isnan([line.figures["snow"].value, line.mean.value]).all()
+    assert table.notes == ("Row 1: 1 of 4 cells missing; no average is taken over them.",)
 
 
 def test_seeds_give_mean_and_std(write_cell, tmp_path):
@@ -129,21 +138,21 @@ def test_the_best_is_bold_and_so_are_ties(write_cell, tmp_path):
     assert (tmp_path / "table.tex").read_text().count(r"\textbf{90.0}") == 3
 
 
-def test_rows_on_different_images_are_not_compared(write_cell, blocks):
+def test_rows_on_different_images_are_not_compared(write_cell, tables):
     write_cell("norm", "fog", 9)
     write_cell("source", "fog", 8)
     write_cell("tent", "fog", 10, images_hash="other")
-    (block,) = blocks()
-    assert block.best == {(0, "fog"), (0, "mean")}
-    assert any("not on the same images: 1, 2 | 3" in note for note in block.notes)
+    (table,) = tables()
+    assert table.best == {(1, "fog"), (1, "mean")}
+    assert any("not on the same images: 1, 2 | 3" in note for note in table.notes)
 
 
-def test_cells_of_different_code_or_devices_are_flagged(write_cell, blocks):
+def test_cells_of_different_code_or_devices_are_flagged(write_cell, tables):
     write_cell("tent", "fog", 9)
     write_cell("tent", "snow", 9, code="new", device="gpu")
-    (block,) = blocks()
-    assert "different code (c0de, new)" in block.notes[0]
-    assert "different devices (cpu, gpu)" in block.notes[1]
+    (table,) = tables()
+    assert "different code (c0de, new)" in table.notes[0]
+    assert "different devices (cpu, gpu)" in table.notes[1]
 
 
 @pytest.mark.parametrize("field, values", [
@@ -203,13 +212,13 @@ def test_the_verdict_follows_the_interval_in_either_metric(
     assert verdict in (tmp_path / "table.md").read_text()
 
 
-def test_the_interval_samples_images_not_cells(write_cell, blocks):
+def test_the_interval_samples_images_not_cells(write_cell, tables):
     for corruption in CORRUPTIONS:
         write_cell("apm", corruption, 8, teacher=6)
-    (block,) = blocks()
-    line = block.frame.iloc[0]
-    assert line["delta_low_mean"] == pytest.approx(line["delta_low_fog"])
-    assert line["delta_high_mean"] == pytest.approx(line["delta_high_fog"])
+    (table,) = tables()
+    figures = table.lines[0].figures
+    assert figures["mean"].low == pytest.approx(figures["fog"].low)
+    assert figures["mean"].high == pytest.approx(figures["fog"].high)
 
 
 def test_severities_have_their_own_tables_and_a_mean(write_cell, tmp_path):
@@ -298,7 +307,7 @@ def test_no_results_are_a_user_error(tmp_path, make):
 
 
 def test_tables_need_no_torch():
-    heavy = "{'torch', 'scipy', 'matplotlib', 'yaml', 'yacs'}"
+    heavy = "{'torch', 'scipy', 'matplotlib', 'yaml', 'yacs', 'pandas'}"
     subprocess.run([sys.executable, "-c", "import sys; import tta_apm.report.write; "
                     f"assert not {heavy} & set(sys.modules)"], check=True)
 
@@ -339,17 +348,17 @@ def test_a_half_done_sweep_shows_gaps_as_gaps(half_done):
 def test_every_reader_has_the_gaps(half_done, capsys):
     rows = load_rows(half_done)
     assert rows.domains("digits_c") == {("fog", 5), ("snow", 5)}
-    (block,) = make_blocks(rows)
-    assert block.frame["mean"].isna().all()
+    (table,) = build_tables(rows)
+    assert np.isnan(column(table, "mean")).all()
     assert cli.main(["plot", str(half_done), "--kind", "methods"]) == cli.OK
     assert cli.main(["export", "csv", str(half_done)]) == cli.OK
     text = capsys.readouterr().out
     frame = pd.read_csv(io.StringIO(text[text.index("method,"):]))
     assert frame["mean"].isna().all()
-    (made,) = drawings.methods(block)
+    (made,) = plots.methods(table)
     assert [text.get_text() for text in made.axes[0].texts] == ["–", "10", "–", "–", "–", "–"]
     assert made.axes[0].texts[0].get_color() == "black"  # on white paper
-    assert "2 seeds · incomplete\nimages: files" in made.axes[0].get_title("left")
+    assert "2 seeds · incomplete\nimages: files" in made._suptitle.get_text()
 
 
 def test_an_ablation_has_the_gaps(half_done, write_config):
@@ -385,8 +394,8 @@ def test_where_nothing_tells_what_was_wanted_the_tables_say_so(
 
 def test_a_config_of_another_data_set_is_named(half_done, write_cell):
     write_cell("tent", "fog", 5, dataset="cifar10_c")
-    (other, own) = make_blocks(load_rows(half_done))
-    assert other.frame["mean"].tolist() == [0.5] and own.frame["mean"].isna().all()
+    (other, own) = build_tables(load_rows(half_done))
+    assert column(other, "mean").tolist() == [0.5] and np.isnan(column(own, "mean")).all()
     assert any("config.yaml is of digits_c" in note for note in other.notes)
     assert not any("config.yaml" in note for note in own.notes)
 
@@ -403,11 +412,11 @@ def test_the_conditions_go_with_every_table(write_cell, tmp_path):
     assert "official CIFAR-10-C" in tables.files["table.csv"]
 
 
-def test_what_was_not_counted_everywhere_has_no_mean(write_cell, blocks):
+def test_what_was_not_counted_everywhere_has_no_mean(write_cell, tables):
     write_cell("tent", "fog", 9)
     write_cell("tent", "snow", 9, gflops_per_image=None)
-    (block,) = blocks()
-    assert block.frame["gflops_per_image"].isna().all()
+    (table,) = tables()
+    assert all(np.isnan(line.cost.gflops_per_image) for line in table.lines)
 
 
 def test_a_folder_that_cannot_be_written_is_still_shown(write_cell, tmp_path, capsys):

@@ -69,7 +69,7 @@ def _tables(options: argparse.Namespace) -> None:
     from tta_apm.cost import paper, table
     from tta_apm.cost.methods import Costs
     from tta_apm.device import choose_device
-    from tta_apm.report.render import csv_of
+    from tta_apm.report.formats.csv import csv_of
 
     device = choose_device(cfg.DEVICE)
     costs = Costs(cfg, names, device)

@@ -8,25 +8,27 @@ from pathlib import Path
 from tta_apm.atomic import atomic_write
 from tta_apm.cli import OK
 from tta_apm.commands import options as shared
-from tta_apm.interop.export import FORMATS, find_row, robustbench
-from tta_apm.interop.robustbench import conditions
+from tta_apm.interop.robustbench import conditions, find_row, write_entry
+from tta_apm.registry import FORMATS
+from tta_apm.report.build import build_tables
 from tta_apm.report.results import load_rows
+
+ROBUSTBENCH = "robustbench"  # not one text, but files in a folder
 
 
 def run(options: argparse.Namespace) -> int:
     """Write or print what is asked for."""
     rows = load_rows(options.results)
-    if options.format == "robustbench":
-        for path in robustbench(rows, row=options.row, name=options.name,
-                                folder=options.to or Path("model_info"),
+    if options.format == ROBUSTBENCH:
+        row = find_row(rows, options.row)
+        for path in write_entry(row, options.name, options.to or Path("model_info"),
                                 additional_data=options.additional_data):
             print(path)
-        row = find_row(rows, options.row)
         print(f"Row {options.row}: {conditions(row)}.")
         print("This is RobustBench's format, not an entry: its rules take no defence with an "
               "optimisation loop.")
         return OK
-    text = FORMATS[options.format](rows)
+    text = FORMATS.load(options.format)(build_tables(rows))
     if options.to is None:
         print(text, end="")
     else:
@@ -39,12 +41,12 @@ def make_parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = shared.make_parser(
         "export", "Write the results of a folder in the format of others.")
-    parser.add_argument("format", choices=(*FORMATS, "robustbench"))
+    parser.add_argument("format", choices=(*FORMATS.names(), ROBUSTBENCH))
     shared.add_results(parser)
     parser.add_argument("--to", type=Path, metavar="PATH",
                         help="a file instead of the terminal; for robustbench the folder of its "
                         "model_info (default: model_info)")
-    robustbench = parser.add_argument_group("robustbench")
+    robustbench = parser.add_argument_group(ROBUSTBENCH)
     robustbench.add_argument("--row", default="", help="the row of the table, as METHODS names it")
     robustbench.add_argument("--name", default="", help="of the model: NameYearWord")
     robustbench.add_argument("--additional-data", action="store_true",

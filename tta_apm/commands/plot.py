@@ -8,7 +8,7 @@ from pathlib import Path
 from tta_apm.cli import OK
 from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
-from tta_apm.report.plots import KINDS, draw
+from tta_apm.report.plots import KINDS, plot
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,6 +28,6 @@ def run(options: argparse.Namespace) -> int:
     """Draw the pictures and print their names."""
     if options.out and not options.kind:
         raise UserError("--out takes one picture: say which with --kind")
-    for path in draw(options.results, kind=options.kind, out=options.out, metric=options.metric):
+    for path in plot(options.results, kind=options.kind, out=options.out, metric=options.metric):
         print(path)
     return OK

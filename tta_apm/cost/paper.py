@@ -44,7 +44,7 @@ class Work(NamedTuple):
 
 
 def table_4() -> pd.DataFrame:
-    """The printed figures beside our counts, in the columns that report.cost_table.table_4 takes.
+    """The printed figures beside our counts, in the columns that table.table_4 takes.
 
     Counted on the meta device: shapes without numbers, so it takes no time and no memory.
     """
@@ -89,7 +89,7 @@ def table_4() -> pd.DataFrame:
 
 
 def figure_2(device: torch.device) -> pd.DataFrame:
-    """Cost of an image against the patches processed at a time: report.cost_picture's columns."""
+    """Cost of an image against the patches processed at a time: figure2's columns."""
     clip, student = _drawn_clip(device), draw(_student(), 42).to(device)
     image = torch.rand(1, 3, 224, 224, device=device)
     tokens = clip.tokenizer(["a photo of a cat."]).to(device)

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from tta_apm.report.render import escape_markdown, pipe_table
+from tta_apm.report.formats.markdown import escape, pipe_table
 
 CONVENTIONS = """\
 GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
@@ -35,7 +35,7 @@ def method_table(costs: pd.DataFrame) -> str:
     for line in costs.to_dict("records"):
         total = line["forward"] + line["backward"]
         rows.append([
-            escape_markdown(line["method"]), escape_markdown(line["backbone"]),
+            escape(line["method"]), escape(line["backbone"]),
             *_millions(line["backbone_parameters"], line["adapted_parameters"]),
             "" if pd.isna(line["steps"]) else str(int(line["steps"])),
             *_giga(line["step_forward"], line["step_backward"], line["forward"], line["backward"],

@@ -20,18 +20,19 @@ def require(row: TableRow, board: str, domains: Sequence[DomainKey], what: str, 
         num_images: per domain, on the leaderboard.
         advice: how to run what is missing.
     """
-    record = row.protocol
+    protocol = row.protocol
     missing = sorted({f"{name} {severity}" if severity else name
                       for name, severity in row.missing(domains)})
     if missing:
-        raise UserError(f"row {record.row!r} lacks {len(missing)} of {board}'s {what} "
+        raise UserError(f"row {protocol.row!r} lacks {len(missing)} of {board}'s {what} "
                         f"({', '.join(missing[:5])}{', ...' * (len(missing) > 5)}): {advice}")
-    if record.num_images != num_images:
-        raise UserError(f"row {record.row!r} is over {record.num_images} images per domain, "
-                        f"{board}'s {record.dataset} over {num_images}: run it with NUM_IMAGES -1")
-    strangers = sorted({result.record.images_from for result in row.within(domains)
-                        if result.record.severity
-                        and not result.record.images_from.startswith(OFFICIAL)})
-    if strangers:
-        raise UserError(f"row {record.row!r} is not on the published images but on {strangers[0]}: "
+    if protocol.num_images != num_images:
+        raise UserError(f"row {protocol.row!r} is over {protocol.num_images} images per domain, "
+                        f"{board}'s {protocol.dataset} over {num_images}: run it with "
+                        "NUM_IMAGES -1")
+    others = sorted({result.record.images_from for result in row.within(domains)
+                     if result.record.severity
+                     and not result.record.images_from.startswith(OFFICIAL)})
+    if others:
+        raise UserError(f"row {protocol.row!r} is not on the published images but on {others[0]}: "
                         "put those into DATA_DIR and run it again")

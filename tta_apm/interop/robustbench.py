@@ -7,20 +7,25 @@ so a method that adapts at test time is no entry for its leaderboard unless its 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from tta_apm.atomic import atomic_write
 from tta_apm.data.corruptions.constants import SEVERITIES
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, nearest
+from tta_apm.interop.citations import paper_of
 from tta_apm.interop.official import require
-from tta_apm.report.results import TableRow
+from tta_apm.report import phrases
+from tta_apm.report.results import Rows, TableRow
 from tta_apm.report.table import CLEAN_KEY
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # RobustBench's own order of the corruptions, each with AlexNet's error: the mean over severities on
 # its 5,000 images of ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv).
@@ -48,29 +53,41 @@ BOARDS = {"cifar10_c": Board("cifar10", 10_000, False),
           "imagenet_c": Board("imagenet", 5_000, True)}
 
 
-def write_entry(row: TableRow, name: str, paper: Mapping[str, str], folder: Path, *,
-                additional_data: bool) -> list[Path]:
+def find_row(rows: Rows, text: str) -> TableRow:
+    """The row that METHODS names `text`. UserError if there is none, or more than one."""
+    found = [row for row in rows if row.protocol.row == text]
+    if not found:
+        raise UserError(f"--row {text!r}: {nearest(text, {row.protocol.row for row in rows})}")
+    if len(found) > 1:
+        raise UserError(f"--row {text!r}: {len(found)} rows are called so, which differ in their "
+                        "setting, data set or images: export from a folder with one of them")
+    return found[0]
+
+
+def write_entry(row: TableRow, name: str, folder: Path, *, additional_data: bool) -> list[Path]:
     """Write folder/<board>/corruptions/<name>.json and its line of unaggregated_results.csv there.
 
     Args:
         row: of results on CIFAR-10-C, CIFAR-100-C or RobustBench's images of ImageNet-C.
-        name: of the model, as NameYearWord.
-        paper: its title, author, venue and link.
+        name: of the model: NameYearWord.
         additional_data: whether the backbone learnt from more than the data set's training images.
 
     Returns:
         The two files.
 
     Raises:
-        UserError: if the results are not all that RobustBench's format holds, or `name` is
-            somebody else's; nothing is written.
+        UserError: if the results are not all that RobustBench's format holds, or `name` has other
+            characters or is somebody else's; nothing is written.
     """
+    if not re.fullmatch(r"\w+", name):
+        raise UserError("--name NameYearWord of letters and digits, such as Modi2024Asynchronous, "
+                        "is what RobustBench calls a model")
     board = check(row)
     inside = folder / board.name / "corruptions"
     files = inside / f"{name}.json", inside / "unaggregated_results.csv"
     _keep_others(inside, name, files[1])
     table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
-    text = json.dumps(model_info(row, board, paper, additional_data), indent=2)
+    text = json.dumps(model_info(row, board, additional_data), indent=2)
     atomic_write(files[1], table.to_csv().encode())
     atomic_write(files[0], text.encode())
     return list(files)
@@ -78,35 +95,37 @@ def write_entry(row: TableRow, name: str, paper: Mapping[str, str], folder: Path
 
 def check(row: TableRow) -> Board:
     """The leaderboard that a row fits. UserError that says what is missing if it fits none."""
-    record = row.protocol
-    if record.dataset not in BOARDS:
-        raise UserError(f"RobustBench has no leaderboard for {record.dataset}: it has them for "
+    dataset = row.protocol.dataset
+    if dataset not in BOARDS:
+        raise UserError(f"RobustBench has no leaderboard for {dataset}: it has them for "
                         f"{', '.join(BOARDS)}")
-    board = BOARDS[record.dataset]
+    board = BOARDS[dataset]
     require(row, "RobustBench", [*DOMAINS, CLEAN_KEY],
             f"{len(DOMAINS)} domains and the clean images", board.num_images,
             "run it with SEVERITY [0,1,2,3,4,5] and all CORRUPTIONS")
     return board
 
 
-def model_info(row: TableRow, board: Board, paper: Mapping[str, str],
-               additional_data: bool) -> dict[str, Any]:
+def model_info(row: TableRow, board: Board, additional_data: bool) -> dict[str, Any]:
     """The fields of RobustBench's ModelInfo; figures are text, in per cent."""
-    record = row.protocol
+    protocol = row.protocol
+    paper = paper_of(protocol.method) or {"title": protocol.row, "author": "", "url": "",
+                                          "year": ""}
+    venue = f"{paper.get('booktitle', paper.get('journal', ''))} {paper['year']}".strip()
+    hyper_parameters = protocol.hyper_parameters or {}
     errors = {name: 1 - float(np.mean([accuracy(row, (name, severity))
                                        for severity in SEVERITIES])) for name in ALEXNET}
-    steps = record.hyper_parameters.get("steps", 0)
-    settings = ", ".join(f"{key} {value}" for key, value in record.hyper_parameters.items()
-                         if value is not None)
     info: dict[str, Any] = {
-        "link": paper["link"], "name": paper["title"], "authors": paper["author"],
+        "link": paper["url"], "name": paper["title"], "authors": _names(paper["author"]),
         # What it means for test-time training RobustBench does not say; we give the updates.
-        "additional_data": additional_data, "number_forward_passes": max(1, steps),
-        "dataset": board.name, "venue": paper["venue"], "architecture": record.backbone,
+        "additional_data": additional_data,
+        "number_forward_passes": max(1, hyper_parameters.get("steps", 0)),
+        "dataset": board.name, "venue": venue, "architecture": protocol.backbone,
         "eps": None, "clean_acc": _percent(accuracy(row, CLEAN_KEY)), "reported": "",
         "corruptions_acc": _percent(1 - float(np.mean(list(errors.values())))),
-        "footnote": f"Adapts at test time: {record.method} ({settings}), {record.setting}, "
-                    f"batches of {record.batch_size}; {conditions(row)}. {OURS}",
+        "footnote": f"Adapts at test time: {protocol.method} "
+                    f"({', '.join(phrases.settings(hyper_parameters))}), {protocol.setting}, "
+                    f"batches of {protocol.batch_size}; {conditions(row)}. {OURS}",
     }
     if board.has_mce:
         info["corruptions_mce"] = _percent(float(np.mean([
@@ -119,7 +138,12 @@ def conditions(row: TableRow) -> str:
     sources = sorted({result.record.images_from for result in row.within(DOMAINS)})
     return (f"{'; '.join(sources)}, {row.protocol.num_images} images per domain, "
             f"{len(ALEXNET)} corruptions at severities {' '.join(map(str, SEVERITIES))}, "
-            f"seed{'s' * (len(row.seeds) > 1)} {' '.join(map(str, row.seeds))}")
+            f"{phrases.seeds(row.seeds)}")
+
+
+def _names(authors: str) -> str:
+    """BibTeX's "Last, First and ..." as "First Last, ..."."""
+    return ", ".join(" ".join(reversed(author.split(", "))) for author in authors.split(" and "))
 
 
 def _keep_others(folder: Path, name: str, table: Path) -> None:
@@ -150,6 +174,8 @@ def accuracy(row: TableRow, domain: tuple[str, int]) -> float:
 
 def _with_line(file: Path, name: str, values: Sequence[float]) -> pd.DataFrame:
     """The table of `file`, if it is there, with the model's line in it."""
+    import pandas as pd
+
     line = pd.DataFrame([[round(value, 6) for value in values]], index=[name],
                         columns=pd.MultiIndex.from_tuples(DOMAINS))
     known = _read(file).drop(index=name, errors="ignore")
@@ -158,6 +184,8 @@ def _with_line(file: Path, name: str, values: Sequence[float]) -> pd.DataFrame:
 
 def _read(file: Path) -> pd.DataFrame:
     """The table of `file`, empty if it is not there."""
+    import pandas as pd
+
     if not file.is_file():
         return pd.DataFrame()
     try:
@@ -166,7 +194,8 @@ def _read(file: Path) -> pd.DataFrame:
             [(corruption, int(severity)) for corruption, severity in known.columns])
         return known[DOMAINS]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no unaggregated_results.csv of robustbench: {error}") from error
+        raise UserError(f"{file} is not an unaggregated_results.csv of robustbench: "
+                        f"{error}") from error
 
 
 def _percent(fraction: float) -> str:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tta_apm.errors import UserError, nearest
-from tta_apm.report import phrases, render
+from tta_apm.report import phrases
+from tta_apm.report.build import build_tables
+from tta_apm.report.formats.markdown import escape, pipe_table
 from tta_apm.report.published import FOLDER, PAPER
 from tta_apm.report.results import Rows
-from tta_apm.report.table import Block, make_blocks
+from tta_apm.report.table import Table
 
 # A file per table: accuracy in %, as printed; std_* over the seeds 0, 7 and 42.
 PUBLISHED = FOLDER / "ablations"
@@ -69,27 +71,25 @@ def paper_rows(paper: Paper) -> list[dict[str, str]]:
 def ablation(rows: Rows, paper: Paper) -> str:
     """A Markdown table of `rows` with the paper's beside them, for each data set and severity."""
     theirs = dict(zip(paper.methods, zip(paper.rows, paper_rows(paper))))
-    return "\n\n".join(_beside(block, paper.table, theirs)
-                       for block in make_blocks(rows, metric="accuracy"))
+    return "\n\n".join(_beside(table, paper.table.replace("_", " "), theirs)
+                       for table in build_tables(rows, metric="accuracy"))
 
 
-def _beside(block: Block, table: str,
-            theirs: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
+def _beside(table: Table, name: str, theirs: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
     datasets = [name for name in dict.fromkeys(
         name for _, figures in theirs.values() for name in figures) if not name.startswith("std_")]
-    name = table.replace("_", " ")
     head = ["ours", "accuracy", "its teacher", "Δ", "95 % interval", "agree %", "cosine", name,
             *(f"there, {dataset}" for dataset in datasets)]
     grid = []
-    for _, line in phrases.lines(block):
-        row, figures = theirs.get(line["method"], ("", {}))
-        grid.append([render.escape_markdown(line["method"]), phrases.figure(line, "mean"),
-                     *phrases.teacher_figures(line), row,
+    for line in table.lines:
+        row, figures = theirs.get(line.heading, ("", {}))
+        grid.append([escape(line.heading), phrases.value(line.mean),
+                     *phrases.against_teacher(line.mean), row,
                      *(_printed(figures, dataset) for dataset in datasets)])
-    parts = [f"{phrases.title(block)}, and {name} of {PAPER}: top-1 accuracy in %; theirs is on "
-             "other images with another teacher", render.pipe_table(head, grid, text=1),
-             "\n".join(f"- {render.escape_markdown(note)}"
-                       for note in (*phrases.conditions(block), *block.notes))]
+    parts = [f"{phrases.title(table)}, and {name} of {PAPER}: top-1 accuracy in %; theirs is on "
+             "other images with another teacher", pipe_table(head, grid, text=1),
+             "\n".join(f"- {escape(note)}" for note in (*phrases.conditions(table),
+                                                        *table.notes))]
     return "\n\n".join(parts)
 
 

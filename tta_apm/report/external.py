@@ -1,4 +1,4 @@
-"""Given: rows whose figures were measured elsewhere, beside ours. Imports no torch.
+"""External: rows that were measured elsewhere, below ours. Imports no torch.
 
 There are no predictions behind them: they get no interval and no teacher, are never marked best,
 since nothing tells that they are on the same images, and say where they come from.
@@ -8,42 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from tta_apm.report.results import DomainKey
-from tta_apm.report.table import CLEAN_KEY, COST, Block, Layout, layouts
+from tta_apm.report import phrases
+from tta_apm.report.results import DomainKey, Protocol
+from tta_apm.report.table import Columns, Figure, Origin, Table, TableLine, empty_tables
+
+NOT_TOLD = "not told"
+# Of a protocol, where a source says nothing.
+_UNKNOWN: dict[str, Any] = dict(
+    hyper_parameters=None, weights=NOT_TOLD, templates="", resolution=0, preprocessing="",
+    num_images="", scope="", survives="", setting="", order="", batch_size=None)
+
+
+def protocol_of(method: str, backbone: str, dataset: str, **fields: Any) -> Protocol:
+    """A protocol of which a source tells no more than this; `fields` are of Protocol."""
+    return Protocol(row=method, method=method, backbone=backbone, dataset=dataset,
+                    **{**_UNKNOWN, **fields})
 
 
 @dataclass(frozen=True)
-class GivenRow:
+class ExternalRow:
     """Figures of one method under one protocol.
 
     Args:
-        method: as the table shall name it.
-        backbone: as its source names it, "" if that is silent.
-        dataset: as ours are named.
+        protocol: as far as its source tells it; its `row` names the method.
         errors: error as a fraction, by domain and seed; the seed is None where none is told.
-        protocol: what its source tells of how they were measured, in short.
+        summary: what its source tells of how they were measured, in short.
         source: what a note below the table says of where they come from.
         mark: stands behind the method: "imported" or "published".
-        place: stands there, too: whose method it is and where it ran.
+        host: stands there, too: whose method it is and where it ran.
+        images_from: the images that they are over.
         wanted: domains that it was to have besides those of `errors`.
-        told: columns of a block's frame that its source tells, such as "setting".
     """
 
-    method: str
-    backbone: str
-    dataset: str
+    protocol: Protocol
     errors: Mapping[tuple[DomainKey, int | None], float]
-    protocol: str
+    summary: str
     source: str
     mark: str
-    told: Mapping[str, Any] = field(default_factory=dict)
-    place: str = ""
+    host: str = ""
+    images_from: str = NOT_TOLD
     wanted: frozenset[DomainKey] = frozenset()
 
     @property
@@ -56,89 +64,53 @@ class GivenRow:
 
     @property
     def heading(self) -> str:
-        return f"{self.method} ({', '.join(filter(None, [self.mark, self.place]))})"
+        return f"{self.protocol.row} ({', '.join(filter(None, [self.mark, self.host]))})"
 
     def missing(self, domains: Iterable[DomainKey]) -> int:
         """How many cells of `domains` it lacks, over its seeds."""
         return sum((domain, seed) not in self.errors for domain in domains for seed in self.seeds)
 
 
-def add_given(blocks: Sequence[Block], rows: Sequence[GivenRow], metric: str) -> list[Block]:
-    """The blocks with given rows below ours, and blocks for what only they are on."""
-    blocks = list(blocks)
-    for dataset in sorted({row.dataset for row in rows}):
-        there = [block for block in blocks if block.dataset == dataset]
-        shown = {domain for block in there for domain in _shown(block)}
-        homeless = [row for row in rows if row.dataset == dataset and not row.domains & shown]
-        if homeless:  # a table of theirs, rather than none; ours stay the last ones
-            place = blocks.index(there[0]) if there else len(blocks)
-            blocks[place:place] = _empty_blocks(dataset, homeless, metric)
-    return [with_rows(block, rows) for block in blocks]
+def add_external(tables: Sequence[Table], rows: Sequence[ExternalRow], metric: str) -> list[Table]:
+    """The tables with external rows below ours, and tables for what only they are on."""
+    tables = list(tables)
+    for dataset in sorted({row.protocol.dataset for row in rows}):
+        there = [table for table in tables if table.dataset == dataset]
+        shown = {domain for table in there for domain in table.domains}
+        alone = [row for row in rows
+                 if row.protocol.dataset == dataset and not row.domains & shown]
+        if alone:  # a table of theirs, rather than none; ours stay the last ones
+            index = tables.index(there[0]) if there else len(tables)
+            domains = {domain for row in alone for domain in row.domains}
+            tables[index:index] = empty_tables(dataset, domains, metric)
+    return [with_rows(table, rows) for table in tables]
 
 
-def _empty_blocks(dataset: str, rows: Iterable[GivenRow], metric: str) -> list[Block]:
-    domains = {domain for row in rows for domain in row.domains}
-    return [Block(dataset, severity, metric, tuple(layout),
-                  CLEAN_KEY in domains and severity != "0",
-                  pd.DataFrame(), frozenset(), ()) for severity, layout in layouts(domains)]
-
-
-def with_rows(block: Block, rows: Sequence[GivenRow]) -> Block:
-    """A block with those of the given rows that have any of its domains below its own."""
-    shown = _shown(block)
-    fitting = [row for row in rows if row.dataset == block.dataset and row.domains & shown]
-    if not fitting:
-        return block
-    lines = [_line(row, block, _figures(block)) for row in fitting]
-    notes = []
-    for number, row in enumerate(fitting, len(block.frame) + 1):
+def with_rows(table: Table, rows: Sequence[ExternalRow]) -> Table:
+    """A table with those of the external rows that have any of its domains below its own."""
+    fitting = [row for row in rows if row.protocol.dataset == table.dataset
+               and row.domains.intersection(table.domains)]
+    lines, notes = [], []
+    for number, row in enumerate(fitting, len(table.lines) + 1):
+        lines.append(_line(number, row, table))
         notes.append(f"Row {number} is {row.mark}: {row.source}. There are no predictions behind "
                      "it, so it has no interval and is never marked best.")
-        missing = row.missing(shown)
-        if missing:
-            notes.append(f"Row {number}: {missing} of {len(shown) * len(row.seeds)} cells missing; "
-                         "no average is taken over them.")
-    frame = pd.DataFrame([*block.frame.to_dict("records"), *lines])
-    return replace(block, frame=frame, notes=(*block.notes, *notes))
+        if lines[-1].num_missing:
+            notes.append(phrases.missing(lines[-1], table))
+    return replace(table, lines=(*table.lines, *lines), notes=(*table.notes, *notes))
 
 
-def _shown(block: Block) -> set[DomainKey]:
-    return {domain for layout in _figures(block).values() for column in layout.values()
-            for domain in column}
+def _line(number: int, row: ExternalRow, table: Table) -> TableLine:
+    return TableLine(
+        number, row.heading, row.protocol, row.summary, tuple(row.seeds),
+        {name: _figure(row, columns, table.metric) for name, columns in table.figures.items()},
+        num_missing=row.missing(table.domains), origin=Origin(images_from=(row.images_from,)))
 
 
-def _figures(block: Block) -> dict[str, Layout]:
-    """Every figure of a block as the columns that it is the mean of."""
-    severities = [int(word) for word in block.severity.removeprefix("mean of ").split()]
-    columns = {name: tuple((name, severity) for severity in severities)
-               for name in block.columns}
-    figures = {name: {name: domains} for name, domains in columns.items()}
-    return figures | {"mean": columns} | ({"clean": {"clean": (CLEAN_KEY,)}} if block.clean else {})
-
-
-def _line(row: GivenRow, block: Block, figures: Mapping[str, Layout]) -> dict[str, Any]:
-    # What is not told stays empty: a NaN would turn our whole numbers into floats.
-    line: dict[str, Any] = {
-        **dict.fromkeys(map(str, block.frame.columns), ""),
-        "method": row.heading, "metric": block.metric,
-        "severity": block.severity, "dataset": row.dataset, "backbone": row.backbone,
-        "weights": "not told", "templates": "", "resolution": 0, "preprocessing": "",
-        "seeds": " ".join("?" if seed is None else str(seed) for seed in row.seeds),
-        "protocol": row.protocol, "device": "", "images_from": "not told",
-        "num_missing": row.missing(_shown(block)), **row.told}
-    line |= dict.fromkeys((*COST, "agreement", "cosine"), math.nan)
-    for name, layout in figures.items():
-        line |= dict.fromkeys((f"{kind}_{name}" for kind in (
-            "std", "teacher", "delta", "delta_low", "delta_high", "agreement", "cosine")),
-            math.nan)
-        line |= _figure(row, name, layout, block.metric)
-    return line
-
-
-def _figure(row: GivenRow, name: str, layout: Layout, metric: str) -> dict[str, float]:
-    """The mean over a layout's columns and its std over seeds; NaN unless all of it is there."""
+def _figure(row: ExternalRow, columns: Columns, metric: str) -> Figure:
+    """The mean over columns and its std over seeds; NaN unless all of it is there."""
     per_seed = [np.mean([np.mean([row.errors.get((domain, seed), math.nan) for domain in column])
-                         for column in layout.values()]) for seed in row.seeds]
+                         for column in columns.values()]) for seed in row.seeds]
     error = float(np.mean(per_seed))
-    return {name: 1 - error if metric == "accuracy" else error,
-            f"std_{name}": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else math.nan}
+    return Figure(1 - error if metric == "accuracy" else error,
+                  float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else math.nan)

@@ -16,7 +16,8 @@ from typing import Any
 from tta_apm.atomic import atomic_write
 from tta_apm.bench.records import hash_bytes
 from tta_apm.errors import UserError, explain
-from tta_apm.report.external import GivenRow
+from tta_apm.report import phrases
+from tta_apm.report.external import NOT_TOLD, ExternalRow, protocol_of
 from tta_apm.report.imported_log import FIELDS, Log, checked
 from tta_apm.report.results import DomainKey
 
@@ -50,7 +51,7 @@ def load(folder: Path) -> list[Log]:
     return found
 
 
-def rows(found: Sequence[Log]) -> list[GivenRow]:
+def rows(found: Sequence[Log]) -> list[ExternalRow]:
     """The rows of a table: logs that differ in nothing but their seed and domains share one.
 
     Raises:
@@ -58,7 +59,7 @@ def rows(found: Sequence[Log]) -> list[GivenRow]:
     """
     groups: dict[str, list[Log]] = {}
     for log in sorted(found, key=lambda log: (log.host, log.method, log.file)):
-        groups.setdefault(json.dumps(_protocol(log), sort_keys=True), []).append(log)
+        groups.setdefault(json.dumps(_settings(log), sort_keys=True), []).append(log)
     counts = Counter(_heading(group[0]) for group in groups.values())
     return [_row(group, [other[0] for other in groups.values()
                          if counts[_heading(group[0])] > 1
@@ -66,7 +67,7 @@ def rows(found: Sequence[Log]) -> list[GivenRow]:
             for group in groups.values()]
 
 
-def _protocol(log: Log) -> dict[str, Any]:
+def _settings(log: Log) -> dict[str, Any]:
     """Everything in which two rows may differ."""
     return {"host": log.host, "ours": log.ours, "method": log.method, "backbone": log.backbone,
             "dataset": log.dataset, "setting": log.setting, "batch_size": log.batch_size,
@@ -74,45 +75,44 @@ def _protocol(log: Log) -> dict[str, Any]:
 
 
 def _heading(log: Log) -> tuple[str, str, str]:
-    return log.dataset, log.method, _place(log)
+    return log.dataset, log.method, _host(log)
 
 
-def _place(log: Log) -> str:
+def _host(log: Log) -> str:
     return f"ours in {log.host}" if log.ours else log.host
 
 
-def _row(group: Sequence[Log], alike: Sequence[Log]) -> GivenRow:
+def _row(group: Sequence[Log], alike: Sequence[Log]) -> ExternalRow:
     """Args: alike: a log of each row that has the same heading, if there are several."""
     first = group[0]
-    told = [f"{name} {_protocol(first).get(name, 'not told')}" for name in _differences(alike)]
-    seeds = sorted({"not told" if log.seed is None else str(log.seed) for log in group})
+    differences = [f"{name} {_settings(first).get(name, NOT_TOLD)}"
+                   for name in _differences(alike)]
     parts = [first.setting, *(f"n={count}" for count in _counts(first))]
     if first.batch_size is not None:
         parts.append(f"b{first.batch_size}")
-    parts += [f"seed{'s' * (len(seeds) > 1)} {' '.join(seeds)}"]
-    parts += [f"{name} {value}" for name, value in first.hyper_parameters.items()
-              if value is not None]
-    parts += [text for text in told if text not in parts]
+    seeds = sorted({NOT_TOLD if log.seed is None else str(log.seed) for log in group})
+    parts.append(phrases.seeds(seeds))
+    parts += phrases.settings(first.hyper_parameters)
+    parts += [text for text in differences if text not in parts]
     files = ", ".join(sorted({log.file for log in group}))
-    return GivenRow(
-        method=" ".join([first.method, *told[:MANY], *["..."] * (len(told) > MANY)]),
-        backbone=first.backbone, dataset=first.dataset, errors=_errors(group),
-        protocol=" · ".join([first.host, *parts]), source=f"from {first.host}, {files}",
-        mark="imported", place=_place(first), wanted=frozenset(
-            (name, severity) for log in group for name, severity in log.missing),
-        told={
-            "setting": first.setting, "batch_size": first.batch_size,
-            "num_images": " ".join(map(str, _counts(first))),
-            "images_from": first.settings.get("images", "not told"),
-            "hyper_parameters": json.dumps(first.hyper_parameters, sort_keys=True)})
+    return ExternalRow(
+        protocol_of(
+            " ".join([first.method, *differences[:MANY], *["..."] * (len(differences) > MANY)]),
+            first.backbone, first.dataset, hyper_parameters=first.hyper_parameters,
+            num_images=" ".join(map(str, _counts(first))), setting=first.setting,
+            batch_size=first.batch_size),
+        _errors(group), summary=" · ".join([first.host, *parts]),
+        source=f"from {first.host}, {files}", mark="imported", host=_host(first),
+        images_from=str(first.settings.get("images", NOT_TOLD)), wanted=frozenset(
+            (name, severity) for log in group for name, severity in log.missing))
 
 
 def _differences(alike: Sequence[Log]) -> list[str]:
     """The settings in which they are not all the same."""
-    protocols: list[Mapping[str, Any]] = [_protocol(log) for log in alike]
-    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    every: list[Mapping[str, Any]] = [_settings(log) for log in alike]
+    names = dict.fromkeys(name for settings in every for name in settings)
     return [name for name in names
-            if len({json.dumps(protocol.get(name)) for protocol in protocols}) > 1]
+            if len({json.dumps(settings.get(name)) for settings in every}) > 1]
 
 
 def _errors(group: Sequence[Log]) -> dict[tuple[DomainKey, int | None], float]:
@@ -120,14 +120,14 @@ def _errors(group: Sequence[Log]) -> dict[tuple[DomainKey, int | None], float]:
     files: dict[tuple[DomainKey, int | None], Log] = {}
     for log in group:
         for corruption, severity, error, _ in log.errors:
-            place = (corruption, severity), log.seed
-            if place in errors:
+            cell = (corruption, severity), log.seed
+            if cell in errors:
                 raise UserError(
-                    f"{files[place].file} ({files[place].file_hash}) and {log.file} "
+                    f"{files[cell].file} ({files[cell].file_hash}) and {log.file} "
                     f"({log.file_hash}) hold the same cell, {log.method} of {log.host} on "
                     f"{corruption} {severity} with the same settings and seed: leave one out, or "
                     f"delete its file in {FOLDER}/")
-            errors[place], files[place] = error, log
+            errors[cell], files[cell] = error, log
     return errors
 
 

@@ -1,85 +1,87 @@
-"""What tables say: the texts of a block and of its lines that all formats share."""
+"""Phrases: the texts of a table and of its lines that all formats share. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 from tta_apm.data.corruptions.constants import CORRUPTIONS
-from tta_apm.report.table import COST, Block, in_usual_order
+from tta_apm.report.results import Protocol
+from tta_apm.report.table import Cost, Figure, Table, TableLine, in_usual_order
 
 MISSING = "–"
 
-Line = dict[str, Any]  # of a block's frame
+
+# What a table is.
+
+def title(table: Table) -> str:
+    if table.severities == (0,):
+        return f"{table.dataset}, clean"
+    if len(table.severities) > 1:
+        return f"{table.dataset}, mean over severities {' '.join(map(str, table.severities))}"
+    return f"{table.dataset}, severity {severity(table)}"
 
 
-def lines(block: Block) -> list[tuple[int, Line]]:
-    """The lines of a block's frame, counted from 1."""
-    return list(enumerate(({str(name): value for name, value in line.items()}
-                           for line in block.frame.to_dict("records")), 1))
+def severity(table: Table) -> str:
+    """"5", or "mean of 1 5"; "0" where all images are clean."""
+    text = " ".join(map(str, table.severities))
+    return f"mean of {text}" if len(table.severities) > 1 else text
 
 
-def lines_with_teacher(block: Block) -> list[tuple[int, Line]]:
-    """The lines that stand beside a teacher in any column."""
-    return [(number, line) for number, line in lines(block)
-            if not all(math.isnan(line[f"delta_{name}"]) for name in block.shown)]
+def measure(table: Table) -> str:
+    direction = "higher" if table.metric == "accuracy" else "lower"
+    return f"top-1 {table.metric} in %, {direction} is better"
 
 
-def title(block: Block) -> str:
-    if block.severity == "0":
-        return f"{block.dataset}, clean"
-    if block.severity.startswith("mean"):
-        return f"{block.dataset}, mean over severities {block.severity.removeprefix('mean of ')}"
-    return f"{block.dataset}, severity {block.severity}"
+def good_sign(table: Table) -> str:
+    """Which sign of a difference means better."""
+    return ">0 better" if table.metric == "accuracy" else "<0 better"
 
 
-def measure(block: Block) -> str:
-    direction = "higher" if block.metric == "accuracy" else "lower"
-    return f"top-1 {block.metric} in %, {direction} is better"
-
-
-def good_sign(block: Block) -> str:
-    """Which sign of a difference is to be wished for."""
-    return ">0 better" if block.metric == "accuracy" else "<0 better"
-
-
-def introduction(block: Block) -> str:
+def introduction(table: Table) -> str:
     """What is shown, and what the rows were made of."""
-    all_lines = [line for _, line in lines(block)]
-    texts = [f"{measure(block).capitalize()}, the best in bold; {MISSING} is a missing cell, and "
+    texts = [f"{measure(table).capitalize()}, the best in bold; {MISSING} is a missing cell, and "
              "no average is taken over one."]
-    if "mean" in block.shown:
-        texts.append(f"The mean is over the {len(block.columns)} corruptions"
-                     + ", without clean" * block.clean + ".")
-    if any(" " in line["seeds"] for line in all_lines):
+    if "mean" in table.shown:
+        texts.append(f"The mean is over the {len(table.columns)} corruptions"
+                     + (", without clean." if table.clean else "."))
+    if any(len(line.seeds) > 1 for line in table.lines):
         texts.append("± is the standard deviation over seeds.")
-    backbones = sorted({f"{line['backbone']} ({_made_of(line)})" for line in all_lines
-                        if line["backbone"]})
-    texts.append(f"Backbones: {'; '.join(backbones)}.")
-    texts += conditions(block)
-    devices = {value for line in all_lines for value in line["device"].split("; ") if value}
+    backbones = sorted({f"{line.protocol.backbone} ({_made_of(line.protocol)})"
+                        for line in table.lines if line.protocol.backbone})
+    texts += [f"Backbones: {'; '.join(backbones)}.", *conditions(table)]
+    devices = sorted({device for line in table.lines for device in line.origin.device})
     if devices:
-        texts.append(f"Devices: {'; '.join(sorted(devices))}.")
+        texts.append(f"Devices: {'; '.join(devices)}.")
     return " ".join(texts)
 
 
-def conditions(block: Block) -> list[str]:
+def _made_of(protocol: Protocol) -> str:
+    parts = [f"weights {protocol.weights}"]
+    if protocol.templates:
+        parts.append(f"prompts {protocol.templates}")
+    if protocol.preprocessing:
+        parts.append(protocol.preprocessing)
+    elif protocol.resolution:
+        parts.append(f"{protocol.resolution} px")
+    return ", ".join(parts)
+
+
+def conditions(table: Table) -> list[str]:
     """On what images its rows are, one sentence for each kind: no result goes without."""
     groups: dict[str, list[int]] = {}
-    for number, line in lines(block):
-        count, seeds = str(line["num_images"]), str(line["seeds"])
-        text = ", ".join([line["images_from"] or "nothing tells which",
+    for line in table.lines:
+        count = line.protocol.num_images
+        text = ", ".join(["; ".join(line.origin.images_from) or "nothing tells which",
                           f"{count} per domain" if count else "nothing tells how many",
-                          corruptions(block.columns),
-                          f"seed{'s' * (' ' in seeds)} {seeds}" if seeds else "no seed told"])
-        groups.setdefault(text, []).append(number)
-    return [f"Images{of_rows(numbers) if len(groups) > 1 else ''}: {text}."
+                          corruptions(table.columns), seeds(line.seeds)])
+        groups.setdefault(text, []).append(line.number)
+    return [f"Images{_of_rows(numbers) if len(groups) > 1 else ''}: {text}."
             for text, numbers in groups.items()]
 
 
-def of_rows(numbers: Sequence[int]) -> str:
-    return f" of row{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+def _of_rows(numbers: Sequence[int]) -> str:
+    return f" of row{plural(numbers)} {', '.join(map(str, numbers))}"
 
 
 def corruptions(names: Collection[str]) -> str:
@@ -89,81 +91,97 @@ def corruptions(names: Collection[str]) -> str:
     return " ".join(in_usual_order(names))
 
 
-def _made_of(line: Line) -> str:
-    parts = [f"weights {line['weights']}"]
-    if line["templates"]:
-        parts.append(f"prompts {line['templates']}")
-    if line["preprocessing"]:
-        parts.append(line["preprocessing"])
-    elif line["resolution"]:
-        parts.append(f"{line['resolution']} px")
-    return ", ".join(parts)
+# What was run.
+
+def seeds(numbers: Sequence[object]) -> str:
+    """"seed 0", "seeds 0 1"; ? is one that is not told."""
+    return f"seed{plural(numbers)} {seed_list(numbers)}"
 
 
-def teacher_caption(block: Block) -> str:
+def seed_list(numbers: Sequence[object]) -> str:
+    return " ".join("?" if number is None else str(number) for number in numbers)
+
+
+def settings(hyper_parameters: Mapping[str, object]) -> list[str]:
+    """"lr 0.1" for each that has a value."""
+    return [f"{name} {value}" for name, value in hyper_parameters.items() if value is not None]
+
+
+def missing(line: TableLine, table: Table) -> str:
+    return (f"Row {line.number}: {line.num_missing} of {len(table.domains) * len(line.seeds)} "
+            "cells missing; no average is taken over them.")
+
+
+def plural(things: Collection[object]) -> str:
+    return "s" if len(things) > 1 else ""
+
+
+# How a row stands to its teacher.
+
+def teacher_caption(table: Table) -> str:
     return ("Against its own teacher, on the same images with the same prompts: Δ in points "
-            f"({good_sign(block)}) with its 95 % interval, a score interval for paired proportions "
+            f"({good_sign(table)}) with its 95 % interval, a score interval for paired proportions "
             "(Tango's; images are the sample, docs/intervals.md). Each interval stands for itself: "
             "there is no correction for their number, and seeds are not resampled.")
 
 
-def verdicts(block: Block) -> list[str]:
+def verdicts(table: Table) -> list[str]:
     """One sentence for each row that has a teacher and is whole."""
-    return [f"Row {number}, {line['method']}: {percent(line['mean'])} % {block.metric}, its "
-            f"teacher {percent(line['teacher_mean'])} %, Δ {delta(line, 'mean')}: "
-            f"{_verdict(line, block.metric)}. They agree on {percent(line['agreement'])} % of the "
-            f"images; final cosine {number_text(line['cosine'], '.3f')}."
-            for number, line in lines_with_teacher(block) if not math.isnan(line["delta_mean"])]
+    return [f"Row {line.number}, {line.heading}: {percent(line.mean.value)} % {table.metric}, its "
+            f"teacher {percent(line.mean.teacher)} %, Δ {delta(line.mean)}: "
+            f"{_verdict(line.mean, table.metric)}. They agree on {percent(line.mean.agreement)} % "
+            f"of the images; final cosine {number(line.mean.cosine, '.3f')}."
+            for line in table.lines_with_teacher if not math.isnan(line.mean.delta)]
 
 
-def _verdict(line: Line, metric: str) -> str:
-    low, high = line["delta_low_mean"], line["delta_high_mean"]
-    if low <= 0 <= high:
+def _verdict(figure: Figure, metric: str) -> str:
+    if figure.low <= 0 <= figure.high:
         return "the interval holds 0, no difference is shown"
-    better = (low > 0) == (metric == "accuracy")
+    better = (figure.low > 0) == (metric == "accuracy")
     return f"{'better' if better else 'worse'} than its teacher, the interval excludes 0"
 
 
-def figure(line: Line, name: str) -> str:
-    """A column's value, with its std where there are several seeds."""
-    std = line[f"std_{name}"]
-    return percent(line[name]) + ("" if math.isnan(std) else f" ± {100 * std:.1f}")
+# Numbers.
+
+def value(figure: Figure) -> str:
+    """In per cent, with its std where there are several seeds."""
+    return percent(figure.value) + (
+        "" if math.isnan(figure.std) else f" ± {100 * figure.std:.1f}")
 
 
-def teacher_figures(line: Line) -> list[str]:
+def against_teacher(figure: Figure) -> list[str]:
     """The teacher's value, the difference, its interval, agreement in per cent and cosine."""
-    return [percent(line["teacher_mean"]), points(line["delta_mean"]), interval(line, "mean"),
-            percent(line["agreement"]), number_text(line["cosine"], ".3f")]
+    return [percent(figure.teacher), points(figure.delta), interval(figure),
+            percent(figure.agreement), number(figure.cosine, ".3f")]
 
 
-def cost(line: Line) -> list[str]:
+def cost(cost: Cost) -> list[str]:
     """Milliseconds and GFLOPs per image, peak memory in MB."""
-    seconds, gflops, megabytes = (line[name] for name in COST)
-    return [number_text(1000 * seconds, ".3g" if seconds < 1 else ".0f"),
-            number_text(gflops, ".3g" if gflops < 1000 else ".0f"), number_text(megabytes, ".0f")]
+    seconds, gflops = cost.seconds_per_image, cost.gflops_per_image
+    return [number(1000 * seconds, ".3g" if seconds < 1 else ".0f"),
+            number(gflops, ".3g" if gflops < 1000 else ".0f"), number(cost.peak_memory_mb, ".0f")]
 
 
 def percent(fraction: float) -> str:
-    return number_text(100 * fraction, ".1f")
+    return number(100 * fraction, ".1f")
 
 
-def number_text(value: float, form: str) -> str:
+def number(value: float, form: str) -> str:
     return MISSING if math.isnan(value) else format(value, form)
 
 
 def points(fraction: float) -> str:
     """A difference with its sign, to a hundredth of a point; zero has none."""
-    text = number_text(100 * fraction, "+.2f")
+    text = number(100 * fraction, "+.2f")
     return "0.00" if text in ("+0.00", "-0.00") else text
 
 
-def interval(line: Line, name: str) -> str:
-    low, high = line[f"delta_low_{name}"], line[f"delta_high_{name}"]
-    return MISSING if math.isnan(low) else f"[{points(low)}, {points(high)}]"
+def interval(figure: Figure) -> str:
+    return (MISSING if math.isnan(figure.low)
+            else f"[{points(figure.low)}, {points(figure.high)}]")
 
 
-def delta(line: Line, name: str) -> str:
+def delta(figure: Figure) -> str:
     """A difference with its interval."""
-    if math.isnan(line[f"delta_{name}"]):
-        return MISSING
-    return f"{points(line[f'delta_{name}'])} {interval(line, name)}"
+    return (MISSING if math.isnan(figure.delta)
+            else f"{points(figure.delta)} {interval(figure)}")

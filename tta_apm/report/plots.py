@@ -1,31 +1,35 @@
-"""Plots: pictures of a results folder, written beside its tables."""
+"""Plots: pictures of a results folder, written beside its tables. Imports no torch.
+
+Each kind is a function that gives the pictures of a table, none where it has nothing to draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tta_apm.errors import UserError
-from tta_apm.report import drawings
-from tta_apm.report.results import load_rows, saved_config
-from tta_apm.report.style import save
-from tta_apm.report.table import Block, make_blocks
+from tta_apm.report import phrases, style
+from tta_apm.report.build import build_tables
+from tta_apm.report.results import Protocol, load_rows, saved_config
+from tta_apm.report.style import COLOURS, GREY, MARKERS, plain
+from tta_apm.report.table import Table, TableLine
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What each kind needs, for who asks for one that cannot be drawn.
-KINDS: dict[str, tuple[Callable[[Block], list[Figure]], str]] = {
-    "methods": (drawings.methods, "any results"),
-    "teacher": (drawings.teacher, "a method with a teacher"),
-    "steps": (drawings.steps, "a method with a teacher and two numbers of steps, say METHODS "
-              "[apm STEPS 5, apm STEPS 20]"),
-    "audit": (drawings.audit, "the results of the configs in cfgs/audit"),
-}
+# More columns than these are drawn as their mean only where each would be a line.
+MAX_LINES = 5
 
 
-def draw(folder: Path, *, kind: str | None = None, out: Path | None = None,
+def plot(folder: Path, *, kind: str | None = None, out: Path | None = None,
          metric: str | None = None) -> list[Path]:
     """Draw the results in `folder`; of several severities their mean.
 
@@ -39,20 +43,255 @@ def draw(folder: Path, *, kind: str | None = None, out: Path | None = None,
         The files written.
 
     Raises:
-        UserError: if there are no results, a file of them is not whole, or `kind` has nothing to
+        UserError: if there are no results, a file of them is corrupt, or `kind` has nothing to
             draw.
     """
-    blocks = make_blocks(load_rows(folder),
-                         metric=metric or saved_config(folder).get("METRIC", "error"))
-    last = {block.dataset: block for block in blocks}
+    tables = build_tables(load_rows(folder),
+                          metric=metric or saved_config(folder).get("METRIC", "error"))
+    last = {table.dataset: table for table in tables}
     pictures: list[tuple[str, Figure]] = []
     for name in [kind] if kind else KINDS:
-        figures = [made for block in last.values() for made in KINDS[name][0](block)]
-        pictures += [(f"{name}{f'-{place}' * (place > 1)}.png", made)
-                     for place, made in enumerate(figures, 1)]
+        of_kind = [picture for table in last.values() for picture in KINDS[name][0](table)]
+        pictures += [(f"{name}.png" if number == 1 else f"{name}-{number}.png", picture)
+                     for number, picture in enumerate(of_kind, 1)]
     if not pictures:
         raise UserError(f"{folder}: a picture of kind {kind} needs {KINDS[kind or ''][1]}")
     if out and len(pictures) > 1:
         raise UserError(f"{folder} gives {len(pictures)} pictures of kind {kind}, --out takes one: "
                         "leave it out to have them all in that folder")
-    return [save(made, out or folder / name) for name, made in pictures]
+    return [style.save(picture, out or folder / name) for name, picture in pictures]
+
+
+def methods(table: Table) -> list[Figure]:
+    """Every method under every corruption: a map of figures, darker is worse."""
+    lines = table.lines
+    values = [[100 * line.figures[name].value for name in table.shown] for line in lines]
+    labels = _labels(lines)
+    picture, (axes,) = style.figure(
+        height=1.6 + sum(max(0.3, 0.05 + 0.17 * (1 + label.count("\n"))) for label in labels))
+    shades = "Blues" if table.metric == "error" else "Blues_r"
+    image = axes.imshow(values, cmap=shades, aspect="auto", vmin=0, vmax=100)
+    for row, of_line in enumerate(values):
+        for column, value in enumerate(of_line):
+            red, green, blue, _ = image.to_rgba(np.array([value]))[0]
+            # A gap has no colour: it shows the paper.
+            pale = math.isnan(value) or 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
+            axes.text(column, row, phrases.number(value, ".0f"), ha="center", va="center",
+                      fontsize=9, color="black" if pale else "white")
+    axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown], rotation=40,
+                    ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(lines)), labels)
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    style.title(picture, _title(table, phrases.measure(table)))
+    return [picture]
+
+
+def teacher(table: Table) -> list[Figure]:
+    """Each row with a teacher against it: the difference per corruption, with its interval."""
+    lines, shown = table.lines_with_teacher, table.shown
+    if not lines:
+        return []
+    picture, (axes,) = style.figure(height=1.8 + 0.13 * len(shown) * (1 + len(lines)))
+    for index, (line, label) in enumerate(zip(lines, _labels(lines))):
+        heights = [row + (index - (len(lines) - 1) / 2) * 0.7 / len(lines)
+                   for row in range(len(shown))]
+        axes.errorbar([100 * line.figures[name].delta for name in shown], heights,
+                      xerr=_reach(line, shown), linestyle="", capsize=2.5, markersize=5,
+                      marker=MARKERS[index % len(MARKERS)], label=label,
+                      color=list(COLOURS.values())[index % len(COLOURS)])
+    axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
+    if shown[-1] == "mean":
+        axes.axhline(len(shown) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)  # room for gaps, too
+    axes.set_xlabel(f"{table.metric} less the teacher's, in points ({phrases.good_sign(table)}), "
+                    "with 95 % interval")
+    style.title(picture, _title(table, "against the teacher on the same images"))
+    style.legend(picture, [axes], columns=3)
+    return [picture]
+
+
+def steps(table: Table) -> list[Figure]:
+    """Score, difference to the teacher, agreement and cosine against the number of steps."""
+    names = table.shown if len(table.shown) <= MAX_LINES else tuple(
+        name for name in table.shown if name in ("clean", "mean"))
+    return [_draw_steps(table, series, names) for series in _series(table)]
+
+
+def _series(table: Table) -> list[list[TableLine]]:
+    """Rows that differ in their steps only, in the order of these, where they have a teacher."""
+    groups: dict[str, list[TableLine]] = {}
+    for line in table.lines_with_teacher:
+        settings = dict(line.protocol.hyper_parameters or {})
+        if settings.pop("steps", None) is not None:
+            key = _key(replace(line.protocol, row="", hyper_parameters=settings))
+            groups.setdefault(key, []).append(line)
+    return [sorted(group, key=_steps) for group in groups.values()
+            if len(set(map(_steps, group))) > 1]
+
+
+def _steps(line: TableLine) -> int:
+    return int((line.protocol.hyper_parameters or {})["steps"])
+
+
+def _key(protocol: Protocol) -> str:
+    return json.dumps(vars(protocol), sort_keys=True)
+
+
+def _draw_steps(table: Table, series: Sequence[TableLine], names: Sequence[str]) -> Figure:
+    picture, axes = style.figure(2, 2, height=6.0, sharex=True)
+    counts = [_steps(line) for line in series]
+    for name, colour in zip(names, COLOURS.values()):
+        colour = COLOURS["black"] if name == "mean" else colour
+        look: dict[str, Any] = dict(color=colour, marker="o", markersize=4)
+        figures = [line.figures[name] for line in series]
+        axes[0].errorbar(counts, [100 * figure.value for figure in figures],
+                         [100 * _or_zero(figure.std) for figure in figures], capsize=2.5,
+                         label=_plain(name), **look)
+        axes[0].plot(counts, [100 * figure.teacher for figure in figures], color=colour,
+                     linestyle="--", marker="")
+        shift = 0.006 * (names.index(name) - (len(names) - 1) / 2) * max(counts)
+        below, above = zip(*(_bar(line, name) for line in series))
+        axes[1].errorbar([count + shift for count in counts],
+                         [100 * figure.delta for figure in figures], [below, above], capsize=2.5,
+                         **look)
+        axes[2].plot(counts, [100 * figure.agreement for figure in figures], **look)
+        axes[3].plot(counts, [figure.cosine for figure in figures], **look)
+    axes[1].axhline(0, color=GREY, linewidth=1.2, zorder=1)
+    alone = len(names) == 1
+    axes[0].plot([], [], color=COLOURS["black"] if alone else GREY, linestyle="--", marker="",
+                 label="teacher" if alone else "its teacher, same colour")
+    for one, title in zip(axes, (
+            f"top-1 {table.metric} in %{', std over seeds' if _has_spread(series) else ''}",
+            f"Δ teacher in points, 95 % interval ({phrases.good_sign(table)})",
+            "agreement with the teacher in %", "final cosine with the teacher's feature")):
+        style.title(one, title, style.WIDTH / 2 - 0.8)
+        one.set_xlim(left=0)
+    for one in axes[2:]:
+        one.set_xlabel("steps per image")
+    style.title(picture, _title(table, series[0].protocol.method))
+    style.legend(picture, axes[:1], columns=6)
+    return picture
+
+
+def audit(table: Table) -> list[Figure]:
+    """What survives between images × the order they come in, beside the teacher, per domain."""
+    groups = _comparisons(table)
+    if not groups:
+        return []
+    picture, axes = style.figure(len(groups), height=1.2 + 2.6 * len(groups), sharex=True)
+    for one, group in zip(axes, groups):
+        _draw_comparison(one, table, group)
+    style.title(picture, _title(table, "what survives between images, and their order"))
+    style.legend(picture, axes, columns=3)
+    return [picture]
+
+
+def _comparisons(table: Table) -> list[list[TableLine]]:
+    """Rows that differ in what survives and in the order of the stream only."""
+    groups: dict[str, list[TableLine]] = {}
+    for line in table.lines:
+        key = _key(replace(line.protocol, row="", method="", scope="", survives="", order=""))
+        groups.setdefault(key, []).append(line)
+    return [group for group in groups.values()
+            if len({line.protocol.survives for line in group}) > 1]
+
+
+def _draw_comparison(axes: Axes, table: Table, group: Sequence[TableLine]) -> None:
+    survives = _first("nothing", (line.protocol.survives for line in group))
+    orders = _first("shuffled", (line.protocol.order for line in group))
+    for line in group:
+        kept, order = line.protocol.survives, line.protocol.order
+        position = survives.index(kept) * len(orders) + orders.index(order)
+        shift = (position - (len(survives) * len(orders) - 1) / 2) * 0.17
+        axes.errorbar([column + shift for column in range(len(table.shown))],
+                      [100 * line.figures[name].value for name in table.shown],
+                      _reach(line, table.shown), linestyle="", capsize=2.5, markersize=6,
+                      marker=MARKERS[orders.index(order)],
+                      color=list(COLOURS.values())[survives.index(kept)],
+                      label=plain(f"{kept} survives, {order}"))
+    for column, name in enumerate(table.shown):
+        values = {100 * line.figures[name].teacher for line in group}
+        for value in sorted(value for value in values if not math.isnan(value)):
+            axes.hlines(value, column - 0.42, column + 0.42, color=GREY, linewidth=1.5, zorder=1,
+                        label="teacher")
+    axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown])
+    axes.grid(False, axis="x")
+    label = f"{plain(group[0].protocol.method)}: {table.metric} in %"
+    if any(line.has_teacher for line in group):
+        label += "\n(95 % interval of Δ teacher)"
+    elif _has_spread(group):
+        label += "\n(std over seeds)"
+    axes.set_ylabel(label)
+
+
+def _first(name: str, names: Iterable[str]) -> list[str]:
+    """Distinct names sorted, `name` before all others."""
+    return sorted(set(names), key=lambda each: (each != name, each))
+
+
+# What each kind draws, and what it needs, for who asks for one that cannot be drawn.
+KINDS: dict[str, tuple[Callable[[Table], list[Figure]], str]] = {
+    "methods": (methods, "any results"),
+    "teacher": (teacher, "a method with a teacher"),
+    "steps": (steps, "a method with a teacher and two numbers of steps, e.g. METHODS "
+              "[apm STEPS 5, apm STEPS 20]"),
+    "audit": (audit, "the results of the configs in cfgs/audit"),
+}
+
+
+# What the kinds share.
+
+def _reach(line: TableLine, names: Sequence[str]) -> tuple[list[float], list[float]]:
+    below, above = zip(*(_bar(line, name) for name in names))
+    return list(below), list(above)
+
+
+def _bar(line: TableLine, name: str) -> tuple[float, float]:
+    """How far a figure's bar reaches below and above it, in per cent.
+
+    It is the interval of the difference to the teacher, also around the score, since the teacher's
+    is taken as given; the std over seeds where there is no teacher.
+    """
+    figure = line.figures[name]
+    if math.isnan(figure.delta):
+        return 100 * _or_zero(figure.std), 100 * _or_zero(figure.std)
+    # Not below 0: a difference of all images can lie beyond 1 by the last bit.
+    return (max(100 * figure.delta - 100 * figure.low, 0.0),
+            max(100 * figure.high - 100 * figure.delta, 0.0))
+
+
+def _labels(lines: Iterable[TableLine]) -> list[str]:
+    """Each row's method, with its order where orders differ; with its number in the table where
+    that does not tell them apart."""
+    lines = list(lines)
+    several = len({line.protocol.order for line in lines}) > 1
+    labels = [f"{line.heading}, {line.protocol.order}" if several else line.heading
+              for line in lines]
+    if len(set(labels)) < len(labels):
+        labels = [f"{line.number} {label}" for line, label in zip(lines, labels)]
+    return [plain(style.wrap(label, style.WIDTH / 3)) for label in labels]
+
+
+def _has_spread(lines: Iterable[TableLine]) -> bool:
+    """Whether bars can show a std: without a second seed there is none."""
+    return any(len(line.seeds) > 1 for line in lines)
+
+
+def _title(table: Table, what: str) -> str:
+    images = ", ".join(sorted({str(line.protocol.num_images) for line in table.lines}))
+    seeds = max((line.seeds for line in table.lines), key=len)
+    gaps = " · incomplete" if any(line.num_missing for line in table.lines) else ""
+    origins = sorted({"; ".join(line.origin.images_from) for line in table.lines})
+    return (f"{phrases.title(table)}: {what} · {images} images · {len(seeds)} "
+            f"seed{phrases.plural(seeds)}{gaps}\nimages: {'; '.join(origins)}")
+
+
+def _plain(name: str) -> str:
+    return plain(name.replace("_", " "))
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

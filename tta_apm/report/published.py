@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tta_apm.report.external import GivenRow, with_rows
+from tta_apm.report import phrases
+from tta_apm.report.external import ExternalRow, protocol_of, with_rows
 from tta_apm.report.results import DomainKey
-from tta_apm.report.table import CLEAN_KEY, Block
+from tta_apm.report.table import CLEAN_KEY, Table
 
 FOLDER = Path(__file__).parent / "published"
 PAPER = "Modi and Rawat, NeurIPS 2024 (arXiv 2410.20535)"
@@ -23,7 +24,7 @@ ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """A table of the paper: file in FOLDER, number, metric, and each APM row's teacher."""
 
     file: str
@@ -33,45 +34,47 @@ class Table:
 
 
 # Of clean images: a column for each data set, named as ours are.
-NATURAL_SHIFTS = Table("imagenet_natural_shifts", 1, "accuracy", {
+NATURAL_SHIFTS = PublishedTable("imagenet_natural_shifts", 1, "accuracy", {
     "APM (ViT-B/16)": "Ensemble (80 prompts)", "APM (ViT-L/14)": "CLIP ViT-L/14",
     "APM (ViT-H/14)": "OpenCLIP ViT-H/14"})
-CROSS_DATASET = Table("cross_dataset", 3, "accuracy", {"APM": "Ensemble (80 prompts)"})
+CROSS_DATASET = PublishedTable("cross_dataset", 3, "accuracy", {"APM": "Ensemble (80 prompts)"})
 # Of one data set at one severity: a column for each corruption.
-_IMAGENET_C = {severity: Table(f"imagenet_c_level{severity}", number, "accuracy",
-                               {"APM": "OpenCLIP ViT-L/14"})
+_IMAGENET_C = {severity: PublishedTable(f"imagenet_c_level{severity}", number, "accuracy",
+                                        {"APM": "OpenCLIP ViT-L/14"})
                for severity, number in ((1, 11), (2, 12), (3, 13), (4, 14), (5, 2))}
 CORRUPTED = {
-    "cifar10_c": {5: Table("cifar10_c_level5", 10, "error", {"APM": "CLIP ViT-L/14"})},
+    "cifar10_c": {
+        5: PublishedTable("cifar10_c_level5", 10, "error", {"APM": "CLIP ViT-L/14"})},
     "imagenet_c": _IMAGENET_C, "imagenet_c_50k": _IMAGENET_C,
 }
 
 
-def add_published(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks with the paper's rows below ours, marked as published, where it has such a table.
+def add_published(tables: Sequence[Table]) -> list[Table]:
+    """The tables with the paper's rows below ours, marked as published, where it has such a table.
 
     Each APM row is followed by its teacher's.
     """
-    return [with_rows(block, _rows(block)) for block in blocks]
+    return [with_rows(table, _rows(table)) for table in tables]
 
 
-def _rows(block: Block) -> list[GivenRow]:
-    if block.severity == "0":
-        return [row for table in (NATURAL_SHIFTS, CROSS_DATASET)
-                for row in _clean_rows(table, block.dataset)]
-    tables = CORRUPTED.get(block.dataset, {})
-    severities = [int(word) for word in block.severity.removeprefix("mean of ").split()]
-    if not all(severity in tables for severity in severities):
+def _rows(table: Table) -> list[ExternalRow]:
+    if table.severities == (0,):
+        return [row for published in (NATURAL_SHIFTS, CROSS_DATASET)
+                for row in _clean_rows(published, table.dataset)]
+    known = CORRUPTED.get(table.dataset, {})
+    if not all(severity in known for severity in table.severities):
         return []
-    return _corrupted_rows(block.dataset, {severity: tables[severity] for severity in severities})
+    return _corrupted_rows(table.dataset, {
+        severity: known[severity] for severity in table.severities})
 
 
-def _clean_rows(table: Table, dataset: str) -> list[GivenRow]:
+def _clean_rows(table: PublishedTable, dataset: str) -> list[ExternalRow]:
     return [_row(method, dataset, {CLEAN_KEY: _error(cells[dataset], table)}, [table], "")
             for method, cells in read_table(table).items() if dataset in cells]
 
 
-def _corrupted_rows(dataset: str, tables: Mapping[int, Table]) -> list[GivenRow]:
+def _corrupted_rows(dataset: str, tables: Mapping[int, PublishedTable]
+                    ) -> list[ExternalRow]:
     """The methods that are in all of the tables, which are given by their severity."""
     contents = {severity: read_table(table) for severity, table in tables.items()}
     first, *others = contents.values()
@@ -86,18 +89,18 @@ def _corrupted_rows(dataset: str, tables: Mapping[int, Table]) -> list[GivenRow]
     return rows
 
 
-def _row(method: str, dataset: str, errors: Mapping[DomainKey, float], tables: Sequence[Table],
-         average: str) -> GivenRow:
-    numbers = f"Table{'s' * (len(tables) > 1)} {', '.join(str(table.number) for table in tables)}"
+def _row(method: str, dataset: str, errors: Mapping[DomainKey, float],
+         tables: Sequence[PublishedTable], average: str) -> ExternalRow:
+    numbers = f"Table{phrases.plural(tables)} {', '.join(str(table.number) for table in tables)}"
     source = f"{numbers} of {PAPER}"
     if average:
         source += f"; its average is {average}"
     teacher = tables[0].teachers.get(method)
     if teacher:
         source += f"; its teacher is the next row, {teacher}"
-    return GivenRow(method=method, backbone="", dataset=dataset,
-                    errors={(domain, None): error for domain, error in errors.items()},
-                    protocol=numbers, source=source, mark="published")
+    return ExternalRow(protocol_of(method, "", dataset),
+                       {(domain, None): error for domain, error in errors.items()},
+                       summary=numbers, source=source, mark="published")
 
 
 def _average(cells: Mapping[str, float]) -> str:
@@ -115,11 +118,11 @@ def _domain(column: str, severity: int) -> DomainKey:
     return CLEAN_KEY if column == ORIGINAL else (column, severity)
 
 
-def _error(cell: float, table: Table) -> float:
+def _error(cell: float, table: PublishedTable) -> float:
     return (cell if table.metric == "error" else 100 - cell) / 100
 
 
-def read_table(table: Table) -> dict[str, dict[str, float]]:
+def read_table(table: PublishedTable) -> dict[str, dict[str, float]]:
     """The cells of each row, in per cent as printed; an APM row is followed by its teacher's."""
     with (FOLDER / f"{table.file}.csv").open(newline="", encoding="utf-8") as file:
         rows = {line.pop("method"): {column: float(cell) for column, cell in line.items()}

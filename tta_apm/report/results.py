@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,38 @@ from tta_apm.names import clean, clean_all
 from tta_apm.report.statistics import agreement
 
 CELLS = "cells"
-# What a row is made of: two cells that differ in one of these never share a mean.
-PROTOCOL = ("row", "method", "hyper_parameters", "backbone", "weights", "templates", "resolution",
-            "preprocessing", "dataset", "num_images", "scope", "survives", "setting", "order",
-            "batch_size")
-
 # A domain within its data set: corruption and severity.
 DomainKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a row was run: cells that differ in one of these fields never share a mean.
+
+    The fields are those of Record. Of a row that was measured elsewhere, what its source does not
+    tell is "", 0 or None, and `num_images` is a text where it tells several numbers.
+    """
+
+    row: str
+    method: str
+    hyper_parameters: Mapping[str, Any] | None
+    backbone: str
+    weights: str
+    templates: str
+    resolution: int
+    preprocessing: str
+    dataset: str
+    num_images: int | str
+    scope: str
+    survives: str
+    setting: str
+    order: str
+    batch_size: int | None
+
+    @classmethod
+    def of(cls, record: Record) -> Protocol:
+        """That of a cell."""
+        return cls(**{each.name: getattr(record, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -67,14 +92,10 @@ class Wanted:
     seeds: tuple[int, ...] = ()
     doubt: str = ""
 
-    def is_of_run(self, record: Record) -> bool:
-        """Whether the run was asked for the row of `record`."""
-        return record.row in self.methods and self._place == (
-            record.dataset, record.setting, record.order)
-
-    @property
-    def _place(self) -> tuple[str, str, str]:
-        return self.dataset, self.setting, self.order
+    def is_of_run(self, protocol: Protocol) -> bool:
+        """Whether the run was asked for the row of `protocol`."""
+        return protocol.row in self.methods and (self.dataset, self.setting, self.order) == (
+            protocol.dataset, protocol.setting, protocol.order)
 
     def missing_rows(self, rows: Sequence[TableRow]) -> list[str]:
         """The texts of the rows that have no cell at all."""
@@ -95,9 +116,9 @@ class TableRow:
     wanted_seeds: tuple[int, ...]
 
     @property
-    def protocol(self) -> Record:
-        """A record of the row, to read the fields of PROTOCOL from."""
-        return next(iter(self.results.values())).record
+    def protocol(self) -> Protocol:
+        """How its cells were run, the same for all of them."""
+        return Protocol.of(next(iter(self.results.values())).record)
 
     @property
     def seeds(self) -> list[int]:
@@ -247,27 +268,25 @@ def group_rows(results: Sequence[Result], wanted: Wanted) -> Rows:
     """
     groups: dict[str, dict[tuple[DomainKey, int], Result]] = {}
     for result in results:
-        group = groups.setdefault(_key(result.record), {})
-        place = (domain_key(result.record), result.record.seed)
-        if place in group:
-            raise UserError(f"{group[place].path} and {result.path} hold the same cell "
+        group = groups.setdefault(_group(result.record), {})
+        cell = (domain_key(result.record), result.record.seed)
+        if cell in group:
+            raise UserError(f"{group[cell].path} and {result.path} hold the same cell "
                             "(they differ in nothing that a row shows): move one of them away")
-        group[place] = result
-    rank = {text: place for place, text in enumerate(wanted.methods)}
-    rows = [TableRow(group, wanted.seeds if wanted.is_of_run(record) else ())
-            for group in groups.values() for record in [next(iter(group.values())).record]]
-    return Rows(tuple(sorted(rows, key=lambda row: (
-        rank.get(row.protocol.row, len(rank)), _place(row.protocol)))), wanted)
+        group[cell] = result
+    rows = []
+    for name, group in groups.items():
+        protocol = Protocol.of(next(iter(group.values())).record)
+        rank = (wanted.methods.index(protocol.row) if protocol.row in wanted.methods
+                else len(wanted.methods))
+        row = TableRow(group, wanted.seeds if wanted.is_of_run(protocol) else ())
+        rows.append((rank, protocol.backbone, _natural(protocol.row), name, row))
+    return Rows(tuple(row for *_, row in sorted(rows, key=lambda entry: entry[:-1])), wanted)
 
 
-def _key(record: Record) -> str:
+def _group(record: Record) -> str:
     # Records of version 0.1.0 do not tell what they were made of: they share no mean with others.
-    return json.dumps([bool(record.identity), *(getattr(record, name) for name in PROTOCOL)],
-                      sort_keys=True)
-
-
-def _place(protocol: Record) -> list[Any]:
-    return [protocol.backbone, _natural(protocol.row), _key(protocol)]
+    return json.dumps([bool(record.identity), *vars(Protocol.of(record)).values()], sort_keys=True)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ a README.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ COLOURS = {"blue": "#0072B2", "vermillion": "#D55E00", "green": "#009E73", "purp
            "orange": "#E69F00", "sky": "#56B4E9", "black": "#000000"}
 GREY = "#767676"  # of references: a teacher, zero
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # a second sign beside the colour
-WIDTH = 8.0
+WIDTH = 8.0  # inches
+TEXT_SIZE = 10.0  # points
+LEGEND_HANDLE = 0.75  # inches that an entry of a legend takes beside its text
 FORMATS = (".png", ".svg")
 
 
@@ -45,6 +47,60 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 4.0,
         one.grid(color="#e0e0e0", linewidth=0.8)
         one.set_axisbelow(True)
     return made, axes
+
+
+def wrap(text: str, width: float, size: float = TEXT_SIZE) -> str:
+    """`text` in lines of at most `width` inches, as it is printed in `size` points.
+
+    Lines break between words, and inside a word only where it is wider than a line.
+    """
+    return "\n".join(line for part in text.split("\n") for line in _lines(part, width, size))
+
+
+def _lines(text: str, width: float, size: float) -> Iterator[str]:
+    line = ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if _inches(longer, size) <= width:
+            line = longer
+            continue
+        if line:
+            yield line
+        while len(word) > 1 and _inches(word, size) > width:
+            end = next((end for end in range(len(word) - 1, 1, -1)
+                        if _inches(word[:end], size) <= width), 1)
+            yield word[:end]
+            word = word[end:]
+        line = word
+    yield line
+
+
+def _inches(text: str, size: float) -> float:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    points, _, _ = text_to_path.get_text_width_height_descent(
+        text, FontProperties(size=size), ismath=False)
+    return float(points) / 72
+
+
+def title(where: Figure | Axes, text: str, width: float = WIDTH - 0.2) -> None:
+    """Write a title at the left above a figure or axes, in lines of at most `width` inches."""
+    text = plain(wrap(text, width))
+    if hasattr(where, "suptitle"):
+        where.suptitle(text, x=0.01, ha="left", fontsize=TEXT_SIZE)
+    else:
+        where.set_title(text, loc="left", fontsize=TEXT_SIZE)
+
+
+def legend(made: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """One legend below all axes, every label once, in as many columns as fit."""
+    handles = {label: handle for one in axes
+               for handle, label in zip(*one.get_legend_handles_labels())}
+    labels = [wrap(label, WIDTH - 1) for label in handles]
+    widest = max(_inches(line, TEXT_SIZE) for label in labels for line in label.split("\n"))
+    made.legend(list(handles.values()), labels, loc="outside lower center", frameon=False,
+                ncols=max(1, min(columns, int(WIDTH / (widest + LEGEND_HANDLE)))))
 
 
 def for_images(axes: Axes, title: str = "") -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tta_apm.atomic import atomic_write
-from tta_apm.report import ablations, imported, render
-from tta_apm.report.external import add_given
+from tta_apm.report import ablations, imported
+from tta_apm.report.build import build_tables
+from tta_apm.report.external import add_external
+from tta_apm.report.formats import csv, latex, markdown, terminal
 from tta_apm.report.published import add_published
 from tta_apm.report.results import CELLS, Rows, group_rows, load_rows, saved_config, wanted
-from tta_apm.report.table import make_blocks
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> T
     """
     saved = saved_config(folder)
     metric = metric or str(saved.get("METRIC", "error"))
-    given = imported.rows(imported.load(folder))
-    rows = _rows(folder, required=not given)
-    blocks = add_given(make_blocks(rows, metric=metric), given, metric)
+    external = imported.rows(imported.load(folder))
+    rows = _rows(folder, required=not external)
+    tables = add_external(build_tables(rows, metric=metric), external, metric)
     if published or saved.get("PUBLISHED") is True:
-        blocks = add_published(blocks)
-    files = {"table.md": render.markdown(blocks), "table.csv": render.csv_text(blocks),
-             "table.tex": render.latex(blocks)}
-    texts = [render.terminal(blocks, shutil.get_terminal_size((100, 24)).columns)]
+        tables = add_published(tables)
+    files = {"table.md": markdown.text(tables), "table.csv": csv.text(tables),
+             "table.tex": latex.text(tables)}
+    texts = [terminal.text(tables)]
     paper = ablations.paper_of(saved)
     if paper is not None:
         texts.append(ablations.ablation(rows, paper))

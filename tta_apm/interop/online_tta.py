@@ -1,0 +1,132 @@
+"""Online-tta: rows of benchmark.md of mariodoebler/test-time-adaptation. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tta_apm.config.values import split
+from tta_apm.data.corruptions.constants import CORRUPTIONS
+from tta_apm.errors import UserError
+from tta_apm.interop.official import require
+from tta_apm.report import phrases
+from tta_apm.report.formats.markdown import escape
+from tta_apm.report.table import CLEAN_KEY, Figure, Table, TableLine
+
+# As benchmark.md writes them; what it has not keeps our name.
+SETTINGS = {"continual": "Continual", "mixed_domains": "Mixed domains",
+            "reset_each_domain": "Reset each shift", "gradual": "Gradual"}
+# Its data sets, each with the images that a figure there is over, per domain.
+DATASETS = {"cifar10_c": ("CIFAR10-C", 10_000), "cifar100_c": ("CIFAR100-C", 10_000),
+            "imagenet_c": ("ImageNet-C", 5_000), "imagenet_r": ("ImageNet-R", 30_000),
+            "imagenet_sketch": ("ImageNet-Sketch", 50_889)}
+METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1", "cotta": "CoTTA",
+           "rotta": "RoTTA", "adacontrast": "AdaCont.", "norm_test": "BN-1"}
+# Methods that run one of a host's, and the key that has its name there.
+ADAPTERS = {"online_tta": "name"}
+SEVERITY = 5
+# Those of its data sets whose domains are corruptions.
+CORRUPTED = {"cifar10_c", "cifar100_c", "imagenet_c"}
+
+
+def text(tables: Sequence[Table]) -> str:
+    """Mean errors in the layout of benchmark.md: per setting and data set, a line per backbone.
+
+    Severity 5 only, as there; data sets without corruptions as they are. The best of a line is
+    bold, and ± gives the standard deviation over seeds.
+
+    Raises:
+        UserError: if nothing is at severity 5, two rows would share a place, or a row is not what
+            benchmark.md is about: the published images, all of them, under all corruptions.
+    """
+    grids: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    notes: dict[tuple[str, str], list[str]] = {}
+    for table in tables:
+        if table.severities not in ((0,), (SEVERITY,)):
+            continue
+        for line in table.lines:
+            _require(line, table)
+            key = _setting(line), table.dataset
+            notes.setdefault(key, []).append(_conditions(line, table))
+            cells = grids.setdefault(key, {}).setdefault(line.protocol.backbone, {})
+            column = _column(line)
+            if column in cells:
+                raise UserError(f"two rows would be {column} of {line.protocol.backbone} on "
+                                f"{table.dataset}: export them from folders of their own")
+            cells[column] = _figure(line.figures[table.shown[-1]])
+    if not grids:
+        raise UserError("benchmark.md holds severity 5 only, and there is none: run it")
+    parts, last = [], ""
+    for (setting, dataset), grid in sorted(grids.items()):
+        parts += [f"## {setting}"] if setting != last else []
+        last = setting
+        parts += [f"#### {DATASETS[dataset][0]}\n{_pipe_table(grid)}",
+                  "\n".join(dict.fromkeys(notes[setting, dataset]))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _setting(line: TableLine) -> str:
+    setting = SETTINGS.get(line.protocol.setting, line.protocol.setting)
+    if line.protocol.order == "shuffled":
+        return setting
+    return "Correlated" if setting == "Continual" else f"{setting}, correlated"
+
+
+def _require(line: TableLine, table: Table) -> None:
+    """Raise UserError for a row that benchmark.md is not about."""
+    if table.dataset not in DATASETS:
+        raise UserError(f"benchmark.md has no table for {table.dataset}: it has them for "
+                        f"{', '.join(DATASETS)}; export it from a folder of its own")
+    more = set(table.columns) - {*CORRUPTIONS, *CLEAN_KEY[:1]}
+    if more:
+        raise UserError(f"benchmark.md has no corruption {sorted(more)[0]}: export from a folder "
+                        "without it")
+    if line.row is None:
+        raise UserError(f"{line.heading} was measured elsewhere: benchmark.md takes rows of ours")
+    corrupted = table.dataset in CORRUPTED
+    domains = [(name, SEVERITY) for name in CORRUPTIONS] if corrupted else [CLEAN_KEY]
+    require(line.row, "benchmark.md", domains,
+            f"{len(CORRUPTIONS)} corruptions at severity {SEVERITY}" if corrupted else "images",
+            DATASETS[table.dataset][1],
+            f"run it with SEVERITY [{SEVERITY if corrupted else 0}] and all CORRUPTIONS")
+
+
+def _conditions(line: TableLine, table: Table) -> str:
+    return (f"Images: {'; '.join(line.origin.images_from)}, {line.protocol.num_images} per domain, "
+            f"{phrases.corruptions(table.columns)}, severity {phrases.severity(table)}, seeds "
+            f"{phrases.seed_list(line.seeds)}.")
+
+
+def _column(line: TableLine) -> str:
+    """What benchmark.md calls a method; a host's own goes by its own name."""
+    method, *pairs = split(line.heading, " ")
+    key = ADAPTERS.get(method)
+    if key:
+        method = str((line.protocol.hyper_parameters or {}).get(key, method))
+        pairs = [word for start in range(0, len(pairs), 2) for word in pairs[start:start + 2]
+                 if pairs[start].lower() != key]
+    return " ".join([METHODS.get(method, method.upper()), *pairs])
+
+
+def _figure(figure: Figure) -> str:
+    if math.isnan(figure.value):
+        return "-"
+    return f"{100 * figure.value:.1f}" + (
+        "" if math.isnan(figure.std) else f"&plusmn;{100 * figure.std:.2g}")
+
+
+def _pipe_table(lines: Mapping[str, Mapping[str, str]]) -> str:
+    """A line per backbone, a column per method."""
+    columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
+    table = [["Architecture", *map(escape, columns)], ["---"] * (1 + len(columns))]
+    for backbone, cells in lines.items():
+        best = min((cell.partition("&")[0] for cell in cells.values() if cell != "-"),
+                   key=float, default="-")
+        table.append([escape(backbone),
+                      *(_bold(cells.get(column, "-"), best) for column in columns)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
+def _bold(cell: str, best: str) -> str:
+    value, sign, spread = cell.partition("&")
+    return f"**{value}**{sign}{spread}" if value == best != "-" else cell
