@@ -74,11 +74,16 @@ def load_method(name: str, backbone: Backbone, **hyper_parameters: Any) -> Metho
     """The method registered as `name` round a backbone, on the backbone's device.
 
     Args:
+        backbone: of the kind that the method needs; one that needs a classifier also takes a CLIP,
+            whose image tower it then adapts.
         hyper_parameters: keywords of its class; the defaults are its own paper's.
 
     Raises:
         UserError: for an unknown name or values out of range.
     """
+    from tta_apm.backbones.image_tower import suited
+
+    backbone = suited(backbone, METHODS.signature(name).needs)
     method: Method = METHODS.load(name)(backbone, **hyper_parameters)
     return method.to(backbone.mean.device)
 

@@ -40,8 +40,9 @@ PACKAGED = Path(__file__).parents[1] / "backbones" / "shipped"
 
 def code_of(cfg: CfgNode, row: Row) -> str:
     """Hash of the code that makes the numbers of a row on the config's data set."""
-    return _code_of(row.signature.source, find_kind(row.needs).module, DATASETS.home(cfg.DATASET),
-                    network_home(cfg[row.needs.upper()].MODEL) or "")
+    between = "" if row.needs == row.signature.needs else "tta_apm.backbones.image_tower"
+    return _code_of(row.signature.source, find_kind(row.needs).module, between,
+                    DATASETS.home(cfg.DATASET), network_home(cfg[row.needs.upper()].MODEL) or "")
 
 
 @cache

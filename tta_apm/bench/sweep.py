@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build, find_kind
 from tta_apm.backbones.clip_templates import templates
+from tta_apm.backbones.image_tower import suited
 from tta_apm.bench import measure
 from tta_apm.bench.evaluate import Evaluation, SourceImages
 from tta_apm.bench.isolation import Guard, MethodError, Trespass
@@ -201,7 +202,8 @@ class Sweep:
             make = METHODS.load(row.method)
             guard = Guard(seed, backbone)
             try:
-                method = guard.call(lambda: make(backbone, **keywords).to(self.device))
+                method = guard.call(lambda: make(
+                    suited(backbone, row.signature.needs), **keywords).to(self.device))
                 guard.check()
             except BaseException as error:
                 raise self._with_backbone(error, guard)

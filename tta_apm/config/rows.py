@@ -12,8 +12,12 @@ from tta_apm.backbones.build import KINDS, find_kind
 from tta_apm.config.keys import CORE, CORE_TYPES, types_of
 from tta_apm.config.layers import merge, parse_overrides
 from tta_apm.config.values import check_finite, convert, split, type_of
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, choose
 from tta_apm.registry import METHODS, Signature
+
+# Kinds of backbone that a method which needs a classifier runs on: the image tower of a CLIP is
+# one whose head are the text features.
+CLASSIFIERS = ("classifier", "clip")
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,12 @@ class Row:
     method: str
     hyper_parameters: dict[str, Any]
     signature: Signature
+    backbone: str = ""  # the kind that the word BACKBONE chooses
 
     @property
     def needs(self) -> str:
-        return self.signature.needs
+        """The kind of backbone that it runs on."""
+        return self.backbone or self.signature.needs
 
     @property
     def scope(self) -> str:
@@ -53,10 +59,23 @@ def _row(entry: str, cfg: CfgNode) -> Row:
     METHODS.check(name)
     signature = METHODS.signature(name)
     where = f"METHODS: {entry!r}"
-    section = merge(cfg[name.upper()], parse_overrides(overrides, where), section_types(name),
-                    where)
+    chosen = parse_overrides(overrides, where)
+    backbone = _backbone(chosen, name, signature, where)
+    section = merge(cfg[name.upper()], chosen, section_types(name), where)
     hyper_parameters = {key: section[key.upper()] for key in signature.settings}
-    return Row(" ".join(words), name, hyper_parameters, signature)
+    return Row(" ".join(words), name, hyper_parameters, signature, backbone)
+
+
+def _backbone(chosen: dict[str, Any], name: str, signature: Signature, where: str) -> str:
+    """The kind of backbone that the word BACKBONE names, taken out of `chosen`; "" without it."""
+    if "BACKBONE" not in chosen or "backbone" in signature.settings:
+        return ""
+    if signature.needs != "classifier":
+        raise UserError(f"{where}: {name} runs on one kind of backbone, {signature.needs!r}: "
+                        "leave BACKBONE out")
+    kind: str = convert(chosen.pop("BACKBONE"), type_of("BACKBONE", "", ""), f"{where}: BACKBONE")
+    choose(where, "BACKBONE", kind, CLASSIFIERS)
+    return kind
 
 
 def check_rows(cfg: CfgNode) -> None:
@@ -65,7 +84,8 @@ def check_rows(cfg: CfgNode) -> None:
     for entry in cfg.METHODS:
         row = _row(entry, cfg)
         for other, its_entry in zip(checked, cfg.METHODS):
-            if (row.method, row.hyper_parameters) == (other.method, other.hyper_parameters):
+            if ((row.method, row.needs, row.hyper_parameters)
+                    == (other.method, other.needs, other.hyper_parameters)):
                 raise UserError(f"METHODS: {its_entry!r} and {entry!r} are one row, with equal "
                                 "hyper-parameters: leave one out")
         checked.append(row)

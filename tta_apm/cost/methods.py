@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import untrained
+from tta_apm.backbones.image_tower import suited
 from tta_apm.bench import measure
 from tta_apm.bench.measure import Flops
 from tta_apm.config import Row
@@ -106,7 +107,7 @@ class Costs:
         backbone = self.backbone(row.needs)
         if "source" in row.signature.defaults:
             keywords["source"] = RandomSource(self.images(backbone, 64), len(self.class_names))
-        method: Method = cls(backbone, **keywords)
+        method: Method = cls(suited(backbone, row.signature.needs), **keywords)
         return method.to(self.device)
 
     def images(self, backbone: Backbone, count: int) -> Tensor:
