@@ -7,7 +7,7 @@ install:
 	$(PYTHON) -m pip install -e ".[test,docs]"
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 quick:
 	$(PYTHON) -m pytest -m "not slow and not lint"
