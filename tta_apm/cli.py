@@ -46,6 +46,7 @@ COMMANDS = {
                     passes_on=True),
     "import": Command("imports", "results of other repositories, put beside ours"),
     "export": Command("export", "results in the formats of others: CSV, LaTeX, leaderboards"),
+    "train": Command("train", "the small backbones and contexts that ship, or those of CIFAR-10"),
     "pretrain": Command("pretrain", "train a student of your own (Section 5)", shared=True),
     "islands": Command("islands", "a student's features of all columns, as a picture"),
     "reconstruct": Command("reconstruct", "images as a student gives them back"),

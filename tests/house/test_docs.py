@@ -56,7 +56,7 @@ def test_the_commands_are_found():
     assert len(found) > 50
     assert "tta-apm --cfg cfgs/digits_c/tent.yaml SETTING continual" in found
     assert "python run.py --cfg cfgs/digits_c/quick.yaml" in found
-    assert "python -m tta_apm.training.backbones cifar_clip --data-dir DIR" in found
+    assert "tta-apm train cifar_clip --data-dir DIR" in found
     assert "tta-apm data check --data-dir D" in found
     assert any(command.endswith("TTA_APM_TENT.LR 0.00025") for command in found)
     assert any(command.startswith("python benchmarks/methods.py") for command in found)

@@ -1,23 +1,30 @@
 """Training of the packaged backbones: it repeats itself, and what it shows them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tta_apm import cli
 from tta_apm.backbones.weights import files
 from tta_apm.data.digits import train_split
-from tta_apm.training import backbones as train
+from tta_apm.training import backbones
+from tta_apm.training.recipes import PACKAGED, RECIPES, BackboneRecipe
+
+BACKBONES = {name: recipe for name, recipe in RECIPES.items()
+             if isinstance(recipe, BackboneRecipe)}
 
 
-@pytest.mark.parametrize("name", sorted(train.RECIPES))
+@pytest.mark.parametrize("name", BACKBONES)
 def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
-    recipe = train.RECIPES[name]
+    recipe = RECIPES[name]
     few = train_split()
     few.pixels, few.labels = few.pixels[:64], few.labels[:64]
-    data = recipe.data._replace(train=lambda data_dir: few, test=lambda data_dir: few)
-    monkeypatch.setitem(train.RECIPES, name, recipe._replace(data=data))
+    data = replace(recipe.data, train=lambda data_dir: few, test=lambda data_dir: few)
+    monkeypatch.setitem(RECIPES, name, replace(recipe, data=data))
     weights = []
     for run in ("a.safetensors", "b.safetensors"):
-        train.main([name, "--out", str(tmp_path / run), "--epochs", "2"])
+        assert cli.main(["train", name, "--out", str(tmp_path / run), "--epochs", "2"]) == cli.OK
         weights.append((tmp_path / run).read_bytes())
     assert weights[0] == weights[1]
     assert "a.safetensors" in capsys.readouterr().out
@@ -26,8 +33,8 @@ def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
 def test_shift_moves_by_at_most_one_pixel():
     image = torch.zeros(1, 3, 8, 8)
     image[..., 4, 4] = 1
-    shifted = train._shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
-                           max_shift=1, flip=False)
+    shifted = backbones.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
+                              max_shift=1, flip=False)
     places = {tuple(place) for place in (shifted[:, 0] == 1).nonzero()[:, 1:].tolist()}
     assert shifted.shape == (200, 3, 8, 8)
     assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
@@ -35,16 +42,34 @@ def test_shift_moves_by_at_most_one_pixel():
 
 def test_half_of_the_images_are_mirrored():
     image = torch.arange(4.0).expand(1, 3, 4, 4)
-    seen = train._shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
-                        max_shift=0, flip=True)
+    seen = backbones.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
+                           max_shift=0, flip=True)
     rows = [tuple(row) for row in seen[:, 0, 0].tolist()]
     assert set(rows) == {(0, 1, 2, 3), (3, 2, 1, 0)}
     assert 70 < rows.count((0, 1, 2, 3)) < 130
 
 
 def test_every_packaged_recipe_has_its_weights_and_they_are_small():
-    packaged = [name for name, recipe in train.RECIPES.items()
-                if recipe.data.out == files.PACKAGED]
+    assert PACKAGED == files.PACKAGED
+    packaged = [name for name, recipe in RECIPES.items() if recipe.data.out == PACKAGED]
     assert len(packaged) >= 4
     for name in packaged:
-        assert (files.PACKAGED / f"{name}.safetensors").stat().st_size < 8e6
+        assert (PACKAGED / f"{name}.safetensors").stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("words, message", [
+    (["digits_clipp"], "unknown NAME 'digits_clipp': did you mean 'digits_clip'?"),
+    (["digits_clip", "--epochs", "0"], "epochs 0 must be at least 1"),
+    (["cifar_clip", "--data-dir", "no/such/folder"], "no/such/folder"),
+])
+def test_bad_words_are_told_in_a_sentence(words, message, capsys):
+    assert cli.main(["train", *words]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+def test_help_lists_all_names(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said and recipe.told in said for name, recipe in RECIPES.items())

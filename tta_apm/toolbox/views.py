@@ -118,16 +118,31 @@ def pad_crop_views(images: Tensor, num_views: int, generators: Generators, *, pa
     Returns:
         [B,V,3,H,W].
     """
-    (height, width), device = images.shape[-2:], images.device
     draws = _uniform(generators, num_views, 3)
-    corner = (draws[..., :2] * (2 * padding + 1)).long().to(device)
-    rows = corner[..., :1] + torch.arange(height, device=device)  # [B,V,H]
-    columns = corner[..., 1:] + torch.arange(width, device=device)  # [B,V,W]
+    corners = (draws[..., :2] * (2 * padding + 1)).long().movedim(-1, 0).to(images.device)
+    mirrored = (draws[..., 2] < 0.5).to(images.device) if flip else None
+    return crops(F.pad(images, [padding] * 4), corners, images.shape[-2:], mirrored)
+
+
+def crops(images: Tensor, corners: Tensor, size: Sequence[int], mirrored: Tensor | None) -> Tensor:
+    """Crops of one size out of images.
+
+    Args:
+        images: [B,3,H,W].
+        corners: the crops' first rows and columns, int64 [2,B,V].
+        size: of the crops, (h, w).
+        mirrored: which are mirrored left to right, bool [B,V]; None for none.
+
+    Returns:
+        [B,V,3,h,w].
+    """
+    (height, width), device = size, images.device
+    rows = corners[0, ..., None] + torch.arange(height, device=device)  # [B,V,h]
+    columns = corners[1, ..., None] + torch.arange(width, device=device)  # [B,V,w]
+    if mirrored is not None:
+        columns = torch.where(mirrored[..., None], columns.flip(-1), columns)
     image = torch.arange(len(images), device=device)[:, None, None, None]
-    padded = F.pad(images, [padding] * 4)
-    views = padded[image, :, rows[..., None], columns[..., None, :]]  # [B,V,H,W,3]
-    views = views.movedim(-1, 2)
-    return _mirror(views, draws[..., 2] < 0.5) if flip else views
+    return images[image, :, rows[..., None], columns[..., None, :]].movedim(-1, 2)
 
 
 def _mirror(views: Tensor, chosen: Tensor) -> Tensor:

@@ -1,20 +1,12 @@
-"""Train contexts: make the files of CoOp and CoCoOp for the small CLIPs.
+"""Contexts: the files of CoOp and CoCoOp for the small CLIPs.
 
-    python -m tta_apm.training.contexts digits_coop
-    python -m tta_apm.training.contexts digits_cocoop
-    python -m tta_apm.training.contexts cifar_coop --data-dir DIR
-    python -m tta_apm.training.contexts cifar_cocoop --data-dir DIR
-
-They belong to one CLIP: whoever trains that anew trains them anew.
+They belong to one CLIP: who trains that anew trains them anew.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from tta_apm.atomic import atomic_write
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.clip_prompts import Context, ContextPrompts, cosine_logits, phrase_context
 from tta_apm.progress import bar
-from tta_apm.training.backbones import CIFAR, DIGITS, Data
+from tta_apm.training.recipes import ContextRecipe
 
 SEED = 0
 SHOTS = 16  # images per class
@@ -39,27 +32,24 @@ WEIGHT_DECAY = 5e-4
 FIRST_LR = 1e-5
 
 
-class Recipe(NamedTuple):
-    """How one context is trained."""
-
-    meta_net: bool
-    model: str  # as in a config
-    weights: str
-    data: Data
-    epochs: int
-    batch_size: int
-
-
-RECIPES = {
-    "digits_coop": Recipe(False, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=50,
-                          batch_size=32),
-    "digits_cocoop": Recipe(True, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=10,
-                            batch_size=1),
-    "cifar_coop": Recipe(False, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=50,
-                         batch_size=32),
-    "cifar_cocoop": Recipe(True, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=10,
-                           batch_size=1),
-}
+def make(recipe: ContextRecipe, data_dir: str, file: Path) -> None:
+    """Train a context, write it and print how many test images it gets right."""
+    torch.manual_seed(SEED)
+    data, test = recipe.data.train(data_dir), recipe.data.test(data_dir)
+    backbone = build("clip", recipe.model, recipe.weights, class_names=data.class_names,
+                     templates=(PHRASE + " {}.",), device="cpu")
+    assert isinstance(backbone, ClipBackbone)
+    shots = few_shots(data.labels)
+    context = Context(phrase_context(backbone, PHRASE),
+                      backbone.text_features.shape[1] if recipe.meta_net else None)
+    train(context, backbone, image_features(backbone, data.pixels[shots]),
+          torch.from_numpy(data.labels[shots]), epochs=recipe.epochs,
+          batch_size=recipe.batch_size)
+    atomic_write(file, to_safetensors(context.state_dict()))
+    with torch.no_grad():
+        predictions = classify(context, ContextPrompts(backbone, len(context.ctx)), backbone,
+                               image_features(backbone, test.pixels)).argmax(1).numpy()
+    print(f"{file.name}: {(predictions == test.labels).mean():.2%} of {len(test.labels)} right")
 
 
 def train(context: Context, backbone: ClipBackbone, features: Tensor, labels: Tensor, *,
@@ -105,37 +95,3 @@ def image_features(backbone: ClipBackbone, pixels: np.ndarray) -> Tensor:
     """Image features [N,D] of length one, of pixels uint8 [N,H,W,3]."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     return F.normalize(backbone.encode_image(images), dim=-1)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train one context, write it and print how many test images it gets right."""
-    parser = argparse.ArgumentParser(prog="python -m tta_apm.training.contexts",
-                                     description="Train a context of CoOp or CoCoOp.")
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--data-dir", default="data", help="of CIFAR-10 (default: data)")
-    parser.add_argument("--out", type=Path, help="default: the package's own file for digits, "
-                        "weights/NAME.safetensors for CIFAR-10")
-    options = parser.parse_args(arguments)
-    recipe = RECIPES[options.name]
-    torch.manual_seed(SEED)
-    data = recipe.data.train(options.data_dir)
-    test = recipe.data.test(options.data_dir)
-    backbone = build("clip", recipe.model, recipe.weights, class_names=data.class_names,
-                     templates=(PHRASE + " {}.",), device="cpu")
-    assert isinstance(backbone, ClipBackbone)
-    shots = few_shots(data.labels)
-    context = Context(phrase_context(backbone, PHRASE),
-                      backbone.text_features.shape[1] if recipe.meta_net else None)
-    train(context, backbone, image_features(backbone, data.pixels[shots]),
-          torch.from_numpy(data.labels[shots]), epochs=recipe.epochs,
-          batch_size=recipe.batch_size)
-    file = options.out or recipe.data.out / f"{options.name}.safetensors"
-    file.write_bytes(to_safetensors(context.state_dict()))
-    with torch.no_grad():
-        predictions = classify(context, ContextPrompts(backbone, len(context.ctx)), backbone,
-                               image_features(backbone, test.pixels)).argmax(1).numpy()
-    print(f"{file.name}: {(predictions == test.labels).mean():.2%} of {len(test.labels)} right")
-
-
-if __name__ == "__main__":
-    main()

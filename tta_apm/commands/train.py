@@ -1,0 +1,48 @@
+"""`tta-apm train`: the weights of a small backbone, or a learned context of a small CLIP."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+from tta_apm.cli import OK
+from tta_apm.commands import options as shared
+from tta_apm.errors import UserError, at_least, nearest
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    from tta_apm.training.recipes import RECIPES
+
+    names = "\n".join(["names:", *(f"  {name:<16} {recipe.told}"
+                                   for name, recipe in RECIPES.items())])
+    parser = shared.make_parser(
+        "train", "Train the weights of a small backbone, or a context of CoOp or CoCoOp, and say "
+        "how many test images it gets right. The same machine with the same number of threads "
+        "gives the same file again. A context belongs to one CLIP: who trains that anew trains "
+        "its contexts anew.", names)
+    parser.add_argument("name", metavar="NAME", help="one of the list below")
+    parser.add_argument("--data-dir", default="data", metavar="DIR",
+                        help="of CIFAR-10 (default: data)")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="default: the package's own file for digits, weights/NAME.safetensors "
+                        "for CIFAR-10")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, write the weights and print how good they are."""
+    from tta_apm.training.recipes import RECIPES
+
+    if options.name not in RECIPES:
+        raise UserError(f"train: unknown NAME {options.name!r}: {nearest(options.name, RECIPES)}")
+    recipe = RECIPES[options.name]
+    if options.epochs is not None:
+        at_least(1, "train", epochs=options.epochs)
+        recipe = replace(recipe, epochs=options.epochs)
+    file = options.out or recipe.data.out / f"{options.name}.safetensors"
+    importlib.import_module(recipe.module).make(recipe, options.data_dir, file)
+    return OK

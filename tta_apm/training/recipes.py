@@ -1,0 +1,106 @@
+"""Recipes: how each of the small backbones and contexts is trained. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import tta_apm
+from tta_apm.data import cifar_jpeg, digits
+from tta_apm.data.dataset import Clean
+
+PACKAGED = Path(tta_apm.__file__).parent / "backbones" / "shipped"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on. Shifts and mirroring are the only augmentation: corruptions must hurt, or
+    there is nothing to adapt to."""
+
+    train: Callable[[str], Clean]  # of DATA_DIR
+    test: Callable[[str], Clean]
+    max_shift: int  # in pixels
+    flip: bool  # mirror half of the images
+    autocast: bool  # products in bfloat16, for data sets that take long
+    out: Path  # folder of the weights
+
+
+DIGITS = Data(lambda data_dir: digits.train_split(),
+              lambda data_dir: digits.digits(data_dir=data_dir, frost_dir=None),
+              max_shift=1, flip=False, autocast=False, out=PACKAGED)
+CIFAR = Data(cifar_jpeg.train_part,
+             lambda data_dir: cifar_jpeg.cifar10_jpeg(data_dir=data_dir, frost_dir=None),
+             max_shift=4, flip=True, autocast=True, out=Path("weights"))
+
+
+@dataclass(frozen=True)
+class BackboneRecipe:
+    """How a network is trained."""
+
+    module: ClassVar[str] = "tta_apm.training.backbones"  # which has make(recipe, data_dir, file)
+
+    kind: str
+    model: str  # as in a config
+    data: Data
+    epochs: int
+    lr: float
+    told: str  # the time that it takes and the test images that it then gets right
+    template_sets: tuple[str, ...] = ()  # whose prompts a CLIP learns
+
+
+@dataclass(frozen=True)
+class ContextRecipe:
+    """How a learned context of prompts (CoOp, CoCoOp) is trained for a CLIP."""
+
+    module: ClassVar[str] = "tta_apm.training.contexts"
+
+    meta_net: bool  # CoCoOp's
+    model: str  # as in a config
+    weights: str
+    data: Data
+    epochs: int
+    batch_size: int
+    told: str
+
+
+RECIPES: dict[str, BackboneRecipe | ContextRecipe] = {
+    "digits_resnet": BackboneRecipe(
+        "classifier", "timm/digits_resnet", DIGITS, epochs=40, lr=2e-3,
+        told="half a minute on two cores, 99.3 % right"),
+    "digits_clip": BackboneRecipe(
+        "clip", "digits_clip", DIGITS, epochs=60, lr=1e-3,
+        told="four minutes on two cores, 98.0 % right",
+        template_sets=("digits", "single", "cifar")),
+    "digits_mae": BackboneRecipe(
+        "mae", "digits_mae", DIGITS, epochs=400, lr=1.5e-3,
+        told="four minutes on one core, 98.7 % right"),
+    "digits_rotation": BackboneRecipe(
+        "rotation", "digits_rotation", DIGITS, epochs=80, lr=3e-3,
+        told="two minutes on two cores, 98.5 % right"),
+    "digits_coop": ContextRecipe(
+        False, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=50, batch_size=32,
+        told="CoOp's context for digits_clip"),
+    "digits_cocoop": ContextRecipe(
+        True, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=10, batch_size=1,
+        told="CoCoOp's context for digits_clip"),
+    "cifar_resnet": BackboneRecipe(
+        "classifier", "timm/cifar_resnet", CIFAR, epochs=12, lr=4e-3,
+        told="21 minutes on one core, 82.1 % right"),
+    "cifar_clip": BackboneRecipe(
+        "clip", "cifar_clip", CIFAR, epochs=12, lr=3e-3,
+        told="28 minutes on one core, 81.1 % right", template_sets=("cifar", "single")),
+    "cifar_mae": BackboneRecipe(
+        "mae", "cifar_mae", CIFAR, epochs=10, lr=1.5e-3,
+        told="54 minutes on one core, 63.4 % right"),
+    "cifar_rotation": BackboneRecipe(
+        "rotation", "cifar_rotation", CIFAR, epochs=4, lr=3e-3,
+        told="27 minutes on one core, 60.7 % right"),
+    "cifar_coop": ContextRecipe(
+        False, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=50, batch_size=32,
+        told="CoOp's context for cifar_clip"),
+    "cifar_cocoop": ContextRecipe(
+        True, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=10, batch_size=1,
+        told="CoCoOp's context for cifar_clip"),
+}
