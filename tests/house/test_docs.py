@@ -6,6 +6,7 @@ import argparse
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,10 +78,11 @@ def parse_only(monkeypatch):
 
 @pytest.fixture
 def in_a_folder(tmp_path, monkeypatch):
-    """Be where README's own method lies."""
+    """Be where README's own method lies, and the examples."""
     text, = [block for block in FENCED.findall((ROOT / "README.md").read_text())
              if "@register" in block]
     (tmp_path / PLUGIN).write_text(text)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
