@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import common
 from tta_apm.apm.method import PRESETS, Apm
-from tta_apm.apm.student import Student, draw
+from tta_apm.apm.student import Student, sample_weights
 from tta_apm.backbones.build import untrained
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.bench.measure import count_gflops
@@ -101,8 +101,9 @@ def main() -> None:
 
 def new_student(preset: str, grid: int, feature_dim: int, rgb: bool = False) -> Student:
     hidden, pooling = PRESETS[preset]
-    return draw(Student(grid=grid, patch=14, kernels=1, code=1024, hidden=hidden,
-                        feature_dim=feature_dim, pooling=pooling, rgb=rgb), 42)
+    return sample_weights(Student(
+        grid=grid, patch=14, kernels=1, code=1024, hidden=hidden, feature_dim=feature_dim,
+        pooling=pooling, rgb=rgb), 42)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import errno
 import math
 import re
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 # A longer list of known names helps nobody.
@@ -17,6 +17,8 @@ NO_MESSAGE = "no message"
 OURS = frozenset({"importlib", "plugins.py", "registry.py"})
 # Of an error's text: a library may list thousands of names.
 LONGEST = 1500
+# Of a network: as float32, with gradients and two moments, they take 160 GB.
+MOST_WEIGHTS = 10**10
 # What a library may advise and we do not: it lets a file run code.
 _UNSAFE = "weights_only"
 
@@ -77,6 +79,14 @@ def between(low: float, high: float, owner: str, **values: float) -> None:
     for key, value in values.items():
         if not low <= value <= high:
             raise UserError(f"{owner}: {key} {value} must be between {low} and {high}")
+
+
+def check_widths(what: str, widths: Sequence[int]) -> None:
+    """Raise UserError for an MLP of more weights than any memory holds."""
+    num_weights = sum(inputs * outputs for inputs, outputs in zip(widths, widths[1:]))
+    if num_weights > MOST_WEIGHTS:
+        raise UserError(f"{what} of widths {list(widths)} has {num_weights:.0e} weights, too many "
+                        "for any memory")
 
 
 def text_of(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tta_apm.apm.fast import FastStudent
 from tta_apm.apm.method import PRESETS, Apm
-from tta_apm.apm.student import MEAN, STD, Student, draw, positional_code
+from tta_apm.apm.student import MEAN, STD, Student, positional_code, sample_weights
 from tta_apm.bench.evaluate import to_device
 from tta_apm.data.dataset import Domain
 from tta_apm.data.digits import digits_c
@@ -53,7 +53,7 @@ def adapt_one(method: Apm, student: Student, image: Tensor, teacher_feature: Ten
 
 def student_of(method: Apm, keywords: dict, feature_dim: int, seed: int = 42) -> Student:
     hidden, pooling = PRESETS[keywords.get("preset", "paper")]
-    return draw(Student(
+    return sample_weights(Student(
         grid=keywords["image_size"] // keywords["patch"], patch=keywords["patch"],
         kernels=keywords.get("kernels", 1), code=keywords["code"],
         hidden=keywords.get("hidden", hidden), feature_dim=feature_dim,
@@ -139,8 +139,8 @@ def test_table_9_ladder():
 
 
 def test_columns_share_the_trigger_and_differ_in_their_code():
-    student = draw(Student(grid=4, patch=8, kernels=2, code=16, hidden=(8,), feature_dim=8,
-                           pooling="mean"), 0)
+    student = sample_weights(Student(
+        grid=4, patch=8, kernels=2, code=16, hidden=(8,), feature_dim=8, pooling="mean"), 0)
     inputs = student.unfold(torch.randn(3, 32, 32))
     assert inputs.shape == (16, 2 * 16 + 16)
     assert (inputs[:, :32] == inputs[0, :32]).all()
@@ -156,8 +156,9 @@ def test_positional_code_is_the_sinusoid_of_column_and_row():
 
 
 def test_columns_in_any_order_and_chunk_and_as_a_running_mean():
-    student = draw(Student(grid=4, patch=8, kernels=1, code=16, hidden=(32, 16), feature_dim=8,
-                           pooling="mean"), 0).double()
+    student = sample_weights(Student(
+        grid=4, patch=8, kernels=1, code=16, hidden=(32, 16), feature_dim=8,
+        pooling="mean"), 0).double()
     with torch.no_grad():
         inputs = student.unfold(torch.randn(3, 32, 32).double())
         whole = student.columns(inputs)
@@ -172,8 +173,9 @@ def test_columns_in_any_order_and_chunk_and_as_a_running_mean():
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_a_subset_of_columns_is_that_subset(pooling):
-    student = draw(Student(grid=4, patch=8, kernels=1, code=16, hidden=(32, 16), feature_dim=8,
-                           pooling=pooling), 0).double()
+    student = sample_weights(Student(
+        grid=4, patch=8, kernels=1, code=16, hidden=(32, 16), feature_dim=8,
+        pooling=pooling), 0).double()
     columns = torch.tensor([1, 6, 7, 12])
     fast = FastStudent(student, columns)
     image = torch.randn(3, 32, 32).double()
@@ -258,8 +260,9 @@ def test_without_steps_the_student_knows_nothing(teacher, digits_test):
 
 def test_the_draw_is_normal_with_the_papers_deviation_and_follows_the_seed():
     def weights(seed):
-        student = draw(Student(grid=8, patch=4, kernels=1, code=64, hidden=(512,), feature_dim=64,
-                               pooling="attention"), seed)
+        student = sample_weights(Student(
+            grid=8, patch=4, kernels=1, code=64, hidden=(512,), feature_dim=64,
+            pooling="attention"), seed)
         return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
     first = weights(42)
     assert torch.equal(first, weights(42)) and not torch.equal(first, weights(43))
@@ -270,7 +273,7 @@ def test_the_draw_is_normal_with_the_papers_deviation_and_follows_the_seed():
     ({"preset": "slimm"}, "did you mean 'slim'"),
     ({"pooling": "max"}, "unknown pooling"),
     ({"target": "row"}, "did you mean 'raw'"),
-    ({"image_size": 450}, "no multiple of patch"),
+    ({"image_size": 450}, "not a multiple of patch"),
     ({"code": 1023}, "multiple of 4"),
     ({"columns": 2000}, "there are 1024 columns"),
     ({"hidden": ()}, "must be positive"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tta_apm.apm.fast import FastStudent
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
 from tta_apm.apm.method import Apm
-from tta_apm.apm.student import MEAN, STD, Student, draw
+from tta_apm.apm.student import MEAN, STD, Student, sample_weights
 from tta_apm.backbones import grids
 from tta_apm.errors import UserError
 from tta_apm.toolbox.episodes import image_generators, stack
@@ -64,23 +64,22 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("live", [False, True], ids=["stacked", "live"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["stacked", "sparse"])
 @pytest.mark.parametrize("columns", [None, torch.tensor([1, 6, 7, 12])], ids=["whole", "some"])
 @pytest.mark.parametrize("weights, keywords", CASES.values(), ids=CASES)
-def test_gradients_equal_the_plain_students(weights, keywords, columns, live, monkeypatch):
+def test_gradients_equal_the_plain_students(weights, keywords, columns, sparse, monkeypatch):
     monkeypatch.setattr("tta_apm.apm.fast.WORTH_IT", 0)
     torch.manual_seed(0)
-    student = draw(Student(**{**dict(grid=GRID, patch=PATCH, kernels=1, code=16,
-                                     hidden=(40, 32, 24), feature_dim=D, pooling="mean",
-                                     rgb=weights[2] > 0),
-                              **keywords}), 0, std=0.3).double()
+    student = sample_weights(Student(**{
+        **dict(grid=GRID, patch=PATCH, kernels=1, code=16, hidden=(40, 32, 24), feature_dim=D,
+               pooling="mean", rgb=weights[2] > 0), **keywords}), 0, std=0.3).double()
     images = torch.randn(2, 3, GRID * PATCH, GRID * PATCH).double()
     tokens = torch.randn(2, 24).double() if student.tokens else None
     targets = (torch.randn(2, D).double(), torch.randn(2, GRID**2, D).double(),
                torch.rand(2, GRID**2, 3).double())
     chosen = torch.arange(GRID**2) if columns is None else columns
 
-    fast = FastStudent(student, columns, live=live)
+    fast = FastStudent(student, columns, sparse=sparse)
     stacked = stack(fast.initial, 2)
     outputs = fast.outputs(stacked, fast.patches(images), tokens, features=weights[1] > 0,
                            colours=weights[2] > 0)
@@ -134,7 +133,7 @@ def test_the_method_equals_a_plain_loop(teacher, images, weights, keywords):
     cls_weight, grid_weight, rgb_weight = weights
     method = Apm(teacher, **SMALL, **keywords, cls_weight=cls_weight, grid_weight=grid_weight,
                  rgb_weight=rgb_weight)
-    student = draw(Student(
+    student = sample_weights(Student(
         grid=GRID, patch=PATCH, kernels=keywords.get("kernels", 1), code=32,
         hidden=SMALL["hidden"], feature_dim=64, pooling="mean", rgb=rgb_weight > 0,
         local_patch=keywords.get("local_patch", False),
@@ -146,8 +145,9 @@ def test_the_method_equals_a_plain_loop(teacher, images, weights, keywords):
 
 def test_augmentation_shows_the_student_a_new_crop_at_each_step(teacher, images):
     method = Apm(teacher, **SMALL, augmentation="crop", seed=7)
-    student = draw(Student(grid=GRID, patch=PATCH, kernels=1, code=32, hidden=SMALL["hidden"],
-                           feature_dim=64, pooling="mean"), 7).double()
+    student = sample_weights(Student(
+        grid=GRID, patch=PATCH, kernels=1, code=32, hidden=SMALL["hidden"], feature_dim=64,
+        pooling="mean"), 7).double()
     expected = []
     for image in images:
         generators = image_generators(image[None], 7)

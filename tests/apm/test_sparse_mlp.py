@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tta_apm.apm.method import Apm
-from tta_apm.apm.sparse_mlp import LivePooledMlp
+from tta_apm.apm.sparse_mlp import SparsePooledMlp
 
 BATCH, PLACES, PARTS, QUERIES = 3, 40, 9, 2
 WIDTHS = (30, 24, 18, 12)
@@ -57,7 +57,7 @@ def test_the_fixture_has_units_of_each_kind(net):
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1, 2)],
                          ids=["pooled", "attention", "columns", "all"])
 def test_values_and_gradients_with_attention(net, wanted):
-    found, expected = LivePooledMlp.apply(2 in wanted, *net), plain(*net)
+    found, expected = SparsePooledMlp.apply(2 in wanted, *net), plain(*net)
     weights = [torch.randn_like(value) for value in expected]
     assert equal([found[place] for place in wanted], [expected[place] for place in wanted])
     gradients = [torch.autograd.grad(sum((outputs[place] * weights[place]).sum()
@@ -70,7 +70,7 @@ def test_values_and_gradients_with_attention(net, wanted):
 def test_values_and_gradients_with_the_mean(net, wants_columns):
     places, parts, _, _, *layers = net
     net = [places.detach(), parts, *layers]  # as in a student without local patches
-    pooled, _, columns = LivePooledMlp.apply(wants_columns, *net[:2], None, None, *layers)
+    pooled, _, columns = SparsePooledMlp.apply(wants_columns, *net[:2], None, None, *layers)
     mean, whole = plain(*net[:2], None, None, *layers)
     assert (columns is not None) == wants_columns
     weights = torch.randn_like(mean), torch.randn_like(whole)
@@ -85,7 +85,7 @@ def test_values_and_gradients_with_the_mean(net, wants_columns):
 def test_what_is_no_number_stays_none(net):
     net = [value.detach() for value in net]
     net[1][1, 2, 4] = torch.nan
-    found, expected = LivePooledMlp.apply(False, *net)[0], plain(*net)[0]
+    found, expected = SparsePooledMlp.apply(False, *net)[0], plain(*net)[0]
     assert torch.equal(found.isnan(), expected.isnan()) and found.isnan().any()
 
 
@@ -97,7 +97,7 @@ def test_apm_fits_the_same_students_either_way(digits_clip, digits_test, monkeyp
     method = Apm(digits_clip, image_size=32, patch=8, code=32, hidden=(64, 48, 32), steps=10,
                  lr=3e-3, **keywords)
     method.chunk = 4
-    assert method.student.live
+    assert method.student.sparse
     found = method(digits_test[0][:8])
-    method.student.live = False
+    method.student.sparse = False
     assert torch.allclose(found, method(digits_test[0][:8]), atol=1e-4)

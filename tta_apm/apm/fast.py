@@ -1,12 +1,12 @@
 """The student for B images at once, each with weights of its own.
 
 Same numbers as Student, less work (exact algebra, no approximation):
-- columns differ in their place only, so W1·[T | p_xy] = W_T·T + W_x·p_x + W_y·p_y: one product for
-  the image, one for each x and each y, instead of one for each column; backward likewise. I_xy,
+- columns differ in their position only, so W1·[T | p_xy] = W_T·T + W_x·p_x + W_y·p_y: one product
+  for the image, one for each x and each y, instead of one for each column; backward likewise. I_xy,
   if columns are given it, adds a small W_I·I_xy. The RGB head's first layer is split like this too;
 - the projection commutes with the pooling: it is applied once per image (and head), and to each
   column only where a loss asks for the columns' features;
-- on a CPU, a wide MLP leaves out what changes nothing for this image: live.py.
+- on a CPU, a wide MLP leaves out the units that change nothing for this image: sparse_mlp.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.sparse_mlp import WORTH_IT, LivePooledMlp
+from tta_apm.apm.sparse_mlp import WORTH_IT, SparsePooledMlp
 from tta_apm.apm.student import Student
 from tta_apm.toolbox.episodes import Parameters
 
 
-class Outputs(NamedTuple):
-    """What students make of their images; None for what was not asked for."""
+class StudentOutputs(NamedTuple):
+    """The outputs of students for their images; None for what was not asked for."""
 
     pooled: Tensor  # f_avg [B,D]
     features: Tensor | None  # of the columns [B,L,D]
@@ -35,10 +35,10 @@ class FastStudent:
 
     Args:
         student: gives the shapes, the fixed codes and the weights to start from.
-        columns: places (row-major, in range(L)) of the columns to use; None uses all.
-        low: type of the products over all columns, of which there are many; what is made once
-            per image keeps the weights' type, as it costs little and counts most. None: all do.
-        live: leave out what changes nothing, images one after the other; see live.py.
+        columns: indices (row-major, in range(L)) of the columns to use; None uses all.
+        low: dtype of the products over all columns, which are nearly all of the work. Products
+            made once per image keep the weights' dtype. None: the weights' dtype everywhere.
+        sparse: leave out the units that change nothing, image by image; see sparse_mlp.py.
 
     Attributes:
         initial: the student's weights; matrices as [in, out], which is how their gradients come
@@ -46,10 +46,10 @@ class FastStudent:
     """
 
     def __init__(self, student: Student, columns: Tensor | None = None, *,
-                 low: torch.dtype | None = None, live: bool = False) -> None:
+                 low: torch.dtype | None = None, sparse: bool = False) -> None:
         grid, pooling = student.grid, student.pooling
         self.low = low
-        self.live = live
+        self.sparse = sparse
         self.patch = student.patch
         self.columns = columns
         self.num_columns = grid**2 if columns is None else len(columns)
@@ -59,10 +59,11 @@ class FastStudent:
         self.code_x = student.code[0, :, :half].contiguous()  # [w, p/2]
         self.code_y = student.code[:, 0, half:].contiguous()  # [h, p/2]
         self.grid = grid
-        if live:
-            place = torch.arange(grid**2) if columns is None else columns
+        if sparse:
+            index = torch.arange(grid**2) if columns is None else columns
             axis = torch.eye(grid).to(student.code)
-            self.places = torch.cat([axis[place // grid], axis[place % grid]], 1)  # [L, h+w]
+            # Each column's row and x as one-hot vectors, [L, h+w].
+            self.positions = torch.cat([axis[index // grid], axis[index % grid]], 1)
         self.initial = {name: (value.detach().T if value.dim() == 2 else value.detach()).clone(
             memory_format=torch.contiguous_format) for name, value in student.named_parameters()}
         kernels = student.conv.out_channels if student.conv and student.local_patch else 0
@@ -75,11 +76,11 @@ class FastStudent:
             self.num_heads = pooling.attention.num_heads
             self.pooling_code = pooling.code if columns is None else pooling.code[columns]
 
-    def _split(self, layer: str, of_place: dict[str, int], features: int = 0) -> None:
+    def _split(self, layer: str, of_position: dict[str, int], features: int = 0) -> None:
         """Replace the weight of a layer by its rows for each part of its input."""
         weight = self.initial.pop(f"{layer}.weight")
-        sizes = {"features": features, "T": len(weight) - features - sum(of_place.values()),
-                 **of_place}
+        sizes = {"features": features, "T": len(weight) - features - sum(of_position.values()),
+                 **of_position}
         for part, rows in zip(sizes, weight.split(list(sizes.values()))):
             if len(rows):
                 self.initial[f"{layer}.{part}"] = rows.clone()
@@ -97,8 +98,8 @@ class FastStudent:
         return self.outputs(weights, patches, tokens).pooled
 
     def outputs(self, weights: Parameters, patches: Tensor, tokens: Tensor | None = None, *,
-                features: bool = False, colours: bool = False) -> Outputs:
-        """What the students make of their images.
+                features: bool = False, colours: bool = False) -> StudentOutputs:
+        """The students' outputs for their images.
 
         Args:
             patches: of the images, [B, L, 3·patch²].
@@ -107,16 +108,16 @@ class FastStudent:
         """
         trigger, local = self._trigger(weights, patches, tokens)
         pooled, hidden = self._pool(weights, trigger, local, wants_columns=features or colours)
-        if hidden is None:
-            return Outputs(pooled, None, None)
+        if hidden is None or not (features or colours):
+            return StudentOutputs(pooled, None, None)
         of_columns = self._wide(weights, "projection", hidden)
         if not colours:
-            return Outputs(pooled, of_columns.to(pooled.dtype), None)
+            return StudentOutputs(pooled, of_columns.to(pooled.dtype), None)
         hidden = self._product(self._first(weights, "rgb.layers.0", trigger, local), of_columns,
                                weights["rgb.layers.0.features"]).relu_()
         hidden = self._wide(weights, "rgb.layers.1", hidden).relu_()
-        return Outputs(pooled, of_columns.to(pooled.dtype) if features else None,
-                       self._wide(weights, "rgb.layers.2", hidden).to(pooled.dtype))
+        found = self._wide(weights, "rgb.layers.2", hidden).to(pooled.dtype)
+        return StudentOutputs(pooled, of_columns.to(pooled.dtype) if features else None, found)
 
     def _trigger(self, weights: Parameters, patches: Tensor,
                  tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -132,33 +133,41 @@ class FastStudent:
 
     def _pool(self, weights: Parameters, trigger: Tensor, local: Tensor | None, *,
               wants_columns: bool) -> tuple[Tensor, Tensor | None]:
-        """f_avg [B,D] and, if wanted, the activations [B,L,H] of the MLP's last layer."""
-        read, attention, hidden = self._read(weights, trigger, local, *self._queries(weights),
-                                             wants_columns)
-        if attention is None:
-            return _linear(weights, "projection", read)[:, 0], hidden
-        return self._value(weights, read, attention), hidden
-
-    def _read(self, weights: Parameters, trigger: Tensor, local: Tensor | None,
-              queries: Tensor | None, offsets: Tensor | None, wants_columns: bool
-              ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The MLP and the pooling of its activations: see live.LivePooledMlp."""
-        if self.live and self._is_wide(weights):
+        """f_avg [B,D] and the activations [B,L,H] of the MLP's last layer; None if that is cheaper
+        and they are not wanted."""
+        queries, offsets = self._queries(weights)
+        if self.sparse and self._is_wide(weights):
             layers = [weights[f"mlp.{layer}.{kind}"] for layer in range(1, self.num_layers)
                       for kind in ("weight", "bias")]
-            return LivePooledMlp.apply(wants_columns, *self._split_first(weights, trigger, local),
-                                       queries, offsets, *layers)
+            pooled, attention, hidden = SparsePooledMlp.apply(
+                wants_columns, *self._split_first(weights, trigger, local), queries, offsets,
+                *layers)
+        else:
+            hidden = self._activations(weights, trigger, local)
+            pooled, attention = self._weighted_mean(hidden, queries, offsets,
+                                                    weights["projection.bias"].dtype)
+        if attention is None:
+            return _linear(weights, "projection", pooled)[:, 0], hidden
+        return self._value(weights, pooled, attention), hidden
+
+    def _activations(self, weights: Parameters, trigger: Tensor, local: Tensor | None) -> Tensor:
+        """The activations [B,L,H] of the MLP's last layer."""
         hidden = self._first(weights, "mlp.0", trigger, local)
         for layer in range(1, self.num_layers):
             hidden = self._wide(weights, f"mlp.{layer}", hidden.relu_())
-        hidden = hidden.relu_()
-        columns = hidden if wants_columns else None
-        full = weights["projection.bias"].dtype
+        return hidden.relu_()
+
+    def _weighted_mean(self, hidden: Tensor, queries: Tensor | None, offsets: Tensor | None,
+                       dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The mean [B,heads,H] of activations [B,L,H], weighed by the attention [B,heads,L].
+
+        Without queries all columns count alike: [B,1,H] and None.
+        """
         if queries is None or offsets is None:
-            return hidden.mean(1, keepdim=True, dtype=full), None, columns
-        hidden = hidden.to(full)
+            return hidden.mean(1, keepdim=True, dtype=dtype), None
+        hidden = hidden.to(dtype)
         attention = (queries @ hidden.mT + offsets).softmax(-1)
-        return attention @ hidden, attention, columns
+        return attention @ hidden, attention
 
     def _is_wide(self, weights: Parameters) -> bool:
         work = sum(weights[f"mlp.{layer}.weight"][0].numel()
@@ -176,7 +185,7 @@ class FastStudent:
 
     def _first(self, weights: Parameters, layer: str, trigger: Tensor,
                local: Tensor | None) -> Tensor:
-        """What layer `layer` makes of the columns' inputs, [B,L,H], before its activation."""
+        """Layer `layer` applied to the columns' inputs, [B,L,H], before its activation."""
         of_y, of_x = self._parts(weights, layer, trigger)
         if self.columns is None:
             summed = (of_y[:, :, None] + of_x[:, None]).flatten(1, 2)
@@ -185,7 +194,7 @@ class FastStudent:
         return summed if local is None else torch.baddbmm(summed, local, weights[f"{layer}.local"])
 
     def _parts(self, weights: Parameters, layer: str, trigger: Tensor) -> tuple[Tensor, Tensor]:
-        """What it makes of each y with the image [B,h,H] and of each x [B,w,H]; it adds them."""
+        """Two summands of a column: of its y and the image [B,h,H], and of its x [B,w,H]."""
         of_image = torch.baddbmm(weights[f"{layer}.bias"][:, None], trigger[:, None],
                                  weights[f"{layer}.T"])  # [B, 1, H]
         return (self.code_y @ weights[f"{layer}.y"] + of_image,
@@ -193,20 +202,20 @@ class FastStudent:
 
     def _split_first(self, weights: Parameters, trigger: Tensor, local: Tensor | None
                      ) -> tuple[Tensor, Tensor]:
-        """Two factors of what the MLP's first layer makes of the columns, [B,L,e] and [B,e,H]."""
+        """Inputs [B,L,e] and weights [B,e,H] whose product is the MLP's first layer."""
         parts = torch.cat(self._parts(weights, "mlp.0", trigger), 1)
-        places = self.places.expand(len(parts), -1, -1)
+        positions = self.positions.expand(len(parts), -1, -1)
         if local is None:
-            return places, parts
-        return torch.cat([places, local], 2), torch.cat([parts, weights["mlp.0.local"]], 1)
+            return positions, parts
+        return torch.cat([positions, local], 2), torch.cat([parts, weights["mlp.0.local"]], 1)
 
     # Attention of one query: keys and values are never formed for each column. A head's score is
     # q·W_k(P·g + code): the query is carried through W_k and P to meet the activations g
     # themselves. What adds the same to all scores (the key's bias, P's) drops out.
 
     def _queries(self, weights: Parameters) -> tuple[Tensor | None, Tensor | None]:
-        """What the activations meet [B,heads,H], and what the places add to the scores
-        [B,heads,L]; None and None if the pooling is the mean."""
+        """Queries [B,heads,H] for the activations, and what the columns' positions add to the
+        scores [B,heads,L]; None and None if the pooling is the mean."""
         if not self.num_heads:
             return None, None
         to_query, to_key, _ = self._in_projections(weights)
@@ -217,11 +226,11 @@ class FastStudent:
         key = torch.einsum("bhi,bjhi->bhj", query, to_key.unflatten(2, query.shape[1:]))
         return key @ weights["projection.weight"].mT, key @ self.pooling_code.T
 
-    def _value(self, weights: Parameters, read: Tensor, attention: Tensor) -> Tensor:
-        """f_avg [B,D] of activations [B,heads,H] read with the attention [B,heads,L]."""
+    def _value(self, weights: Parameters, activations: Tensor, attention: Tensor) -> Tensor:
+        """f_avg [B,D] of mean activations [B,heads,H], weighed by the attention [B,heads,L]."""
         to_value = self._in_projections(weights)[2].unflatten(2, (self.num_heads, -1))
         bias = weights["pooling.attention.in_proj_bias"].chunk(3, dim=1)[2]
-        pooled = (read @ weights["projection.weight"] + attention @ self.pooling_code
+        pooled = (activations @ weights["projection.weight"] + attention @ self.pooling_code
                   + weights["projection.bias"][:, None])  # [B, heads, D]
         value = torch.einsum("bjhi,bhj->bhi", to_value, pooled).flatten(1) + bias
         return _linear(weights, "pooling.attention.out_proj", value[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Losses of test-time training, each image's apart, and what they compare with (Table 5b).
+"""Losses of test-time training, one per image, and their targets (Table 5b).
 
 Symbols as in student.py: B images, L columns, D features.
 """
@@ -11,15 +11,15 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.fast import Outputs
+from tta_apm.apm.fast import StudentOutputs
 
 
 class Targets(NamedTuple):
-    """What students are fitted to; None for what no loss asks for."""
+    """What students are fitted to; None for a target that no loss uses."""
 
-    feature: Tensor  # the teacher's of the image [B,D]
-    grid: Tensor | None = None  # the teacher's at the columns' places [B,L,D]
-    colours: Tensor | None = None  # the images' there [B,L,3]
+    feature: Tensor  # the teacher's, of the image [B,D]
+    grid: Tensor | None = None  # the teacher's at the columns' locations [B,L,D]
+    colours: Tensor | None = None  # of the images at the columns' locations [B,L,3]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Losses:
 
     Args:
         cls: weight of L_cls, the pooled feature against the teacher's (Algorithm 2).
-        grid: weight of L_grid, each column's feature against the teacher's at its place.
+        grid: weight of L_grid, each column's feature against the teacher's at its location.
         rgb: weight of L_rgb, each column's colour against the mean of its patch.
     """
 
@@ -40,7 +40,7 @@ class Losses:
     def per_column(self) -> bool:
         return self.grid > 0 or self.rgb > 0
 
-    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+    def __call__(self, outputs: StudentOutputs, targets: Targets) -> Tensor:
         """One value per image, [B]."""
         loss = self.cls * (outputs.pooled - targets.feature).square().mean(-1)
         if outputs.features is not None and targets.grid is not None:
@@ -51,7 +51,7 @@ class Losses:
 
 
 def grid_targets(grid: Tensor, side: int) -> Tensor:
-    """The teacher's features [B,h,w,D] at the places of side² columns, [B,side²,D].
+    """The teacher's features [B,h,w,D] at the locations of side² columns, [B,side²,D].
 
     A grid of another size is resampled, bilinearly and antialiased.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
@@ -10,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.checks import check_losses, check_numbers
-from tta_apm.apm.fast import FastStudent, Outputs
+from tta_apm.apm.fast import FastStudent, StudentOutputs
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
-from tta_apm.apm.student import MEAN, POOLINGS, STD, Student, draw
+from tta_apm.apm.student import HEADS, MEAN, POOLINGS, STD, Student, sample_weights
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.errors import at_least, choose
+from tta_apm.errors import UserError, at_least, check_widths, choose
 from tta_apm.method import Method
 from tta_apm.toolbox.episodes import (
     Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
@@ -32,26 +32,27 @@ TRIGGERS = ("conv", "vit")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
-class Answers(NamedTuple):
-    """What the teacher says of B images; None for what was not asked."""
+class TeacherOutputs(NamedTuple):
+    """The teacher's outputs for B images; None for what was not asked for."""
 
     features: Tensor  # [B,D]
     grid: Tensor | None = None  # [B,h,w,D]
-    tokens: Tensor | None = None  # of a layer, the mean of its places [B,C]
+    tokens: Tensor | None = None  # of a layer, the mean over patches [B,C]
 
-    def of(self, part: slice) -> Answers:
-        """Those for some of the images."""
-        return Answers(self.features[part], None if self.grid is None else self.grid[part],
-                       None if self.tokens is None else self.tokens[part])
+    def of(self, part: slice) -> TeacherOutputs:
+        """The outputs for some of the images."""
+        return TeacherOutputs(self.features[part],
+                              None if self.grid is None else self.grid[part],
+                              None if self.tokens is None else self.tokens[part])
 
 
 class Apm(Method):
     """Asynchronous Perception Machine (Modi and Rawat, NeurIPS 2024, Algorithm 2).
 
-    For each image alone: draw the student anew, the same draw for all; ask the frozen teacher once
-    for its image feature; fit the student's pooled feature to it; classify the student's feature
-    against the teacher's text features. Predicts after the last update. Nothing survives from one
-    image to the next, and images adapted together do not see one another.
+    For each image alone: start the student from the same random weights; ask the frozen teacher
+    once for its image feature; fit the student's pooled feature to it; classify the student's
+    feature against the teacher's text features. Predicts after the last update. Nothing survives
+    from one image to the next, and images adapted together do not see one another.
 
     The authors' public loop keeps Adam's moments from image to image, trains on eight copies, asks
     the teacher at every step, uses one prompt and predicts before the last update; none of that is
@@ -66,15 +67,15 @@ class Apm(Method):
         patch: kernel and stride of the convolution; there are (image_size / patch)² columns.
         kernels: convolution kernels.
         code: size of the positional code, a multiple of 4.
-        columns: how many columns to use, drawn by the seed; 0 uses all.
+        columns: how many columns to use, sampled by the seed; 0 uses all.
         trigger: the trigger column is the convolution's ("conv") or the teacher's ("vit", T_vit of
-            Table 5b): the mean over places of a layer's tokens. The paper says no more of T_vit
+            Table 5b): the mean of a layer's patch tokens. The paper says no more of T_vit
             than that the column holds a routed representation of a ViT.
         trigger_layer: of the teacher, for trigger "vit"; negative counts from the end.
-        local_patch: give each column also what the kernels make of its own patch (I_xy, Table 5b).
+        local_patch: also give each column the kernels' values for its own patch (I_xy, Table 5b).
         cls_weight: of L_cls, the pooled feature against the teacher's feature of the image.
-        grid_weight: of L_grid, each column against the teacher's feature of its place in the joint
-            space (Table 5b); the teacher's grid is resampled where its size is another.
+        grid_weight: of L_grid, each column against the teacher's feature of its location in the
+            joint space (Table 5b); the teacher's grid is resampled where its size is another.
         rgb_weight: of L_rgb, each column's colour, by an RGB head, against the mean colour of its
             patch in [0,1] (Table 5b).
         augmentation: what the student is shown of the image while it is fitted: the image itself
@@ -88,7 +89,7 @@ class Apm(Method):
             and losses in float32; "auto" is bfloat16 on CUDA GPUs from compute capability 8.0 on,
             float32 elsewhere. The teacher stays in float32: its features in bfloat16 changed 8
             predictions of 1,000.
-        seed: of the draw of the student's weights, and of augmentation.
+        seed: of the student's weights and of augmentation.
 
     After a forward, `details` holds the teacher's prediction and the cosine of the student's and
     the teacher's feature, per image.
@@ -116,9 +117,11 @@ class Apm(Method):
         choose("apm", "pooling", pooling, POOLINGS)
         at_least(0, "apm", lr=lr)
         feature_dim = backbone.text_features.shape[1]
-        check_numbers(hidden, pooling, image_size, patch, kernels, code, columns, steps,
-                      feature_dim)
-        check_losses((cls_weight, grid_weight, rgb_weight), pooling, trigger, augmentation)
+        _check_sizes(hidden, image_size, patch, kernels, code, columns, steps, feature_dim)
+        if pooling == "attention" and feature_dim % HEADS:
+            raise UserError(f"apm: attention pooling has {HEADS} heads, which do not divide the "
+                            f"teacher's {feature_dim} features; use pooling mean")
+        _check_losses((cls_weight, grid_weight, rgb_weight), pooling, trigger, augmentation)
         self.backbone = backbone
         self.image_size = image_size
         self.steps = steps
@@ -131,17 +134,17 @@ class Apm(Method):
         self.losses = Losses(cls_weight, grid_weight, rgb_weight)
         self.trigger_layer = trigger_layer if trigger == "vit" else None
         blank = backbone.text_features.new_zeros(1, 3, image_size, image_size)
-        # Also tells at once if this teacher has no grid.
-        tokens = self._ask(blank).tokens if self._asks_places() else None
-        student = draw(Student(
+        # A teacher without a grid is refused here, before the first image.
+        tokens = self._ask(blank).tokens if self._needs_grid() else None
+        student = sample_weights(Student(
             grid=image_size // patch, patch=patch, kernels=kernels, code=code, hidden=hidden,
             feature_dim=feature_dim, pooling=pooling, rgb=rgb_weight > 0, local_patch=local_patch,
             tokens=0 if tokens is None else tokens.shape[1]), seed)
         student = student.to(backbone.text_features)
         self.student = FastStudent(
-            student, _draw_columns(student, columns, seed),
+            student, _sample_columns(student, columns, seed),
             low=None if self.precision == FULL else torch.bfloat16,
-            live=self.precision == FULL and backbone.text_features.device.type == "cpu")
+            sparse=self.precision == FULL and backbone.text_features.device.type == "cpu")
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.text_features.device)
         self.mean, self.std = (backbone.text_features.new_tensor(values).view(1, 3, 1, 1)
                                for values in (MEAN, STD))
@@ -159,20 +162,20 @@ class Apm(Method):
         return self.backbone.classify(features)
 
     def reset(self) -> None:
-        """Nothing to do: every image starts from the same draw and an empty optimiser."""
+        """Nothing to do: every image starts from the same weights and an empty optimiser."""
 
-    def _ask(self, images: Tensor) -> Answers:
-        """The teacher's answers, from one pass."""
-        if not self._asks_places():
-            return Answers(self.backbone.encode_image(images))
+    def _ask(self, images: Tensor) -> TeacherOutputs:
+        """The teacher's outputs, from one pass."""
+        if not self._needs_grid():
+            return TeacherOutputs(self.backbone.encode_image(images))
         features, grid, tokens = self.backbone.encode_grid(images, self.trigger_layer)
-        return Answers(features, grid, None if tokens is None else tokens.mean((1, 2)))
+        return TeacherOutputs(features, grid, None if tokens is None else tokens.mean((1, 2)))
 
-    def _asks_places(self) -> bool:
+    def _needs_grid(self) -> bool:
         return self.losses.grid > 0 or self.trigger_layer is not None
 
-    def _adapt(self, images: Tensor, teacher: Answers) -> Tensor:
-        """Features [B,D] of students fitted to the teacher's answers, one per image."""
+    def _adapt(self, images: Tensor, teacher: TeacherOutputs) -> Tensor:
+        """Features [B,D] of students fitted to the teacher's outputs, one per image."""
         resized = self._resize(images)
         patches = self.student.patches(self._normalise(resized))
         shown = repeat(patches) if self.augmentation == "none" else self._crops(images)
@@ -187,13 +190,13 @@ class Apm(Method):
         return self._outputs(weights, patches, teacher.tokens).pooled.to(images.dtype)
 
     def _outputs(self, weights: Parameters, patches: Tensor, tokens: Tensor | None,
-                 **wanted: bool) -> Outputs:
+                 **wanted: bool) -> StudentOutputs:
         """See FastStudent.outputs."""
         with products(FULL, patches.device):  # whatever the caller has set
             return self.student.outputs(weights, patches, tokens, **wanted)
 
-    def _targets(self, images: Tensor, teacher: Answers) -> Targets:
-        """What the losses compare with, for images of the student's size in [0,1]."""
+    def _targets(self, images: Tensor, teacher: TeacherOutputs) -> Targets:
+        """The targets of the losses, for images of the student's size in [0,1]."""
         grid = colours = None
         if self.losses.grid and teacher.grid is not None:
             grid = self.student.choose(self._scaled(grid_targets(teacher.grid, self.student.grid)))
@@ -205,7 +208,7 @@ class Apm(Method):
         return F.normalize(features, dim=-1) if self.target == "unit" else features
 
     def _crops(self, images: Tensor) -> Iterator[Tensor]:
-        """Patches of a new random crop of each image, for ever."""
+        """Patches of a new random crop of each image, endlessly."""
         generators = image_generators(images, self.seed)
         while True:
             crops = crop_views(images, 1, generators, size=self.image_size,
@@ -239,9 +242,42 @@ class Apm(Method):
         return (copies * weights + 2 * activations) * self.backbone.text_features.element_size()
 
 
-def _draw_columns(student: Student, columns: int, seed: int) -> Tensor | None:
+def _sample_columns(student: Student, columns: int, seed: int) -> Tensor | None:
+    """Indices of the columns to use, sorted; None for all."""
     if columns in (0, student.grid**2):
         return None
     generator = torch.Generator().manual_seed(seed)
-    places = torch.randperm(student.grid**2, generator=generator)[:columns]
-    return places.sort().values.to(student.code.device)
+    indices = torch.randperm(student.grid**2, generator=generator)[:columns]
+    return indices.sort().values.to(student.code.device)
+
+
+def _check_sizes(hidden: Sequence[int], image_size: int, patch: int, kernels: int, code: int,
+                 columns: int, steps: int, feature_dim: int) -> None:
+    """Raise UserError for sizes that make no student."""
+    if image_size < 1 or patch < 1 or image_size % patch:
+        raise UserError(f"apm: image_size {image_size} is not a multiple of patch {patch}")
+    if code < 4 or code % 4:
+        raise UserError(f"apm: code {code} is not a positive multiple of 4")
+    if kernels < 1 or steps < 0 or not hidden or min(hidden) < 1:
+        raise UserError(f"apm: kernels {kernels}, steps {steps} and hidden {list(hidden)} "
+                        "must be positive (steps may be 0)")
+    num_columns = (image_size // patch) ** 2
+    check_widths("apm: a student", [kernels * num_columns + code, *hidden, feature_dim])
+    if not 0 <= columns <= num_columns:
+        raise UserError(f"apm: columns {columns}: there are {num_columns} columns, and 0 means all")
+
+
+def _check_losses(weights: Sequence[float], pooling: str, trigger: str, augmentation: str) -> None:
+    """Raise UserError for weights of L_cls, L_grid and L_rgb that do not fit the other options."""
+    cls, *of_columns = weights
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise UserError(f"apm: cls_weight, grid_weight and rgb_weight {list(weights)} must be at "
+                        "least 0, and one of them more")
+    if not cls and not of_columns[0]:
+        raise UserError("apm: L_rgb alone says nothing of the classes: give cls_weight or "
+                        "grid_weight too")
+    if not cls and pooling == "attention":
+        raise UserError("apm: without L_cls nothing trains attention pooling: use pooling mean")
+    if augmentation != "none" and (any(of_columns) or trigger != "conv"):
+        raise UserError(f"apm: augmentation {augmentation} moves what the columns see: it goes "
+                        "with trigger conv, grid_weight 0 and rgb_weight 0")

@@ -1,16 +1,17 @@
-"""An MLP of ReLU layers, and the pooling of its columns, without idle arithmetic: for CPUs.
+"""A sparse MLP: layers of ReLU and the pooling of their columns without idle products, for CPUs.
 
 Test-time training makes an image's columns alike. After a few steps many of a layer's units are 0
-in every column ("silent") and most others in none ("linear"); the rest ("mixed") are the fewer the
-higher the layer. Nothing is approximated:
-- Silent units need no product, in either direction.
-- The first layer is the sum of a row's and of a column's part. What the second makes of its linear
-  units is so, too: one product for each row and each column, instead of one for each pair.
-- The gradient that the pooling sends to L columns of n units is thin: [L,q] @ [q,n] with one q for
-  each query. A linear unit passes it on as it is, a mixed one adds one to q. It is kept in this
-  form as long as q is below L.
-Which units these are differs from image to image, so the images of a stack go one after the other;
-a GPU, which wants them in one program, takes the plain products.
+in every column ("silent"), most others are positive in every column ("linear"), and the higher the
+layer, the fewer are left ("mixed"). Nothing is approximated:
+- Silent units need no product, forward or backward.
+- The first layer is the sum of a row's part and a column's part. The product of its linear units
+  with the second layer is such a sum, too: one product for each row and each column of the grid
+  replaces one for each pair.
+- The gradient that the pooling sends to L columns of n units has a low rank: [L,q] @ [q,n] with one
+  q for each query. A linear unit passes it on unchanged; a mixed unit adds one to q. The gradient
+  stays factorised as long as q is below L.
+The kinds of units differ from image to image, so the images of a stack go one after the other. A
+GPU, which wants all images in one program, takes the plain products of fast.py instead.
 """
 
 from __future__ import annotations
@@ -22,54 +23,55 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Multiply-adds for one image in the layers after the first, below which the search costs more.
+# Multiply-adds of an image in the layers after the first. Below, finding the units costs more time
+# than it saves.
 WORTH_IT = 2**25
 
 
 class Layer(NamedTuple):
-    """An image's units of a layer that are not silent, the linear ones first."""
+    """The units of a layer that are not silent for an image, the linear ones first."""
 
-    live: Tensor  # their places [n]
+    active: Tensor  # their indices [n]
     num_linear: int
-    values: Tensor  # what they say to each column [L,n]
+    values: Tensor  # their activations in each column [L,n]
 
 
 class Gradient(NamedTuple):
-    """Of L columns of n units: left [L,q] @ right [n,q]ᵀ; or left [L,n] alone."""
+    """The gradient of L columns of n units: left [L,q] @ right [n,q]ᵀ, or left [L,n] alone."""
 
     left: Tensor
     right: Tensor | None
 
-    def whole(self) -> Tensor:
+    def dense(self) -> Tensor:
         return self.left if self.right is None else self.left @ self.right.T
 
-    def at(self, units: Tensor) -> Gradient:
-        """That of some units."""
+    def select(self, units: Tensor) -> Gradient:
+        """The gradient of some units, by their indices."""
         if self.right is None:
             return Gradient(self.left.index_select(1, units), None)
         return Gradient(self.left, self.right.index_select(0, units))
 
 
-class LivePooledMlp(Function):
-    """Pools what an MLP makes of columns, whose first layer is a product of two matrices.
+class SparsePooledMlp(Function):
+    """The activations of an MLP's last layer, pooled over the columns of each of B images.
 
-    apply(wants_columns, places, parts, queries, offsets, weight, bias, weight, bias, ...) takes
-        places [B,L,e] and parts [B,e,H]: places @ parts is what the first layer makes of them;
+    apply(wants_columns, inputs, first, queries, offsets, weight, bias, weight, bias, ...) takes
+        inputs [B,L,e] and first [B,e,H]: the first layer is inputs @ first, its bias included;
         queries [B,h,n] and offsets [B,h,L]: softmax(queries @ columnsᵀ + offsets) weighs the
-            columns; None and None: their mean, as one query;
-        weight [B,in,out] and bias [B,out] of each further layer
-    and gives the pooled columns [B,h,n], the weights [B,h,L], None for the mean, and the columns
-    [B,L,n], None if not wanted.
+            columns; None and None pool by the mean, as one query;
+        weight [B,in,out] and bias [B,out] of each further layer.
+    It returns the pooled activations [B,h,n], the weights of the columns [B,h,L] (None for the
+    mean) and the columns' activations [B,L,n] (None unless wanted).
     """
 
     @staticmethod
-    def forward(ctx: Any, wants_columns: bool, places: Tensor, parts: Tensor,
+    def forward(ctx: Any, wants_columns: bool, inputs: Tensor, first: Tensor,
                 queries: Tensor | None, offsets: Tensor | None, *layers: Tensor
                 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.images = []
         pooled, weights, columns = [], [], []
-        for b in range(len(parts)):
-            passed, last = _climb(places[b], parts[b], [value[b] for value in layers])
+        for b in range(len(first)):
+            passed, last = forward_layers(inputs[b], first[b], [value[b] for value in layers])
             if queries is None or offsets is None:
                 attention = last.new_full((1, len(last)), 1 / len(last))
             else:
@@ -79,88 +81,98 @@ class LivePooledMlp(Function):
             weights.append(attention)
             columns.append(last)
         attention, last = torch.stack(weights), torch.stack(columns)
-        ctx.save_for_backward(attention, last, queries, parts, *layers[::2])
+        ctx.save_for_backward(attention, last, queries, first, *layers[::2])
         return (torch.stack(pooled), None if queries is None else attention,
                 last if wants_columns else None)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_pooled: Tensor, of_attention: Tensor | None,
-                 of_columns: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor | None,
+                 grad_columns: Tensor | None) -> tuple[Tensor | None, ...]:
         attention, columns, queries, *weights = ctx.saved_tensors
-        of_weights = list(map(torch.zeros_like, weights))
-        of_biases = [weight.new_zeros(len(weight), weight.shape[2]) for weight in weights]
-        of_queries = of_scores = None
-        if queries is not None and of_attention is not None:
-            to_attention = torch.baddbmm(of_attention, of_pooled, columns.mT)
-            mean = (attention * to_attention).sum(-1, keepdim=True)
-            of_scores = attention * (to_attention - mean)
-            of_queries = of_scores @ columns
-            attention = torch.cat([attention, of_scores], 1)
-            of_pooled = torch.cat([of_pooled, queries], 1)
-        of_places = []
+        grad_weights = list(map(torch.zeros_like, weights))
+        grad_biases = [weight.new_zeros(len(weight), weight.shape[2]) for weight in weights]
+        grad_queries = grad_scores = None
+        if queries is not None and grad_attention is not None:
+            total = torch.baddbmm(grad_attention, grad_pooled, columns.mT)
+            mean = (attention * total).sum(-1, keepdim=True)
+            grad_scores = attention * (total - mean)
+            grad_queries = grad_scores @ columns
+            attention = torch.cat([attention, grad_scores], 1)
+            grad_pooled = torch.cat([grad_pooled, queries], 1)
+        grad_inputs = []
         for b, passed in enumerate(ctx.images):
-            gradient = Gradient(attention[b].T, of_pooled[b].T)
-            if of_columns is not None:
-                gradient = Gradient(gradient.whole() + of_columns[b], None)
-            gradient = gradient.at(passed[-1].live)
-            for below, above, weight, of_weight, of_bias in reversed(list(zip(
-                    passed, passed[1:], weights, of_weights, of_biases))):
-                gradient = _descend(gradient, below, above, weight[b], of_weight[b], of_bias[b])
+            gradient = Gradient(attention[b].T, grad_pooled[b].T)
+            if grad_columns is not None:
+                gradient = Gradient(gradient.dense() + grad_columns[b], None)
+            gradient = gradient.select(passed[-1].active)
+            for below, above, weight, grad_weight, grad_bias in reversed(list(zip(
+                    passed, passed[1:], weights, grad_weights, grad_biases))):
+                gradient = backward_layer(gradient, below, above, weight[b], grad_weight[b],
+                                          grad_bias[b])
             if ctx.needs_input_grad[1]:
-                of_places.append(gradient.whole())
-        return (None, torch.stack(of_places) if of_places else None, of_weights[0],
-                of_queries, of_scores,
-                *(value for pair in zip(of_weights[1:], of_biases[1:]) for value in pair))
+                grad_inputs.append(gradient.dense())
+        return (None, torch.stack(grad_inputs) if grad_inputs else None, grad_weights[0],
+                grad_queries, grad_scores,
+                *(value for pair in zip(grad_weights[1:], grad_biases[1:]) for value in pair))
 
 
-def _climb(places: Tensor, parts: Tensor, layers: list[Tensor]) -> tuple[list[Layer], Tensor]:
-    """The layers of an image, its places the first of them, and the columns [L,n] at last."""
-    passed = [Layer(torch.arange(places.shape[1]), places.shape[1], places)]
-    sums = places @ parts
+def forward_layers(inputs: Tensor, first: Tensor, layers: list[Tensor]
+                   ) -> tuple[list[Layer], Tensor]:
+    """The layers of one image, its inputs as the first of them, and the last activations [L,n].
+
+    Args:
+        inputs: [L,e].
+        first: weight of the first layer [e,H].
+        layers: weight and bias of each further layer.
+    """
+    passed = [Layer(torch.arange(inputs.shape[1]), inputs.shape[1], inputs)]
+    sums = inputs @ first
     for weight, bias in zip(layers[::2], layers[1::2]):
-        layer = _look(sums)
-        rows = weight.index_select(0, layer.live)
+        layer = split_units(sums)
+        rows = weight.index_select(0, layer.active)
         if len(passed) == 1:
-            linear, mixed = layer.live[:layer.num_linear], layer.values[:, layer.num_linear:]
-            of_linear = parts.index_select(1, linear) @ rows[:layer.num_linear]
-            sums = torch.addmm(torch.addmm(bias, places, of_linear), mixed,
-                               rows[layer.num_linear:])
+            linear, mixed = layer.active[:layer.num_linear], layer.values[:, layer.num_linear:]
+            product = first.index_select(1, linear) @ rows[:layer.num_linear]
+            sums = torch.addmm(torch.addmm(bias, inputs, product), mixed, rows[layer.num_linear:])
         else:
             sums = torch.addmm(bias, layer.values, rows)
         passed.append(layer)
-    return [*passed, _look(sums)], sums.relu_()
+    return [*passed, split_units(sums)], sums.relu_()
 
 
-def _look(sums: Tensor) -> Layer:
-    """Which units of sums [L,n] are silent, which linear. What is no number is neither."""
+def split_units(sums: Tensor) -> Layer:
+    """Split units, by their sums [L,n] before the ReLU, into silent, linear and mixed.
+
+    Silent units are positive in no column, linear units in all. NaN counts as mixed.
+    """
     silent, linear = sums.amax(0) <= 0, sums.amin(0) > 0
-    places = _where(linear)
-    live = torch.cat([places, _where(~silent & ~linear)])
-    return Layer(live, len(places), sums.index_select(1, live).relu_())
+    first = linear.nonzero()[:, 0]
+    active = torch.cat([first, (~silent & ~linear).nonzero()[:, 0]])
+    return Layer(active, len(first), sums.index_select(1, active).relu_())
 
 
-def _where(mask: Tensor) -> Tensor:
-    """The places [n] at which a mask is true."""
-    return mask.nonzero()[:, 0]
+def backward_layer(gradient: Gradient, below: Layer, above: Layer, weight: Tensor,
+                   grad_weight: Tensor, grad_bias: Tensor) -> Gradient:
+    """The gradient of the active units of `below` from that of the active units of `above`.
 
-
-def _descend(gradient: Gradient, below: Layer, above: Layer, weight: Tensor, of_weight: Tensor,
-             of_bias: Tensor) -> Gradient:
-    """From the live units of the layer `above` to those `below`; fills in what the weights get."""
-    linear, mixed = above.live.tensor_split([above.num_linear])
+    Args:
+        weight: between the two, [in,out].
+        grad_weight, grad_bias: zeros, which are filled in for the active units.
+    """
+    linear, mixed = above.active.tensor_split([above.num_linear])
     positive = above.values[:, above.num_linear:] > 0
     left, right = gradient
     if right is not None and left.shape[1] + len(mixed) < len(left):
         kept = right[:above.num_linear]
         left = torch.cat([left, (left @ right[above.num_linear:].T).mul_(positive)], 1)
-    else:  # as wide as the columns are many: every unit counts as mixed
-        left = gradient.whole()
+    else:  # the rank would not be below the number of columns: every unit counts as mixed
+        left = gradient.dense()
         left[:, above.num_linear:].mul_(positive)
-        linear, mixed, kept = linear[:0], above.live, left[:0, :0]
-    thin = kept.shape[1]
-    of_both, total, rows = below.values.T @ left, left.sum(0), below.live[:, None]
-    of_weight[rows, linear] = of_both[:, :thin] @ kept.T
-    of_weight[rows, mixed] = of_both[:, thin:]
-    of_bias[linear], of_bias[mixed] = kept @ total[:thin], total[thin:]
+        linear, mixed, kept = linear[:0], above.active, left[:0, :0]
+    rank = kept.shape[1]
+    products, total, rows = below.values.T @ left, left.sum(0), below.active[:, None]
+    grad_weight[rows, linear] = products[:, :rank] @ kept.T
+    grad_weight[rows, mixed] = products[:, rank:]
+    grad_bias[linear], grad_bias[mixed] = kept @ total[:rank], total[rank:]
     return Gradient(left, torch.cat([weight[rows, linear] @ kept, weight[rows, mixed]], 1))

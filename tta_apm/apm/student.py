@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POOLINGS = ("mean", "attention")
-# Of ImageNet, which the input is normalised by (Table 7).
+# Mean and std of ImageNet, by which the input is normalised (Table 7).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 HEADS = 8  # of attention pooling
-# Of the RGB head's two hidden layers (authors' code).
+# Width of the RGB head's two hidden layers (authors' code).
 RGB_WIDTH = 256
 
 
@@ -36,8 +36,8 @@ class Student(nn.Module):
         feature_dim: D.
         pooling: "mean" of the columns' features, or "attention" of a learned query over them.
         rgb: whether there is an RGB head.
-        local_patch: whether a column is also given I_xy, what the kernels make of the patch at
-            its place (k = kernels values; Table 5b).
+        local_patch: whether a column also gets I_xy, the kernels' values for the patch at its
+            location (k = kernels values; Table 5b).
         tokens: size of a trigger column that is handed in, a ViT's representation of the image
             (T_vit, Table 5b); 0 makes the trigger column by the convolution.
     """
@@ -73,10 +73,10 @@ class Student(nn.Module):
             tokens: the trigger column [d], for a student that is handed one.
         """
         trigger = self.trigger(image) if tokens is None else tokens
-        return self.place(trigger, self._patch_values(image).mT if self.local_patch else None)
+        return self.join(trigger, self._patch_values(image).mT if self.local_patch else None)
 
-    def place(self, trigger: Tensor, local: Tensor | None = None) -> Tensor:
-        """The input [L, d+k+p] of every column, of a trigger column [d] and I_xy [L,k]."""
+    def join(self, trigger: Tensor, local: Tensor | None = None) -> Tensor:
+        """The input [L, d+k+p] of every column, from a trigger column [d] and I_xy [L,k]."""
         batch, num_columns = trigger.shape[:-1], self.grid**2
         parts = [trigger.unsqueeze(-2).expand(*batch, num_columns, -1),
                  self.code.flatten(0, 1).expand(*batch, -1, -1)]
@@ -85,7 +85,7 @@ class Student(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _patch_values(self, image: Tensor) -> Tensor:
-        """What each kernel makes of each patch, [kernels, L]."""
+        """The value of each kernel for each patch, [kernels, L]."""
         assert self.conv is not None
         return self.conv(image).flatten(-2)
 
@@ -110,11 +110,11 @@ class Student(nn.Module):
 
 
 class RgbHead(nn.Module):
-    """Decodes a column to the colour at its place, from its feature and its input (Figure 4).
+    """Decodes a column to the colour at its location, from its feature and its input (Figure 4).
 
     The input comes along past the MLP since features of neighbours are alike. The paper prints a
     first layer that does not chain; widths are the authors' code's, (D+d+p) → 256 → 256 → 3. That
-    ends in a ReLU as well, which a fresh draw may leave at 0 for good: it is left out.
+    ends in a ReLU as well, which is left out: freshly sampled weights may keep it at 0 for good.
     """
 
     def __init__(self, input_dim: int, feature_dim: int) -> None:
@@ -130,7 +130,7 @@ class RgbHead(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """A learned query attends to the columns' features plus their places (authors' code)."""
+    """A learned query attends to the columns' features plus positional codes (authors' code)."""
 
     code: Tensor
 
@@ -143,9 +143,9 @@ class AttentionPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[L,D] -> [D]."""
-        placed = features + self.code
+        keys = features + self.code
         query = self.query.expand(*features.shape[:-2], 1, -1)
-        return self.attention(query, placed, placed, need_weights=False)[0].squeeze(-2)
+        return self.attention(query, keys, keys, need_weights=False)[0].squeeze(-2)
 
 
 def positional_code(grid: int, size: int) -> Tensor:
@@ -164,8 +164,8 @@ def positional_code(grid: int, size: int) -> Tensor:
     return torch.cat([of_x, of_y], dim=-1).to(torch.get_default_dtype())
 
 
-def draw(student: Student, seed: int, std: float = 0.01) -> Student:
-    """Draw every parameter, biases too, from N(0, std²); the same numbers on every device."""
+def sample_weights(student: Student, seed: int, std: float = 0.01) -> Student:
+    """Sample every parameter, biases too, from N(0, std²); the same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in student.parameters():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tta_apm.apm.fast import FastStudent
 from tta_apm.apm.method import PRESETS
-from tta_apm.apm.student import Student, draw
+from tta_apm.apm.student import Student, sample_weights
 from tta_apm.backbones.build import untrained
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.bench import measure
@@ -90,7 +90,7 @@ def table_4() -> pd.DataFrame:
 
 def figure_2(device: torch.device) -> pd.DataFrame:
     """Cost of an image against the patches processed at a time: figure2's columns."""
-    clip, student = _drawn_clip(device), draw(_student(), 42).to(device)
+    clip, student = _drawn_clip(device), sample_weights(_student(), 42).to(device)
     image = torch.rand(1, 3, 224, 224, device=device)
     tokens = clip.tokenizer(["a photo of a cat."]).to(device)
     large = torch.rand(3, 448, 448, device=device)

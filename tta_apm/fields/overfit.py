@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tta_apm.apm.losses import Targets
-from tta_apm.apm.student import draw
+from tta_apm.apm.student import sample_weights
 from tta_apm.fields.checkpoint import build_student
 from tta_apm.fields.field import Field, error_map, field_of
 from tta_apm.fields.losses import ColumnLosses
@@ -28,7 +28,7 @@ class Snapshot(NamedTuple):
 
 def overfit(recipe: Recipe, teacher: Teacher | None, image: Tensor, at_steps: Collection[int]
             ) -> Iterator[Snapshot]:
-    """Fit a fresh student, drawn from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
+    """Fit a fresh student, its weights from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
 
     Yields a Snapshot after each number of updates in `at_steps`, in rising order; its field holds
     the live weights, to be looked at before the next one is asked for.
@@ -37,7 +37,8 @@ def overfit(recipe: Recipe, teacher: Teacher | None, image: Tensor, at_steps: Co
     targets = None
     if teacher is not None:
         targets = Targets(*teacher.targets(images, recipe.grid))
-    student = draw(build_student(recipe, feature_dim(recipe, teacher)), recipe.seed).to(images)
+    student = build_student(recipe, feature_dim(recipe, teacher))
+    student = sample_weights(student, recipe.seed).to(images)
     machine = ColumnLosses(student, recipe).to(images)
     optimizer = torch.optim.Adam(student.parameters(), recipe.lr)
     for step in range(max(at_steps) + 1):

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tta_apm.apm.sizes import check_size
 from tta_apm.config.values import LARGEST, check_device, check_seed, shortened
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, check_widths, nearest
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
@@ -91,9 +90,9 @@ class Recipe:
             if getattr(self, key) < 1:
                 raise UserError(f"{key.upper()} {getattr(self, key)} is not positive")
         if self.image_size % self.patch:
-            raise UserError(f"IMAGE_SIZE {self.image_size} is no multiple of PATCH {self.patch}")
+            raise UserError(f"IMAGE_SIZE {self.image_size} is not a multiple of PATCH {self.patch}")
         if self.code < 4 or self.code % 4:
-            raise UserError(f"CODE {self.code} is no positive multiple of 4")
+            raise UserError(f"CODE {self.code} is not a positive multiple of 4")
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"HIDDEN {list(self.hidden)}: widths are positive, at least one")
         if not 0 <= self.crop <= 1:
@@ -104,7 +103,7 @@ class Recipe:
         if not 0 < self.lr < math.inf or self.steps < 0 or self.num_workers < 0:
             raise UserError(f"LR {self.lr} must be positive and finite, STEPS {self.steps} and "
                             f"NUM_WORKERS {self.num_workers} not negative")
-        check_size("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
+        check_widths("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
         check_seed("SEED", self.seed)
         if not self.output_dir:
             raise UserError("OUTPUT_DIR is empty: give a folder, or . for the one you are in")
