@@ -28,7 +28,7 @@ from PIL import Image
 
 import common
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.bench.evaluate import load_batches, to_device
+from tta_apm.bench.batches import load_batches, to_device
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import CLEAN, DataSet, Domain
 from tta_apm.data.imagenet import folder_of_classes

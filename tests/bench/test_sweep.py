@@ -302,18 +302,17 @@ def test_the_first_method_is_built_once_and_the_source_is_read_once(sweep, monke
     assert code == cli.OK and built == [3, 4] and len(read) == 1
     built.clear()
     code, again, _ = sweep(f"[source, '{small}']", "SEEDS", "[3,4]", folder="again")
-    assert built == [3, 3, 4] and len(read) == 2
+    assert built == [3, 4] and len(read) == 2
     assert cells(folder).items() <= cells(again).items()
 
 
 def test_a_gpu_holds_one_kind_of_backbone_at_a_time(tmp_path, monkeypatch):
-    """Else the peak of a row would depend on the rows beside it."""
+    """And those of the rows that run side by side."""
     import torch
 
     from tta_apm import config
-    from tta_apm.bench import sweep as module
-    from tta_apm.bench.plan import plan
-    at = {}
+    from tta_apm.bench import builder as module
+    at, limit = {}, 1
 
     class Net(torch.nn.Module):
         def __init__(self, kind, device):
@@ -323,21 +322,24 @@ def test_a_gpu_holds_one_kind_of_backbone_at_a_time(tmp_path, monkeypatch):
 
         def to(self, device):
             at[self.kind] = torch.device(device).type
-            assert list(at.values()).count("cuda") <= 1
+            assert list(at.values()).count("cuda") <= limit
             return self
 
     monkeypatch.setattr(module, "build", lambda kind, *args, device, **rest: Net(kind, device))
     cfg = config.load("cfgs/digits_c/all.yaml")
     loaded, _ = find_dataset(cfg)
-    sweep = module.Sweep(cfg, plan(cfg), [], tmp_path, loaded)
-    sweep.device = torch.device("cuda")
+    builder = module.Builder(cfg, loaded, torch.device("cuda"))
     for kind in ("clip", "classifier", "mae", "clip", "clip", "classifier"):
-        assert sweep._backbone(kind) is sweep.backbones[kind]
+        assert builder.backbone(kind) is builder.backbones[kind]
         assert {name for name, device in at.items() if device == "cuda"} == {kind}
+    limit = 2
+    builder.backbone("clip", beside=["mae"])
+    assert {name for name, device in at.items() if device == "cuda"} == {"clip", "mae"}
     at.clear()
-    sweep.device = torch.device("cpu")
-    sweep._backbone("mae")
-    assert not at
+    builder = module.Builder(cfg, loaded, torch.device("cpu"))
+    builder.backbone("mae")
+    builder.backbone("clip")
+    assert at == {"mae": "cpu", "clip": "cpu"}
 
 
 def test_a_folder_without_frost_pictures_is_told_before_anything_runs(sweep, tmp_path):

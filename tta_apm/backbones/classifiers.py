@@ -14,6 +14,7 @@ from tta_apm.backbones.build import Task
 from tta_apm.backbones.inputs import Inputs, settle
 from tta_apm.backbones.libraries import SECTION, LoadedNetwork, Request
 from tta_apm.backbones.own_networks import is_own, make_network
+from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.backbones.weights import files
 from tta_apm.errors import UserError
 
@@ -41,6 +42,7 @@ class Classifier(Backbone):
         self.net = net
         self.freeze()
 
+    @once_per_batch
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
         return self.kept(self.net(self.prepare(images)))

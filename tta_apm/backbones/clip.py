@@ -23,6 +23,7 @@ from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.clip_templates import indistinguishable
 from tta_apm.backbones.inputs import Inputs, settle
+from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.backbones.weights import downloads, files
 from tta_apm.backbones.weights.archives import Entry
 from tta_apm.backbones.weights.inert import Lazy
@@ -78,10 +79,12 @@ class ClipBackbone(Backbone):
         self.freeze()
         self.register_buffer("text_features", text_features, persistent=False)
 
+    @once_per_batch
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B,D], not normalised, of images [B,3,H,W] in [0,1]."""
         return self.model.encode_image(self.prepare(images))
 
+    @once_per_batch
     def encode_grid(self, images: Tensor, layer: int | None = None) -> grids.Encoded:
         """Features of images [B,3,H,W] in [0,1] and of their places, from one pass of the tower.
 

@@ -25,6 +25,38 @@ def backbone_state(network: nn.Module) -> State:
     return parts
 
 
+class QuickState:
+    """As backbone_state in a third of the time, for looking again and again at one network.
+
+    In place of checksums, tensors stand in it by their object, memory and version, and by their
+    first and last value: a write that torch does not count (`.data`) shows in these, unless it
+    leaves both.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.probes: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in (*network.parameters(), *network.buffers()):
+            if _is_dense(tensor) and tensor.numel():
+                self.probes.setdefault(tensor.dtype, []).extend(
+                    tensor.detach()[(place,) * tensor.dim()] for place in (0, -1))
+        self.before = self._read()
+
+    def is_same(self) -> bool:
+        """Whether the network is as it was at construction."""
+        return self._read() == self.before
+
+    def _read(self) -> list[Any]:
+        parts = [(name, (Same(part), part._version, part.data_ptr() if _is_dense(part) else 0,
+                         part.requires_grad, len(part._backward_hooks or ()))
+                  if isinstance(part, Tensor) else part)
+                 for name, part in _parts(self.network)]
+        with torch.no_grad():
+            values = [torch.stack(probes).view(torch.uint8).tolist()
+                      for probes in self.probes.values()]
+        return [parts, values]
+
+
 def changed_parts(before: State, after: State) -> list[str]:
     """The names of the parts that differ."""
     missing = object()

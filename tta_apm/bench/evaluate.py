@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tta_apm.bench import measure
-from tta_apm.bench.isolation import Guard, MethodError, Trespass
+from tta_apm.bench.batches import Handed, batches_ahead, to_device
+from tta_apm.bench.isolation import Guard, MethodError
 from tta_apm.bench.records import Predictions
-from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_images, hash_pixels
-from tta_apm.data.streams import Stream, prefetched
+from tta_apm.bench.shared_work import SharedWork
+from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_images
+from tta_apm.data.streams import Batch, Stream
 from tta_apm.method import Method
 
 # What a method may tell of each image besides its logits: the columns that may be missing.
@@ -29,7 +33,7 @@ class Evaluation:
     Args:
         image_hashes: of each image's pixels, [N], in the order of the predictions.
         seconds: adapt + predict; in a stream of several domains, the images' share.
-        peak_memory_mb: during the whole stream.
+        peak_memory_mb: the most that was in use while the method ran, less what others held.
     """
 
     predictions: Predictions
@@ -50,12 +54,75 @@ class Evaluation:
                           max(self.peak_memory_mb, other.peak_memory_mb))
 
 
+class Evaluator:
+    """One method on one stream: it is given the batches, and its predictions are collected.
+
+    Labels are looked up after a call, so that no frame holds them while the method runs.
+
+    Args:
+        method: on `device`, reset beforehand by the caller where the setting asks for it.
+        guard: of the method's run.
+        shared: the work that the method shares with others on the same batch.
+    """
+
+    def __init__(self, method: Method, stream: Stream, device: torch.device, guard: Guard,
+                 shared: SharedWork) -> None:
+        self.method = method
+        self.stream = stream
+        self.device = device
+        self.guard = guard
+        self.shared = shared
+        self.outputs: list[Columns] = []
+        self.image_hashes: list[bytes] = []
+        self.seconds = self.peak_mb = 0.0
+
+    def meet(self, handed: Handed, others_mb: float = 0.0) -> int:
+        """Adapt to a batch and predict it; returns how many predictions are right.
+
+        Args:
+            others_mb: what other methods hold of the device's memory: no part of this one's peak.
+
+        Raises:
+            MethodError: if logits are not [B,K] or not finite, or for details that no record
+                holds; Trespass if the method changed the images that it was handed, or the
+                process; and whatever the method raises.
+        """
+        stopwatch = measure.Stopwatch(self.device)
+        others_mb += self.shared.size_mb + handed.spare_mb
+        measure.reset_peak_memory(self.device)
+        try:
+            with torch.no_grad(), self.shared.turn() as turn:
+                logits = self.guard.call(stopwatch.time, self.method, handed.hand_out())
+        except Exception as error:  # others are handed the images next
+            handed.check(error)
+            raise
+        handed.check()
+        self.seconds += stopwatch.seconds + turn.seconds
+        peak_mb = max(turn.peak_mb, measure.peak_memory_mb(self.device))
+        self.peak_mb = max(self.peak_mb, peak_mb - others_mb)
+        details = self.guard.call(getattr, self.method, "details")
+        output = _output(logits, details, len(handed), len(self.stream.dataset.class_names))
+        self.outputs.append(output)
+        self.image_hashes += handed.batch.hashes
+        labels = self.stream.dataset.labels[handed.batch.indices]
+        return int((output["prediction"] == labels).sum())
+
+    def evaluations(self) -> dict[Domain, Evaluation]:
+        """What came of it, for each of the stream's domains, once all batches are met."""
+        stream = self.stream
+        predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
+                                  **_joined(self.outputs))
+        hashes = np.array(self.image_hashes)
+        of_domain = [stream.places == place for place in range(len(stream.domains))]
+        return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
+                                   self.seconds * float(mask.mean()), self.peak_mb)
+                for domain, mask in zip(stream.domains, of_domain)}
+
+
 def evaluate(method: Method, stream: Stream, device: torch.device,
              progress: Callable[[int, int], None] = lambda images, correct: None,
              guard: Guard | None = None) -> dict[Domain, Evaluation]:
     """Adapt to and predict every batch of `stream`; what came of it, for each of its domains.
-
-    Labels are looked up after a call, so that no frame holds them while the method runs.
 
     Args:
         method: on `device`, reset beforehand by the caller where the setting asks for it.
@@ -63,46 +130,12 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
         guard: of the method's run; one of its own by default.
 
     Raises:
-        MethodError: if logits are not [B,K] or not finite, or for details that no record holds;
-            Trespass if the method changed the images that it was handed, or the process.
+        MethodError, Trespass: as Evaluator.meet.
     """
-    guard = guard or Guard(seed=0)
-    outputs: list[Columns] = []
-    image_hashes: list[bytes] = []
-    loaded = load_batches(stream, device)
-    if device.type != "cpu":  # there, it would take the cores that are being timed
-        loaded = prefetched(loaded)
-    stopwatch = measure.Stopwatch(device)
-    measure.reset_peak_memory(device)
-    for indices, pixels, digests in loaded:
-        images = to_device(pixels, device)
-        with torch.no_grad():
-            logits = guard.call(stopwatch.time, method, images)
-        if not torch.equal(images, to_device(pixels, device)):
-            raise Trespass(["the images that it was handed"])
-        details = guard.call(getattr, method, "details")
-        outputs.append(_output(logits, details, len(indices), len(stream.dataset.class_names)))
-        image_hashes += digests
-        progress(len(indices), int((outputs[-1]["prediction"]
-                                    == stream.dataset.labels[indices]).sum()))
-    predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
-                              **_joined(outputs))
-    hashes = np.array(image_hashes)
-    peak = measure.peak_memory_mb(device)
-    of_domain = [stream.places == place for place in range(len(stream.domains))]
-    return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
-                               stopwatch.seconds * float(mask.mean()), peak)
-            for domain, mask in zip(stream.domains, of_domain)}
-
-
-def load_batches(stream: Stream, device: torch.device
-                 ) -> Iterator[tuple[np.ndarray, Tensor, list[bytes]]]:
-    """The batches of `stream`: positions int64 [B], images uint8 [B,H,W,3], hashes of these."""
-    for batch in stream:
-        pixels = torch.from_numpy(np.ascontiguousarray(batch.images))
-        if device.type == "cuda":  # page-locked memory is copied without the CPU
-            pixels = pixels.pin_memory()
-        yield batch.indices, pixels, [hash_pixels(image) for image in pixels.numpy()]
+    evaluator = Evaluator(method, stream, device, guard or Guard(seed=0), SharedWork((), device))
+    for batch in batches_ahead(stream, device):
+        progress(len(batch.indices), evaluator.meet(Handed(batch, device)))
+    return evaluator.evaluations()
 
 
 def _output(logits: Tensor, details: Mapping[str, Tensor], num_images: int,
@@ -123,15 +156,16 @@ def _joined(outputs: Sequence[Columns]) -> Columns:
     return {name: np.concatenate([output[name] for output in outputs]) for name in names}
 
 
-def warm_up(method: Method, stream: Stream, device: torch.device,
+def warm_up(method: Method, batches: Iterable[Batch], device: torch.device,
             guard: Guard | None = None) -> float | None:
-    """Run `method` on the first images of `stream`, reset it, return its GFLOPs per image.
+    """Run `method` on the first of `batches`, reset it, return its GFLOPs per image.
 
-    On a GPU it takes the whole first batch, so that what is set up per shape is set up.
+    On a GPU it takes the whole batch, so that what is set up per shape is set up.
     """
     guard = guard or Guard(seed=0)
-    batch = next(iter(stream))
-    images = to_device(batch.images, device)
+    # torch imports what it counts with at the first count, and sets the environment meanwhile.
+    measure.count_gflops(lambda: torch.zeros(1, 1) @ torch.zeros(1, 1))
+    images = to_device(next(iter(batches)).images, device)
     # One image where it is adapted to alone: torch counts the gradient of a convolution vmapped
     # over B images' weights B times too often. Others may need the statistics of a batch.
     few = images[:1 if method.scope == "image" else 8]
@@ -141,14 +175,6 @@ def warm_up(method: Method, stream: Stream, device: torch.device,
         gflops = guard.call(measure.count_gflops, lambda: method(few))
     guard.call(method.reset)
     return None if gflops is None else gflops / len(few)
-
-
-def to_device(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [0,1] on `device`; travels as uint8."""
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
-    pixels = images.to(device, non_blocking=device.type == "cuda")
-    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 class SourceImages:
@@ -186,6 +212,24 @@ def checked_details(details: Mapping[str, Tensor], num_images: int) -> Columns:
         # numpy has no bfloat16.
         arrays[name] = (value.float() if value.is_floating_point() else value).numpy()
     return arrays
+
+
+def checked_resolved(resolved: Any) -> dict[str, Any]:
+    """What a method resolved, if a record can hold it. MethodError for anything else."""
+    if not isinstance(resolved, dict):
+        raise MethodError(f"has `resolved` of type {type(resolved).__name__} instead of a dict")
+    for key, value in resolved.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise MethodError(f"has `resolved` {key!r} that no record holds: numbers must be "
+                              "finite, and other values text, true, false, none or lists of these")
+    return resolved
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return (value is None or isinstance(value, (bool, int, str))
+            or isinstance(value, float) and math.isfinite(value))
 
 
 def check_logits(logits: Tensor, num_images: int, num_classes: int) -> None:

@@ -50,7 +50,7 @@ class Guard:
         self.seed = seed
         self.backbone = backbone
         self.state = None if backbone is None else backbone_state(backbone)
-        self.threads = set(threading.enumerate())
+        self.threads: set[threading.Thread] = set()  # that were started in its calls
         self.restart()
 
     def restart(self) -> None:
@@ -63,7 +63,7 @@ class Guard:
         Raises:
             Trespass: if it set something of the process; from what it raised itself, if anything.
         """
-        before = ProcessState()
+        before, threads = ProcessState(), set(threading.enumerate())
         try:
             with self.randomness:
                 result = function(*arguments)
@@ -72,6 +72,8 @@ class Guard:
             if changes and not isinstance(error, KeyboardInterrupt):
                 raise Trespass(changes) from error
             raise
+        finally:
+            self.threads |= set(threading.enumerate()) - threads
         changes = before.restore()
         if changes:
             raise Trespass(changes)
@@ -83,6 +85,20 @@ class Guard:
         if changes:
             raise Trespass(changes)
 
+    def check_threads(self) -> None:
+        """Raise Trespass if one of the calls left a thread running."""
+        if changes := self._threads_left():
+            raise Trespass(changes)
+
+    def blamed(self, error: BaseException) -> BaseException:
+        """The error of a method in no company: with what it did to the backbone, if anything."""
+        changes = self.backbone_changes()
+        if not changes or isinstance(error, (Trespass, KeyboardInterrupt)):
+            return error
+        trespass = Trespass(changes)
+        trespass.__cause__ = error
+        return trespass
+
     def backbone_changes(self) -> list[str]:
         """What has changed in the backbone since the guard was made; empty if nothing has."""
         if self.backbone is None or self.state is None:
@@ -93,6 +109,6 @@ class Guard:
 
     def _threads_left(self) -> list[str]:
         """Threads that would keep the process alive; those of executors end with it."""
-        ours = self.threads | set(executors._threads_queues)
         return [f"the threads of the process ({thread.name} was left running)"
-                for thread in threading.enumerate() if not thread.daemon and thread not in ours]
+                for thread in self.threads - set(executors._threads_queues)
+                if thread.is_alive() and not thread.daemon]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -61,31 +61,47 @@ def peak_memory_mb(device: torch.device) -> float:
     0 where neither can be read.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device) / MB
+    return _of_process("VmHWM:")
+
+
+def memory_in_use_mb(device: torch.device) -> float:
+    """As peak_memory_mb, of this moment."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / MB
+    return _of_process("VmRSS:")
+
+
+def _of_process(key: str) -> float:
+    """What Linux tells of the process's memory, in MiB; 0 elsewhere."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 2**10 for line in status.splitlines()
-                 if line.startswith("VmHWM:")), 0.0)
+                 if line.startswith(key)), 0.0)
 
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+MB = 2**20
 
 
-def keep_only(wanted: str, networks: Mapping[str, nn.Module], device: torch.device) -> None:
-    """Keep one of `networks` on `device`, if it is there yet, and put the others aside.
+def size_mb(network: nn.Module) -> float:
+    """The parameters and buffers of `network` in MiB, those that occur twice counted once."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values()) / MB
 
-    Else the peak of a method would hold the networks of others that happen to be measured along.
+
+def keep_only(wanted: Collection[str], networks: Mapping[str, nn.Module],
+              device: torch.device) -> None:
+    """Keep those of `networks` that are `wanted` on `device`, and put the others aside.
+
     On a CPU all stay as they are.
     """
     if device.type == "cpu":
         return
-    for name, network in networks.items():
-        if name != wanted:
-            network.to("cpu")
-    if wanted in networks:
-        networks[wanted].to(device)
+    for name, network in sorted(networks.items(), key=lambda item: item[0] in wanted):
+        network.to(device if name in wanted else "cpu")  # first those that make room
 
 
 class Flops(NamedTuple):

@@ -215,4 +215,10 @@ def _set_filters(value: list[Any]) -> None:
     warnings.filters.extend(value)  # type: ignore[attr-defined]
 
 
-SETTINGS = (*_of_torch(), *_of_the_process())
+def torch_settings() -> list[Any]:
+    """The values of all that decides how torch computes; equal lists mean the same numbers."""
+    return [_value(setting) for setting in OF_TORCH]
+
+
+OF_TORCH = tuple(_of_torch())
+SETTINGS = (*OF_TORCH, *_of_the_process())

@@ -38,6 +38,14 @@ def global_state() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
+def same_state(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    """Whether the generators stand where they stood."""
+    (python, numpy, torch_, cuda), (python2, numpy2, torch2, cuda2) = first, second
+    return (python == python2 and numpy[2] == numpy2[2] and bool((numpy[1] == numpy2[1]).all())
+            and torch.equal(torch_, torch2) and len(cuda) == len(cuda2)
+            and all(map(torch.equal, cuda, cuda2)))
+
+
 def _set_state(state: tuple[Any, ...]) -> None:
     of_python, of_numpy, of_torch, cuda = state
     random.setstate(of_python)

@@ -1,51 +1,46 @@
-"""Sweep: run the missing cells, one record each, and report on the way."""
+"""Sweep: run the missing cells, rows side by side, one record each, and report on the way."""
 
 from __future__ import annotations
 
-import gc
-import math
-import traceback
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.build import build, find_kind
-from tta_apm.backbones.clip_templates import templates
-from tta_apm.backbones.image_tower import suited
-from tta_apm.bench import measure
-from tta_apm.bench.evaluate import Evaluation, SourceImages
-from tta_apm.bench.isolation import Guard, MethodError, Trespass
-from tta_apm.bench.plan import Cell, carries_on, order_of
+from tta_apm.backbones.build import find_kind
+from tta_apm.bench.builder import Builder, explained
+from tta_apm.bench.evaluate import Evaluation
+from tta_apm.bench.isolation import MethodError, Trespass
+from tta_apm.bench.one_pass import OnePass, Outcome, Spoiled
+from tta_apm.bench.plan import Cell, order_of
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.provenance import commit, versions
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.bench.run import Run
-from tta_apm.config import Row
+from tta_apm.bench.series import Collector, Series
+from tta_apm.bench.shared_work import SharedWork
+from tta_apm.bench.together import Room, free_memory_mb
 from tta_apm.data.dataset import DataSet, Domain
-from tta_apm.data.streams import Stream, schedule
+from tta_apm.data.streams import Stream
+from tta_apm.data.workers import set_num_workers
 from tta_apm.device import choose_device, describe
-from tta_apm.errors import UserError, name_and_text, text_of
-from tta_apm.method import Method
-from tta_apm.registry import METHODS
+from tta_apm.errors import UserError, beyond_the_machine
 
-
-class Built(NamedTuple):
-    """A method on the device, and the guard that stood around its constructor."""
-
-    method: Method
-    guard: Guard
+# Rows that run side by side.
+Group = list[Series]
 
 
 class Sweep:
     """The cells of a config that are yet to run.
 
-    Every call into a method goes through a Guard, so that no row's numbers depend on the others.
+    Rows of one seed meet the same streams. They run side by side as far as TOGETHER and the memory
+    allow: each batch is fetched once and handed to every row that still wants it. A cell is
+    recorded when its rows are through its domain. Every call into a method goes through a Guard, so
+    that no row's numbers depend on the others.
 
     Args:
         cfg: as `config.load` gives it.
@@ -63,8 +58,7 @@ class Sweep:
         self.folder = folder
         self.device = choose_device(cfg.DEVICE)
         self.dataset = dataset
-        self.backbones: dict[str, Backbone] = {}
-        self.checked: list[Built] = []  # of the first run, built already
+        self.builder = Builder(cfg, dataset, self.device)
         self.failed: list[str] = []
         self.commit = commit()
         self.versions = versions()
@@ -75,184 +69,179 @@ class Sweep:
         Raises:
             UserError: before anything runs, for a method or backbone that cannot be built.
         """
-        runs = [list(run) for _, run in groupby(self.cells, lambda cell: (cell.row, cell.seed))]
-        runs = [run for run in runs if any(cell.name in self.todo for cell in run)]
-        self._check(runs)
-        total = sum(len(stream) for run in runs for stream in self._streams(run))
-        with Progress(total) as progress:
-            for place, run in enumerate(runs):
-                if place:
-                    self._free()
-                self._run(run, progress)
+        set_num_workers(0 if self.cfg.NUM_WORKERS == "auto" else int(self.cfg.NUM_WORKERS))
+        every = [Series(list(cells), self.cfg.SETTING) for _, cells in groupby(
+            self.cells, lambda cell: (cell.row, cell.seed))]
+        every = [series for series in every if series.needed(self.todo)]
+        room = Room(self.cfg.TOGETHER, free_memory_mb(self.device))
+        self._check(every, room)
+        total = sum(self._num_images(series, series.needed(self.todo)) for series in every)
+        with Progress(total) as self.progress:
+            groups = deque(self._groups(every, room))
+            while groups:
+                groups.extendleft(reversed(self._run(groups.popleft())))
         return self.failed
 
-    def _check(self, runs: Sequence[Sequence[Cell]]) -> None:
+    def _check(self, every: Sequence[Series], room: Room) -> None:
         """Build the method of each row: a bad setting is told now, not after an hour.
 
-        The first is built last and kept for its run, as building may take minutes; the others are
-        let go, as they would take memory from those that run.
+        As many as run together first are kept, as building may take minutes; the others are let
+        go, as they would take memory from those that run.
         """
-        firsts: dict[str, Sequence[Cell]] = {}
-        for run in runs:
-            firsts.setdefault(run[0].row.text, run)
-        for run in reversed(firsts.values()):
-            if self.checked:
-                self._free()
+        kept: Group = []
+        firsts: dict[str, Series] = {}
+        for series in every:
+            firsts.setdefault(series.row.text, series)
+        for series in firsts.values():
             try:
-                self.checked.append(self._build(run[0].row, run[0].seed))
+                self.builder.run_of(series)
             except MethodError:  # no setting is bad: the row fails by name in its turn
-                pass
-
-    def _run(self, run: Sequence[Cell], progress: Progress) -> None:
-        """One row with one seed over its streams."""
-        cells = {cell.domain: cell for cell in run}
-        streams = self._streams(run)
-        try:
-            method, guard = (self.checked.pop() if self.checked
-                             else self._build(run[0].row, run[0].seed))
-        except (UserError, MethodError) as error:  # the one: memory ran short, say
-            progress.start(cells[streams[0].domains[0]], len(streams[0].domains))
-            self._lose(streams, cells, error, progress)
-            return
-        waiting = Counter(domain for stream in streams for domain in stream.domains)
-        done: dict[Domain, Evaluation] = {}
-        meeting = Run(method, guard, self.device, self._carries_on(run))
-        for place, stream in enumerate(streams):
-            progress.start(cells[stream.domains[0]], len(stream.domains))
-            try:
-                evaluations = meeting.meet(stream, progress.update)
-                resolved = checked_resolved(guard.call(getattr, method, "resolved"))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # a stranger's method may raise anything, exit as well
-                error = self._with_backbone(error, guard)
-                to_the_end = self._carries_on(run) or isinstance(error, Trespass)
-                self._lose(streams[place:] if to_the_end else [stream], cells, error, progress)
-                if to_the_end:
-                    break
                 continue
-            for domain, evaluation in evaluations.items():
-                done[domain] = (done[domain].followed_by(evaluation) if domain in done
-                                else evaluation)
-                waiting[domain] -= 1
-                if not waiting[domain]:
-                    self._finish(cells[domain], done.pop(domain), resolved, meeting.gflops,
-                                 progress)
+            if room.holds([self.builder.held_mb[other.row.text] for other in (*kept, series)]):
+                kept.append(series)
+            self.builder.keep(kept)
 
-    def _free(self) -> None:
-        """Let go of the method before; not of the last one, as it takes a quarter of a second."""
-        self.checked.clear()
-        gc.collect()  # hooks and the method they are of hold one another
+    def _groups(self, every: Sequence[Series], room: Room) -> Iterator[Group]:
+        """The rows of each seed, in order, as many together as there is room for."""
+        for seed in self.cfg.SEEDS:
+            group: Group = []
+            for series in every:
+                if series.seed != seed:
+                    continue
+                held_mb = [self.builder.held_mb.get(other.row.text, 0.0)
+                           for other in (*group, series)]
+                if group and not room.holds(held_mb):
+                    yield group
+                    group = []
+                group.append(series)
+            if group:
+                yield group
 
-    def _streams(self, run: Sequence[Cell]) -> list[Stream]:
-        """The streams that a run must go through: all up to the last missing cell if state is
-        carried over, else those with a missing cell."""
-        every = schedule(self.cfg.SETTING, [cell.domain for cell in run])
-        todo = {cell.domain for cell in run if cell.name in self.todo}
-        needed = [place for place, domains in enumerate(every) if todo.intersection(domains)]
-        if needed and self._carries_on(run):
-            needed = list(range(needed[-1] + 1))
-        return [Stream(self.dataset, every[place], num_images=self.cfg.NUM_IMAGES,
-                       batch_size=self.cfg.BATCH_SIZE, seed=run[0].seed, order=self.cfg.ORDER,
-                       concentration=self.cfg.DIRICHLET) for place in needed]
+    def _run(self, group: Group) -> list[Group]:
+        """Run rows side by side over their streams; returns those that must run later, in groups.
+        """
+        members, later = self._members(group)
+        shared = SharedWork(_shared_backbones(members), self.device)
+        places = sorted({place for member in members for place in member.needed})
+        for place in places:
+            present = [member for member in members if place in member.needed]
+            if not present:
+                continue
+            try:
+                later += self._pass(place, present, shared, may_part=place == places[0])
+            except Spoiled:
+                for member in members:
+                    self.builder.forget(member.run.guard.backbone)
+                later += [[member.series] for member in members if member.needed]
+                members = []
+            self.progress.end()
+            gone = {series for others in later for series in others}
+            members = [member for member in members if member.needed and member.series not in gone]
+        return later
 
-    def _carries_on(self, run: Sequence[Cell]) -> bool:
-        return carries_on(self.cfg.SETTING, run[0].row.scope)
+    def _members(self, group: Group) -> tuple[list[Member], list[Group]]:
+        """The rows of a group with their runs; and those for whom memory is too short beside the
+        others. One that cannot be built fails by name."""
+        self.builder.keep(group)
+        cramped: list[Group] = []
+        able = list(group)
+        # Twice, as whoever changes the backbone takes with it the runs that were built before.
+        for series in [*group, *group]:
+            if series not in able:
+                continue
+            try:
+                self.builder.run_of(series)
+            except (UserError, MethodError) as error:
+                able.remove(series)
+                if len(group) > 1 and error.__cause__ and beyond_the_machine(error.__cause__):
+                    cramped.append([series])
+                else:
+                    self._lose(series, series.needed(self.todo), error)
+        self.progress.end()
+        return [Member(series, self.builder.run_of(series), self.todo) for series in able], cramped
 
-    def _finish(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any],
-                gflops: float | None, progress: Progress) -> None:
+    def _pass(self, place: int, members: Sequence[Member], shared: SharedWork, *, may_part: bool
+              ) -> list[Group]:
+        """One stream for all that need it; returns the rows that must run later, in groups.
+
+        Raises:
+            Spoiled: see OnePass.
+        """
+        series = members[0].series
+        stream = self._stream(series.streams[place], series.seed)
+        self.progress.start([member.series.row for member in members], stream.domains)
+        by_run = {member.run: member for member in members}
+        one = OnePass(list(by_run), stream, self.device, shared, self.progress, may_part=may_part)
+        for run, outcome in one.run().items():
+            self._record(by_run[run], place, outcome)
+        for run, error in one.failed.items():
+            self._drop(by_run[run], place, error)
+        for run in one.slow:
+            run.rewind()
+        for run in one.cramped:
+            self.builder.let_go(by_run[run].series)
+        slow = [by_run[run].series for run in one.slow]
+        return [*([slow] if slow else []), *([by_run[run].series] for run in one.cramped)]
+
+    def _stream(self, domains: Sequence[Domain], seed: int) -> Stream:
+        return Stream(self.dataset, domains, num_images=self.cfg.NUM_IMAGES,
+                      batch_size=self.cfg.BATCH_SIZE, seed=seed, order=self.cfg.ORDER,
+                      concentration=self.cfg.DIRICHLET)
+
+    def _num_images(self, series: Series, places: Sequence[int]) -> int:
+        """Of some of its streams."""
+        count = self.cfg.NUM_IMAGES if self.cfg.NUM_IMAGES > 0 else len(self.dataset.labels)
+        return count * sum(len(series.streams[place]) for place in places)
+
+    def _record(self, member: Member, place: int, outcome: Outcome) -> None:
+        """Save the cells that a stream completes."""
+        member.needed.remove(place)
+        self.progress.settle(self._num_images(member.series, [place]))
+        for domain, part in outcome.evaluations.items():
+            evaluation = member.collector.add(domain, part)
+            if evaluation is not None:
+                self._finish(member.series.cells[domain], evaluation, outcome.resolved, member.run)
+
+    def _finish(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any], run: Run
+                ) -> None:
         if cell.name in self.todo:
             try:
-                self._save(cell, evaluation, resolved, gflops)
+                self._save(cell, evaluation, resolved, run)
             except UserError:  # the disk: it fails all cells
                 raise
             except Exception as error:
-                self._fail(cell, error, progress)
+                self._fail(cell, error)
                 return
-        progress.finish(cell, evaluation)
+            self.todo.remove(cell.name)
+        self.progress.finish(cell, evaluation)
 
-    def _lose(self, streams: Sequence[Stream], cells: Mapping[Domain, Cell], error: BaseException,
-              progress: Progress) -> None:
-        """Of `streams`, the first of which is under way, nothing will come."""
-        progress.skip(sum(map(len, streams)))
-        for domain in dict.fromkeys(domain for stream in streams for domain in stream.domains):
-            self._fail(cells[domain], error, progress)
+    def _drop(self, member: Member, place: int, error: BaseException) -> None:
+        """A row failed in the stream at `place`: so do all streams that depend on that."""
+        to_the_end = member.series.carries_on or isinstance(error, Trespass)
+        lost = [other for other in member.needed if to_the_end or other == place]
+        member.needed = [other for other in member.needed if other not in lost]
+        self._lose(member.series, lost, error)
+        if member.run.guard.backbone_changes():
+            self.builder.forget(member.run.guard.backbone)
 
-    def _fail(self, cell: Cell, error: BaseException, progress: Progress) -> None:
-        progress.fail(cell, _explain(error))
+    def _lose(self, series: Series, places: Sequence[int], error: BaseException) -> None:
+        """Fail all domains of the streams at `places`."""
+        self.progress.settle(self._num_images(series, places))
+        for domain in dict.fromkeys(domain for place in places
+                                    for domain in series.streams[place]):
+            self._fail(series.cells[domain], error)
+
+    def _fail(self, cell: Cell, error: BaseException) -> None:
+        self.progress.fail(cell, explained(error))
         # One that is there already was run through for its state only; and a domain that is visited
         # twice may fail twice.
-        if cell.name in self.todo and cell.name not in self.failed:
+        if cell.name in self.todo:
+            self.todo.remove(cell.name)
             self.failed.append(cell.name)
 
-    def _build(self, row: Row, seed: int) -> Built:
-        """The method of a row, on the device.
-
-        Raises:
-            Trespass: if its constructor changed what is not its own.
-            UserError: if it cannot be built, whatever it raises.
-        """
-        try:
-            backbone = self._backbone(row.needs)
-            keywords = dict(row.hyper_parameters)
-            if "seed" in row.signature.defaults:
-                keywords["seed"] = seed
-            if "source" in row.signature.defaults:
-                keywords["source"] = self.source
-            make = METHODS.load(row.method)
-            guard = Guard(seed, backbone)
-            try:
-                method = guard.call(lambda: make(
-                    suited(backbone, row.signature.needs), **keywords).to(self.device))
-                guard.check()
-            except BaseException as error:
-                raise self._with_backbone(error, guard)
-            return Built(method, guard)
-        except (UserError, MethodError, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            raise UserError(f"method {row.text!r} cannot be built: {_explain(error)}") from error
-
-    def _with_backbone(self, error: BaseException, guard: Guard) -> BaseException:
-        """The error of a method; with what it did to the backbone, which is then built anew."""
-        changes = guard.backbone_changes()
-        if not changes:
-            return error
-        self.backbones = {kind: backbone for kind, backbone in self.backbones.items()
-                          if backbone is not guard.backbone}
-        if isinstance(error, (Trespass, KeyboardInterrupt)):
-            return error
-        trespass = Trespass(changes)
-        trespass.__cause__ = error
-        return trespass
-
-    @cached_property
-    def source(self) -> SourceImages | None:
-        """The images that the backbones learnt from, read once for all methods that ask."""
-        source = self.dataset.source()
-        return None if source is None else SourceImages(source, self.device)
-
-    def _backbone(self, kind: str) -> Backbone:
-        measure.keep_only(kind, self.backbones, self.device)
-        if kind not in self.backbones:
-            section = self.cfg[kind.upper()]
-            self.backbones[kind] = build(
-                kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
-                templates=self._templates(), device=self.device,
-                outputs=self.dataset.outputs, section=section)
-        return self.backbones[kind]
-
-    def _template_set(self) -> str:
-        chosen: str = self.cfg.TEMPLATES
-        return self.dataset.template_set if chosen == "auto" else chosen
-
-    def _templates(self) -> Sequence[str]:
-        own = self.dataset.templates if self.cfg.TEMPLATES == "auto" else None
-        return own or templates(self._template_set())
-
-    def _save(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any],
-              gflops: float | None) -> None:
-        row, backbone = cell.row, self.backbones[cell.row.needs]
+    def _save(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any], run: Run) -> None:
+        row, backbone = cell.row, run.guard.backbone
+        assert isinstance(backbone, Backbone)
         predictions = evaluation.predictions
         content = predictions.to_bytes()
         record = Record(
@@ -260,44 +249,39 @@ class Sweep:
             hyper_parameters={**row.hyper_parameters, **resolved},
             scope=row.scope, survives=row.survives, backbone=backbone.name,
             weights=backbone.weights,
-            templates=self._template_set() if find_kind(row.needs).has_prompts else "",
+            templates=self.builder.template_set if find_kind(row.needs).has_prompts else "",
             resolution=backbone.image_size or 0, dataset=self.dataset.name,
             corruption=cell.domain.corruption, severity=cell.domain.severity,
             images_from=self.dataset.describe(cell.domain), num_images=len(predictions.index),
             images_hash=evaluation.images_hash, setting=self.cfg.SETTING, order=order_of(self.cfg),
             batch_size=self.cfg.BATCH_SIZE, seed=cell.seed,
             num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
-            peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=gflops,
+            peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=run.gflops,
             device=describe(self.device), fingerprint=cell.fingerprint, code=cell.identity["code"],
             commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions,
             preprocessing=backbone.preprocessing, identity=cell.identity)
         save_cell(cell.path(self.folder), record, content)
 
 
-def checked_resolved(resolved: Any) -> dict[str, Any]:
-    """What a method resolved, if a record can hold it. MethodError for anything else."""
-    if not isinstance(resolved, dict):
-        raise MethodError(f"has `resolved` of type {type(resolved).__name__} instead of a dict")
-    for key, value in resolved.items():
-        if not isinstance(key, str) or not _is_plain(value):
-            raise MethodError(f"has `resolved` {key!r} that no record holds: numbers must be "
-                              "finite, and other values text, true, false, none or lists of these")
-    return resolved
+class Member:
+    """A row with a seed on its way through the streams of its group.
+
+    Args:
+        todo: names of the cells that are wanted.
+
+    Attributes:
+        needed: places of the streams that are still to be met.
+    """
+
+    def __init__(self, series: Series, run: Run, todo: Collection[str]) -> None:
+        self.series = series
+        self.run = run
+        self.needed = series.needed(todo)
+        self.collector = Collector([series.streams[place] for place in self.needed])
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return (value is None or isinstance(value, (bool, int, str))
-            or isinstance(value, float) and math.isfinite(value))
-
-
-def _explain(error: BaseException) -> str:
-    """The error in one line, with the place that raised it unless it is a sentence of ours."""
-    text = text_of(error)
-    if isinstance(error, Trespass) and error.__cause__:
-        return f"{text}; then it failed: {_explain(error.__cause__)}"
-    if isinstance(error, (UserError, MethodError)):
-        return text
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{name_and_text(error)} ({Path(place.filename).name}:{place.lineno})"
+def _shared_backbones(members: Sequence[Member]) -> list[Backbone]:
+    """Those that several rows use."""
+    users = Counter(member.run.guard.backbone for member in members)
+    return [backbone for backbone, count in users.items()
+            if count > 1 and isinstance(backbone, Backbone)]

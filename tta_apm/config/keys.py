@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,11 @@ CORE: dict[str, Any] = {
     "FROST_DIR": "",
     # "auto" is the first CUDA device if there is one, else the CPU.
     "DEVICE": "auto",
+    # Rows that run side by side, so that each image is read once for all of them: a number, or
+    # "auto" for as many as the free memory holds. It changes no prediction.
+    "TOGETHER": "auto",
+    # Threads that read and corrupt images; "auto" is one for each free core.
+    "NUM_WORKERS": "auto",
     # What tables print.
     "METRIC": "error",
     # Whether tables show the paper's rows below ours, where it has them for DATASET and SEVERITY.
@@ -113,6 +119,9 @@ def check(cfg: CfgNode) -> None:
         raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
     if cfg.BATCH_SIZE < 1:
         raise UserError(f"BATCH_SIZE {cfg.BATCH_SIZE}: a batch holds at least one image")
+    for key in ("TOGETHER", "NUM_WORKERS"):
+        if cfg[key] != "auto" and not re.fullmatch("[1-9][0-9]{0,8}", cfg[key]):
+            raise UserError(f'{key} {cfg[key]}: give a positive whole number, or "auto"')
     for seed in cfg.SEEDS:
         check_seed("SEEDS", seed)
     check_device("DEVICE", cfg.DEVICE)

@@ -93,7 +93,7 @@ class Costs:
 
     def backbone(self, kind: str) -> Backbone:
         """The architecture that the config has for a kind, built once; alone on the device."""
-        measure.keep_only(kind, self._backbones, self.device)
+        measure.keep_only([kind], self._backbones, self.device)
         if kind not in self._backbones:
             self._backbones[kind] = untrained(
                 kind, self.cfg[kind.upper()].MODEL, class_names=self.class_names,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files, refuse_corruption
 from tta_apm.data.pictures import SUFFIXES, Source, read_picture
+from tta_apm.data.workers import in_threads
 from tta_apm.errors import UserError
 
 RESIZED = 256  # the shorter side, before the crop
@@ -142,8 +142,7 @@ def read_images(sources: Sequence[Source], prepare: Callable[[Image.Image], Imag
             raise UserError(f"the image {source} is {width}×{height}, not {side}×{side}")
         return pixels
 
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(read, sources)))
+    return np.stack(in_threads(read, sources))
 
 
 def resize_and_crop(image: Image.Image, *, resized: int = RESIZED, side: int = SIDE

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from tta_apm.data.corruptions import frost, functions
 from tta_apm.data.corruptions.constants import SIDES
 from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_files, hash_text
+from tta_apm.data.workers import in_threads, num_workers
 
 AUTO = "auto"
 
@@ -50,9 +49,8 @@ class Corrupted(DataSet):
                 constants=self.constants, frost_dir=self.frost_dir)
 
         # In threads: numpy and scipy let one another work.
-        parts = np.array_split(np.arange(len(clean)), min(len(clean), os.cpu_count() or 1) or 1)
-        with ThreadPoolExecutor() as pool:
-            return np.concatenate(list(pool.map(corrupt, parts)))
+        parts = np.array_split(np.arange(len(clean)), min(len(clean), num_workers()) or 1)
+        return np.concatenate(in_threads(corrupt, parts))
 
     def check(self, domain: Domain) -> None:
         self.clean.check(self._clean_domain())

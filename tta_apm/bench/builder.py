@@ -1,0 +1,138 @@
+"""Builder: backbones and methods of a sweep, on its device."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.build import build
+from tta_apm.backbones.clip_templates import templates
+from tta_apm.backbones.image_tower import suited
+from tta_apm.bench import measure
+from tta_apm.bench.evaluate import SourceImages
+from tta_apm.bench.isolation import Guard, MethodError, Trespass
+from tta_apm.bench.run import Run
+from tta_apm.bench.series import Series
+from tta_apm.data.dataset import DataSet
+from tta_apm.errors import UserError, name_and_text, text_of
+from tta_apm.registry import METHODS
+
+
+class Builder:
+    """Makes runs, and keeps the backbones that they share.
+
+    Attributes:
+        runs: those that were built and not yet let go.
+        held_mb: what each row that was ever built holds, by its text.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset: DataSet, device: torch.device) -> None:
+        self.cfg = cfg
+        self.dataset = dataset
+        self.device = device
+        self.backbones: dict[str, Backbone] = {}
+        self.runs: dict[Series, Run] = {}
+        self.held_mb: dict[str, float] = {}
+
+    def run_of(self, series: Series) -> Run:
+        """The run of a row and seed: built now, unless it is there.
+
+        Raises:
+            Trespass: if the method's constructor changed what is not its own.
+            UserError: if it cannot be built, whatever it raises.
+        """
+        if series not in self.runs:
+            self.runs[series] = self._build(series)
+            self.held_mb[series.row.text] = self.runs[series].held_mb
+        return self.runs[series]
+
+    def keep(self, wanted: Collection[Series]) -> None:
+        """Let go of all runs but those that are wanted."""
+        unwanted = self.runs.keys() - set(wanted)
+        for series in unwanted:
+            del self.runs[series]
+        if unwanted:
+            gc.collect()  # hooks and the method they are of hold one another
+
+    def let_go(self, series: Series) -> None:
+        """Let go of one run."""
+        self.keep([other for other in self.runs if other is not series])
+
+    def forget(self, backbone: torch.nn.Module | None) -> None:
+        """Let go of a backbone that was changed, and of the runs that share it."""
+        self.backbones = {kind: other for kind, other in self.backbones.items()
+                          if other is not backbone}
+        self.keep([series for series, run in self.runs.items()
+                   if run.guard.backbone is not backbone])
+
+    def backbone(self, kind: str, beside: Collection[str] = ()) -> Backbone:
+        """The backbone of a kind, on the device; of the others there, only those `beside` it."""
+        measure.keep_only([kind, *beside], self.backbones, self.device)
+        if kind not in self.backbones:
+            section = self.cfg[kind.upper()]
+            self.backbones[kind] = build(
+                kind, section.MODEL, section.WEIGHTS, class_names=self.dataset.class_names,
+                templates=self._templates(), device=self.device,
+                outputs=self.dataset.outputs, section=section)
+        return self.backbones[kind]
+
+    @cached_property
+    def source(self) -> SourceImages | None:
+        """The images that the backbones learnt from, read once for all methods that ask."""
+        source = self.dataset.source()
+        return None if source is None else SourceImages(source, self.device)
+
+    @property
+    def template_set(self) -> str:
+        """The prompt templates of a CLIP."""
+        chosen: str = self.cfg.TEMPLATES
+        return self.dataset.template_set if chosen == "auto" else chosen
+
+    def _templates(self) -> Sequence[str]:
+        own = self.dataset.templates if self.cfg.TEMPLATES == "auto" else None
+        return own or templates(self.template_set)
+
+    def _build(self, series: Series) -> Run:
+        row = series.row
+        try:
+            backbone = self.backbone(row.needs, {other.row.needs for other in self.runs})
+            keywords = dict(row.hyper_parameters)
+            if "seed" in row.signature.defaults:
+                keywords["seed"] = series.seed
+            if "source" in row.signature.defaults:
+                keywords["source"] = self.source
+            make = METHODS.load(row.method)
+            guard = Guard(series.seed, backbone)
+            before = measure.memory_in_use_mb(self.device)
+            try:
+                method = guard.call(lambda: make(
+                    suited(backbone, row.signature.needs), **keywords).to(self.device))
+                guard.check()
+            except BaseException as error:
+                if guard.backbone_changes():
+                    self.forget(backbone)
+                raise guard.blamed(error)
+            held_mb = max(0.0, measure.memory_in_use_mb(self.device) - before)
+            return Run(method, guard, self.device, series.carries_on, held_mb)
+        except (UserError, MethodError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise UserError(f"method {row.text!r} cannot be built: {explained(error)}") from error
+
+
+def explained(error: BaseException) -> str:
+    """The error in one line, with the place that raised it unless it is a sentence of ours."""
+    text = text_of(error)
+    if isinstance(error, Trespass) and error.__cause__:
+        return f"{text}; then it failed: {explained(error.__cause__)}"
+    if isinstance(error, (UserError, MethodError)):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{name_and_text(error)} ({Path(place.filename).name}:{place.lineno})"

@@ -1,0 +1,53 @@
+"""Series: the cells of one row with one seed, and what has come of them so far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from tta_apm.bench.evaluate import Evaluation
+from tta_apm.bench.plan import Cell, carries_on
+from tta_apm.config import Row
+from tta_apm.data.dataset import Domain
+from tta_apm.data.streams import schedule
+
+
+class Series:
+    """One row with one seed over its streams.
+
+    Args:
+        cells: of the row and the seed, in the order of the config.
+        setting: of the config: which domains make a stream, and whether state is carried over.
+
+    Attributes:
+        streams: the domains of each stream of the setting, needed here or not.
+    """
+
+    def __init__(self, cells: Sequence[Cell], setting: str) -> None:
+        self.cells = {cell.domain: cell for cell in cells}
+        self.row: Row = cells[0].row
+        self.seed = cells[0].seed
+        self.streams = schedule(setting, list(self.cells))
+        self.carries_on = carries_on(setting, self.row.scope)
+
+    def needed(self, todo: Collection[str]) -> list[int]:
+        """The places of the streams to go through for the cells that `todo` names: all up to the
+        last such cell where state is carried over, else those with such a cell."""
+        needed = [place for place, domains in enumerate(self.streams)
+                  if any(self.cells[domain].name in todo for domain in domains)]
+        return list(range(needed[-1] + 1)) if needed and self.carries_on else needed
+
+
+class Collector:
+    """Puts together what comes of a domain, which a setting may visit several times."""
+
+    def __init__(self, streams: Sequence[Sequence[Domain]]) -> None:
+        self.waiting = Counter(domain for stream in streams for domain in stream)
+        self.done: dict[Domain, Evaluation] = {}
+
+    def add(self, domain: Domain, evaluation: Evaluation) -> Evaluation | None:
+        """The whole of a domain once its last visit is here."""
+        before = self.done.pop(domain, None)
+        self.done[domain] = before.followed_by(evaluation) if before else evaluation
+        self.waiting[domain] -= 1
+        return None if self.waiting[domain] else self.done.pop(domain)
