@@ -62,7 +62,7 @@ class Deyo(Method):
         at_least(0, "deyo", lr=lr, weight_margin=weight_margin)
         at_least(2, "deyo", patches=patches)
         positive("deyo", entropy_margin=entropy_margin)
-        between(-1, 1, "deyo", plpd=plpd)
+        between(0, 1, "deyo", plpd=plpd)
         self.entropy_margin = entropy_margin
         self.weight_margin = weight_margin
         self.plpd = plpd

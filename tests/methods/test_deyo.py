@@ -134,7 +134,7 @@ def test_single_images_are_adapted_to_where_no_batch_statistics_are(images):
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.GroupNorm(2, 8), nn.ReLU()),
                         nn.Sequential(nn.Flatten(), nn.LayerNorm(8 * 49), nn.Linear(8 * 49, 10)))
     net[1][2].weight.data *= 10  # so that it is certain of some
-    method = Deyo(Classifier(net, mean=(0, 0, 0), std=(1, 1, 1)), lr=1e-2, plpd=-1.0)
+    method = Deyo(Classifier(net, mean=(0, 0, 0), std=(1, 1, 1)), lr=1e-2, plpd=0.0)
     for image in images[:20].split(1):
         method(image)
     assert moved(method)
