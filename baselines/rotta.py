@@ -89,8 +89,9 @@ class Rotta(Method):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         logits = self.teacher(images)
-        entropies = (entropy(logits) / math.log(logits.shape[1])).tolist()
-        for image, label, uncertainty in zip(images, logits.argmax(-1).tolist(), entropies):
+        labels = logits.argmax(-1).cpu().tolist()
+        entropies = (entropy(logits) / math.log(logits.shape[1])).cpu().tolist()
+        for image, label, uncertainty in zip(images, labels, entropies):
             self.memory.add(image, label, uncertainty, num_classes=logits.shape[1])
             self.num_images += 1
             if self.num_images % self.update_every == 0:

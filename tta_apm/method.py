@@ -32,7 +32,9 @@ class Method(nn.Module, ABC):
     It adapts under `torch.enable_grad()`, so that a caller may hold `no_grad`.
 
     Class attributes:
-        needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation".
+        needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation". Where a
+            row says BACKBONE clip, one that needs a classifier is given a CLIP's image tower as
+            one.
         scope: what the result for an image depends on: "image" (that image alone: fresh for
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
         survives: what state is carried from image to image when scope is "stream", e.g.

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(torch.__version__ < "2.6", reason="numbers held 
 AWAY = torch.device("meta")
 MAY_CROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 # What needs the numbers of another package's device code; the rest of it runs in the contract test.
-NOT_PRETENDED = {"rmt": "draws from a generator of the device, which a pretended one has not"}
+NOT_PRETENDED = dict.fromkeys(
+    ["rmt", "cotta"], "draws from a generator of the device, which a pretended one has not")
 
 
 class Away(torch.Tensor):

@@ -1,7 +1,4 @@
-"""Batch normalisation by other statistics than the source's: what several methods share.
-
-It stands here and not in one of their files, so that a cell's hash of the code covers it.
-"""
+"""Batch normalisation by other statistics than the source's: what several methods share."""
 
 from __future__ import annotations
 
