@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from places import ROOT
@@ -380,7 +380,7 @@ def load(kind: str, weights: str, clip) -> tuple[dict[str, Any], str]:
 def test_a_shape_is_read_or_told(name, digits_clip, tmp_path):
     shape = SHAPES[name]
     right = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in
-             load_file(files.PACKAGED / f"{PACKAGED[shape.kind]}.safetensors").items()}
+             files.read(files.PACKAGED / f"{PACKAGED[shape.kind]}.safetensors").items()}
     other = {key: tensor + 1 for key, tensor in right.items()}
     file = shape.write(Written(right, other, tmp_path))
     weights = f"{file}#{shape.key}" if shape.key else str(file)

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from test_checkpoints import Named
 from timm.models import register_model
 from torch import nn
@@ -168,7 +168,7 @@ def models(monkeypatch):
 
 @pytest.fixture
 def clip_file(tmp_path):
-    tensors = load_file(files.PACKAGED / "digits_clip.safetensors")
+    tensors = files.read(files.PACKAGED / "digits_clip.safetensors")
     save_file(tensors, tmp_path / "open_clip_model.safetensors")
     return tmp_path / "open_clip_model.safetensors"
 
@@ -216,7 +216,7 @@ def test_open_clips_config_beside_the_file_tells_mean_std_and_activation(models,
 
 
 def test_openais_archives_tell_all(models, tmp_path):
-    state = load_file(files.PACKAGED / "digits_clip.safetensors")
+    state = files.read(files.PACKAGED / "digits_clip.safetensors")
     sizes = {name: torch.tensor(size) for name, size in (
         ("input_resolution", 32), ("context_length", 24), ("vocab_size", 49408))}
     torch.jit.trace(Named({**state, **sizes}), torch.zeros(1)).save(tmp_path / "ViT.pt")

@@ -21,6 +21,7 @@ from tta_apm.atomic import atomic_write
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
+from tta_apm.backbones.weights.zero_rows import leave_out
 from tta_apm.data.dataset import Clean
 from tta_apm.progress import bar
 from tta_apm.toolbox.views import crops, pad_crop_views
@@ -64,10 +65,10 @@ def train(recipe: BackboneRecipe, *, data_dir: str) -> nn.Module:
 
 
 def save(net: nn.Module, file: Path) -> None:
-    """Write the weights of `net`, in half precision, to a .safetensors file."""
+    """Write the weights of `net`, in half precision, without zero rows, to a .safetensors file."""
     half = {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
             for name, tensor in net.state_dict().items()}
-    atomic_write(file, to_safetensors(half))
+    atomic_write(file, to_safetensors(leave_out(half)))
 
 
 @torch.inference_mode()
@@ -132,7 +133,7 @@ def _clip(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
 
 @torch.no_grad()
 def _zero_unseen(embedding: nn.Embedding, tokens: Tensor) -> None:
-    """Zero the rows of words that no prompt has: they get no gradient, and zeros pack well."""
+    """Zero the rows of words that no prompt has: they get no gradient; `save` leaves them out."""
     seen = torch.zeros(embedding.num_embeddings, 1, device=tokens.device)
     seen[tokens.unique()] = 1
     embedding.weight.mul_(seen)

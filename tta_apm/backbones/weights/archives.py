@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tta_apm.backbones.weights.inert import (
     Inert, Lazy, Malformed, Named, Source, finished, storage_of, unpickle)
+from tta_apm.backbones.weights.zero_rows import put_back
 from tta_apm.errors import UserError, explain
 
 # Of torch.serialization: what its older format starts with, and the pickles around the one that
@@ -127,7 +128,7 @@ def _refuse_others(head: bytes) -> None:
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
     with safe_open(file, "pt") as content:
-        return {name: content.get_tensor(name) for name in content.keys()}
+        return put_back({name: content.get_tensor(name) for name in content.keys()})
 
 
 # Zip: torch's archive, TorchScript, .npz

@@ -1,10 +1,13 @@
 """A stand-in for the host's models: a CLIP and a classifier that normalise inside."""
 
+from pathlib import Path
+
 import open_clip
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torchvision import transforms
+
+from tta_apm.backbones.weights import files
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -37,7 +40,7 @@ class Classifier(nn.Sequential):
 def get_model(cfg):
     if cfg.MODEL.USE_CLIP:
         model = open_clip.create_model(cfg.MODEL.ARCH)
-        model.load_state_dict(load_file(cfg.MODEL.WEIGHTS))
+        model.load_state_dict(files.read(Path(cfg.MODEL.WEIGHTS)))
         return ZeroShotCLIP(cfg, model.eval())
     torch.manual_seed(0)
     return Classifier().eval()
