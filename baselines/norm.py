@@ -13,6 +13,7 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.batch_norm import mixed_statistics
+from tta_apm.toolbox.norm_layers import check_batch
 
 
 class Norm(Method):
@@ -68,9 +69,7 @@ class Norm(Method):
     def forward(self, images: Tensor) -> Tensor:
         count = len(images)
         alpha = count / (self.pseudo_count + count) if self.alpha is None else self.alpha
-        if count == 1 and alpha == 1:
-            raise ValueError("norm: a batch of one image has no batch statistics; "
-                             "use a larger batch or NORM.PSEUDO_COUNT 16")
+        check_batch(images, alpha == 1, "norm", "use a larger batch or NORM.PSEUDO_COUNT 16")
         self._batch_alpha = alpha
         return self.model(images)
 

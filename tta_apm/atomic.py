@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, reason, writing
 
 TEMPORARY = ".tmp"
 # .tta-apm-MACHINE-PID-RANDOM.tmp
@@ -70,13 +70,10 @@ def atomic_write(path: Path, content: bytes) -> None:
     Raises:
         UserError: if it cannot be written, e.g. because the disk is full.
     """
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-            with suppress(OSError):
-                _remove_of_the_dead(path.parent, os.listdir(path.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with writing(path), atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        with suppress(OSError):
+            _remove_of_the_dead(path.parent, os.listdir(path.parent))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -127,9 +124,9 @@ def require_path(path: Path, key: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:  # ValueError: zeros, halves of characters
-        reason = (error.strerror if isinstance(error, OSError)
-                  else "it holds a character that no file name can")
-        raise UserError(f"{key} {str(path)!r} cannot be used: {reason}") from error
+        why = (reason(error) if isinstance(error, OSError)
+               else "it holds a character that no file name can")
+        raise UserError(f"{key} {str(path)!r} cannot be used: {why}") from error
 
 
 def _keep_name(folder: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tta_apm.console import Interrupts, die_quietly_from_now_on, protect_output
-from tta_apm.errors import UserError, beyond_the_machine, nearest
+from tta_apm.errors import UserError, beyond_the_machine, choose
 from tta_apm.names import clean_lines
 
 # Exit codes.
@@ -121,10 +121,9 @@ def _find(words: Sequence[str]) -> tuple[str, list[str]]:
         if {"-h", "--help"} & set(words):
             print(overview(group))
             raise SystemExit(OK)
-        raise UserError(f"unknown command {' '.join(words[:2])!r}: "
-                        f"{nearest(' '.join(words[:2]), group)}")
+        choose("", "command", " ".join(words[:2]), group)
     if words and not any(word.startswith(OF_RUN) for word in words):
-        raise UserError(f"unknown command {words[0]!r}: {nearest(words[0], COMMANDS)}")
+        choose("", "command", words[0], COMMANDS)
     return "run", list(words)
 
 

@@ -7,7 +7,8 @@ import errno
 import math
 import re
 import traceback
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # A longer list of known names helps nobody.
@@ -46,28 +47,35 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def choose(owner: str, key: str, value: str, known: Collection[str]) -> None:
-    """Raise UserError with the nearest known name unless `value` is one of `known`."""
+    """Raise UserError with the nearest known name unless `value` is one of `known`.
+
+    Args:
+        owner: whose value it is, for the sentence; "" for nobody's.
+        key: what it is; "" where the owner says that.
+    """
     if value not in known:
-        raise UserError(f"{owner}: unknown {key} {value!r}: {nearest(value, known)}")
+        noun = f"unknown {key}".rstrip()
+        raise UserError(f"{_of(owner)}{noun} {value!r}: {nearest(value, known)}")
 
 
 def at_least(low: float, owner: str, **values: float) -> None:
     """Raise UserError for a value that is below `low`, infinite or NaN.
 
     Args:
-        owner: whose values they are, for the sentence.
+        owner: whose values they are, for the sentence; "" for nobody's.
         values: by the names of their keys.
     """
     for key, value in values.items():
         if not low <= value < math.inf:
-            raise UserError(f"{owner}: {key} {value} must be at least {low}{_and_finite(value)}")
+            raise UserError(f"{_of(owner)}{key} {value} must be at least {low}"
+                            f"{_and_finite(value)}")
 
 
 def positive(owner: str, **values: float) -> None:
     """Raise UserError for a value that is 0, negative, infinite or NaN."""
     for key, value in values.items():
         if not 0 < value < math.inf:
-            raise UserError(f"{owner}: {key} {value} must be positive{_and_finite(value)}")
+            raise UserError(f"{_of(owner)}{key} {value} must be positive{_and_finite(value)}")
 
 
 def _and_finite(value: float) -> str:
@@ -78,7 +86,35 @@ def between(low: float, high: float, owner: str, **values: float) -> None:
     """Raise UserError for a value that is not between `low` and `high`; both are allowed."""
     for key, value in values.items():
         if not low <= value <= high:
-            raise UserError(f"{owner}: {key} {value} must be between {low} and {high}")
+            raise UserError(f"{_of(owner)}{key} {value} must be between {low} and {high}")
+
+
+def multiple_of(step: int, owner: str, name: str = "", **values: int) -> None:
+    """Raise UserError for a value that is below 1 or not a multiple of `step`, which has a name."""
+    for key, value in values.items():
+        at_least(1, owner, **{key: value})
+        if value % step:
+            raise UserError(f"{_of(owner)}{key} {value} is not a multiple of "
+                            f"{f'{name} {step}'.lstrip()}")
+
+
+def _of(owner: str) -> str:
+    return f"{owner}: " if owner else ""
+
+
+def reason(error: OSError) -> str:
+    """What the system says of a file: "No space left on device"."""
+    return error.strerror or text_of(error)
+
+
+@contextmanager
+def writing(what: str | Path, advice: str = "") -> Iterator[None]:
+    """Within, an OSError is the UserError "cannot write WHAT: ...", with what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {what}: {reason(error)}{advice and f'; {advice}'}") \
+            from error
 
 
 def check_widths(what: str, widths: Sequence[int]) -> None:

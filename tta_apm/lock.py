@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tta_apm.atomic import is_alive, machine, remove_leftovers
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, writing
 
 NAME = ".lock"
 POLL_SECONDS = 0.5
@@ -69,8 +69,8 @@ def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | N
     except OSError as error:
         if error.errno in _READ_ONLY and not (folder / NAME).exists():
             return None
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose a folder of "
-                        "yours") from error
+        with writing(f"to {folder}", "choose a folder of yours"):
+            raise
 
 
 def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:

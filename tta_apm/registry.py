@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tta_apm.errors import UserError, name_and_text, nearest, raised_at
+from tta_apm.errors import UserError, choose, name_and_text, raised_at
 from tta_apm.names import clean
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Registry:
     def check(self, name: str) -> None:
         """Raise UserError with the nearest known name if `name` is unknown."""
         if self._known(name) is None:
-            raise UserError(f"unknown {self.noun} {name!r}: {nearest(name, self.names())}")
+            choose("", self.noun, name, self.names())
 
     def load(self, name: str) -> Any:
         """The object under `name`; imports its module. UserError if it is unknown or broken."""

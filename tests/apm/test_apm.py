@@ -273,11 +273,11 @@ def test_the_draw_is_normal_with_the_papers_deviation_and_follows_the_seed():
     ({"preset": "slimm"}, "did you mean 'slim'"),
     ({"pooling": "max"}, "unknown pooling"),
     ({"target": "row"}, "did you mean 'raw'"),
-    ({"image_size": 450}, "not a multiple of patch"),
-    ({"code": 1023}, "multiple of 4"),
+    ({"image_size": 450}, "image_size 450 is not a multiple of patch"),
+    ({"code": 1023}, "code 1023 is not a multiple of 4"),
     ({"columns": 2000}, "there are 1024 columns"),
     ({"hidden": ()}, "must be positive"),
-    ({"steps": -1}, "must be positive"),
+    ({"steps": -1}, "steps -1 must be at least 0"),
 ])
 def test_bad_values_are_told(teacher, keywords, message):
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,7 @@ from tta_apm.apm.fast import FastStudent, StudentOutputs
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
 from tta_apm.apm.student import HEADS, MEAN, POOLINGS, STD, Student, sample_weights
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.errors import UserError, at_least, check_widths, choose
+from tta_apm.errors import UserError, at_least, check_widths, choose, multiple_of
 from tta_apm.method import Method
 from tta_apm.toolbox.episodes import (
     Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
@@ -254,13 +254,12 @@ def _sample_columns(student: Student, columns: int, seed: int) -> Tensor | None:
 def _check_sizes(hidden: Sequence[int], image_size: int, patch: int, kernels: int, code: int,
                  columns: int, steps: int, feature_dim: int) -> None:
     """Raise UserError for sizes that make no student."""
-    if image_size < 1 or patch < 1 or image_size % patch:
-        raise UserError(f"apm: image_size {image_size} is not a multiple of patch {patch}")
-    if code < 4 or code % 4:
-        raise UserError(f"apm: code {code} is not a positive multiple of 4")
-    if kernels < 1 or steps < 0 or not hidden or min(hidden) < 1:
-        raise UserError(f"apm: kernels {kernels}, steps {steps} and hidden {list(hidden)} "
-                        "must be positive (steps may be 0)")
+    at_least(1, "apm", patch=patch, kernels=kernels)
+    at_least(0, "apm", steps=steps)
+    multiple_of(patch, "apm", "patch", image_size=image_size)
+    multiple_of(4, "apm", code=code)
+    if not hidden or min(hidden) < 1:
+        raise UserError(f"apm: hidden {list(hidden)} must be positive widths, at least one")
     num_columns = (image_size // patch) ** 2
     check_widths("apm: a student", [kernels * num_columns + code, *hidden, feature_dim])
     if not 0 <= columns <= num_columns:

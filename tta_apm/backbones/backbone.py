@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones import inputs
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import choose
 
 # Name of the weights of a network that nobody trained.
 UNTRAINED = "random"
@@ -71,5 +71,4 @@ class Backbone(nn.Module):
 
 def check_model(section: str, model: str, known: Collection[str]) -> None:
     """UserError, of the config's key, unless `model` is one of the known."""
-    if model not in known:
-        raise UserError(f"{section}.MODEL: unknown {model!r}: {nearest(model, known)}")
+    choose(f"{section}.MODEL", "", model, known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import choose
 
 if TYPE_CHECKING:  # the check of a config imports this file, without torch
     from torch import Tensor
@@ -71,8 +71,7 @@ def templates(name: str) -> tuple[str, ...]:
     """
     if name == IMAGENET:
         return _imagenet()
-    if name not in _SETS:
-        raise UserError(f"unknown template set {name!r}: {nearest(name, template_sets())}")
+    choose("", "template set", name, template_sets())
     return _SETS[name]
 
 

@@ -27,7 +27,7 @@ from tta_apm.bench.code import hash_code
 from tta_apm.bench.file_hashes import hash_file, remember, remembered
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain, hash_images, hash_pixels, hash_text
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, reason
 from tta_apm.registry import DATASETS, network_home
 
 # Images read at a time where pixels have to be looked at.
@@ -83,7 +83,7 @@ def _hashes(value: Any) -> Iterator[str]:
             try:
                 yield _hash_folder(path) if path.is_dir() else hash_file(path)
             except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}") from error
+                raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
 def _existing(text: str) -> Path | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tta_apm.atomic import atomic_write, is_temporary
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, reason
 
 # Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
 MOST_UNPACKED = 1 << 28
@@ -163,7 +163,7 @@ def _remove(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot replace {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot replace {file}: {reason(error)}") from error
 
 
 def load_record(path: Path) -> Record:

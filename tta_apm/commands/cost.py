@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tta_apm.atomic import atomic_write
 from tta_apm.cli import OK
 from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
@@ -130,9 +131,5 @@ def _machine(device: torch.device) -> str:
 def _write(folder: Path | None, files: dict[str, str]) -> None:
     if folder is None:
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    for name, content in files.items():
+        atomic_write(folder / name, content.encode())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tta_apm.cli import OK
 from tta_apm.commands import field_options, options as shared
-from tta_apm.errors import UserError
+from tta_apm.errors import writing
 
 if TYPE_CHECKING:
     from tta_apm.fields.field import Column
@@ -37,22 +37,19 @@ def run(options: argparse.Namespace) -> int:
 
     from tta_apm.fields.field import running_mean
 
-    try:
-        with (open(options.out, "w", newline="", encoding="utf-8") if options.out
-              else nullcontext()) as file:
-            writer = csv.writer(file) if file else None
+    with writing(options.out), (open(options.out, "w", newline="", encoding="utf-8")
+                                if options.out else nullcontext()) as file:
+        writer = csv.writer(file) if file else None
 
-            def columns() -> Iterator[Column]:
-                for column in seen.field.query(options.at):
-                    print(_line(column))
-                    if writer:
-                        writer.writerow([column.x, column.y, *(
-                            [] if column.colour is None else column.colour.tolist()),
-                            *column.feature.tolist()])
-                    yield column
-            mean = running_mean(column.feature for column in columns())
-    except OSError as error:
-        raise UserError(f"cannot write {options.out}: {error.strerror}") from error
+        def columns() -> Iterator[Column]:
+            for column in seen.field.query(options.at):
+                print(_line(column))
+                if writer:
+                    writer.writerow([column.x, column.y, *(
+                        [] if column.colour is None else column.colour.tolist()),
+                        *column.feature.tolist()])
+                yield column
+        mean = running_mean(column.feature for column in columns())
     print(f"mean of {len(options.at)}: length {mean.norm():.4g}")
     return OK
 

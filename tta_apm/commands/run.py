@@ -13,7 +13,7 @@ from tta_apm import __version__
 from tta_apm.cli import FAILED_CELLS, INTERRUPTED, OK, overview
 from tta_apm.commands import options as shared
 from tta_apm.commands.table import show_tables
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, writing
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -143,9 +143,6 @@ def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Pa
 def _save_config(text: str, folder: Path) -> None:
     from tta_apm.atomic import atomic_path
 
-    try:
-        with atomic_path(folder / "config.yaml") as temporary:
-            temporary.write_bytes(text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write to OUTPUT_DIR {folder}: {error.strerror}; set OUTPUT_DIR to "
-                        "a folder of yours") from error
+    with writing(f"to OUTPUT_DIR {folder}", "set OUTPUT_DIR to a folder of yours"), \
+            atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_bytes(text.encode())

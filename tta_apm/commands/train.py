@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tta_apm.cli import OK
 from tta_apm.commands import options as shared
-from tta_apm.errors import UserError, at_least, nearest
+from tta_apm.errors import at_least, choose
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Train, write the weights and print how good they are."""
     from tta_apm.training.recipes import RECIPES
 
-    if options.name not in RECIPES:
-        raise UserError(f"train: unknown NAME {options.name!r}: {nearest(options.name, RECIPES)}")
+    choose("train", "NAME", options.name, RECIPES)
     recipe = RECIPES[options.name]
     if options.epochs is not None:
         at_least(1, "train", epochs=options.epochs)

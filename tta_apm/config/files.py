@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tta_apm.config.values import Scalar, Type, Written, convert
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, explain, nearest, reason
 
 BASE = Type(str, or_none=True, is_path=True)
 
@@ -76,7 +76,7 @@ def read(file: Path) -> dict[str, Written]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no UTF-8 text: save it as UTF-8") from error
     return parse(text, str(file))
@@ -87,7 +87,7 @@ def parse(text: str, where: str) -> dict[str, Written]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where} is not valid YAML: {explain(error)}") from error
     except RecursionError as error:
         raise UserError(f"{where} is not valid YAML: too many brackets in one another") from error
     if node is None:

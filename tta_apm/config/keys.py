@@ -13,7 +13,7 @@ from tta_apm.backbones.clip_templates import template_sets
 from tta_apm.config.values import check_device, check_seed, type_of
 from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES, SIDES
 from tta_apm.data.streams import ORDERS, SETTINGS
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, at_least, choose, positive
 from tta_apm.metrics import METRICS
 from tta_apm.registry import DATASETS
 
@@ -103,10 +103,8 @@ def check(cfg: CfgNode) -> None:
                        ("TEMPLATES", ("auto", *template_sets()))):
         values = cfg[key] if isinstance(cfg[key], list) else [cfg[key]]
         for value in values:
-            if value not in known:
-                raise UserError(f"{key}: unknown {value!r}: {nearest(str(value), known)}")
-    if cfg.DIRICHLET <= 0:
-        raise UserError(f"DIRICHLET {cfg.DIRICHLET}: a concentration is positive")
+            choose(key, "", str(value), known)
+    positive("", DIRICHLET=cfg.DIRICHLET)
     for severity in cfg.SEVERITY:
         if severity not in (0, *SEVERITIES):
             raise UserError(f"SEVERITY {severity}: severities are 1 to 5, and 0 for clean images")
@@ -117,8 +115,7 @@ def check(cfg: CfgNode) -> None:
                         f"the corruptions of DATASET {cfg.DATASET} have constants of their own")
     if cfg.NUM_IMAGES == 0 or cfg.NUM_IMAGES < -1:
         raise UserError(f"NUM_IMAGES {cfg.NUM_IMAGES}: give a positive count, or -1 for all images")
-    if cfg.BATCH_SIZE < 1:
-        raise UserError(f"BATCH_SIZE {cfg.BATCH_SIZE}: a batch holds at least one image")
+    at_least(1, "", BATCH_SIZE=cfg.BATCH_SIZE)
     for key in ("TOGETHER", "NUM_WORKERS"):
         if cfg[key] != "auto" and not re.fullmatch("[1-9][0-9]{0,8}", cfg[key]):
             raise UserError(f'{key} {cfg[key]}: give a positive whole number, or "auto"')

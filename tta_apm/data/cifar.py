@@ -17,7 +17,7 @@ from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import Clean, DataSet, Domain, hash_files
 from tta_apm.data.provenance import how_to_finish, read_mark
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, explain
 
 TEMPLATE_SET = "cifar"
 
@@ -259,5 +259,5 @@ def _memory_map(file: Path, advice: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is not a whole .npy file: {' '.join(str(error).split())}. "
+        raise UserError(f"{file} is not a whole .npy file: {explain(error)}. "
                         f"Delete it. {advice}") from error

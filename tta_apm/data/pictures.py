@@ -23,7 +23,7 @@ from typing import IO, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, reason
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -101,7 +101,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     try:
         file = source.open("rb")
     except OSError as error:
-        raise UserError(f"cannot read the image {source}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the image {source}: {reason(error)}") from error
     with file:
         begins = file.read(32)
         file.seek(0)

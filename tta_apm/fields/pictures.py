@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tta_apm.errors import UserError
+from tta_apm.errors import writing
 from tta_apm.report import style
 
 # Even steps of its lightness are even steps of value, for the colour-blind too.
@@ -93,11 +93,9 @@ def write_gif(frames: Sequence[np.ndarray], path: Path) -> Path:
     pictures = [Image.fromarray((frame * 255).round().astype(np.uint8)).resize(
         (GIF_SIDE, GIF_SIDE), Image.Resampling.NEAREST) for frame in frames]
     first, *rest = [*pictures, *pictures[-2:0:-1]]
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         first.save(path, save_all=True, append_images=rest, duration=GIF_MILLISECONDS, loop=0)
-    except OSError as error:
-        raise UserError(f"cannot write the film {path}: {error.strerror}") from error
     return path
 
 

@@ -5,13 +5,13 @@ Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from tta_apm.config.values import LARGEST, check_device, check_seed, shortened
-from tta_apm.errors import UserError, check_widths, nearest
+from tta_apm.errors import (
+    UserError, at_least, check_widths, choose, multiple_of, positive)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
@@ -77,22 +77,15 @@ class Recipe:
 
     def check(self) -> None:
         """Raise UserError for a value that is out of range or makes no sense beside another."""
-        for key in ("cls_weight", "grid_weight", "rgb_weight"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise UserError(f"{key.upper()} {getattr(self, key)}: a weight is not negative, "
-                                "and finite")
+        at_least(0, "", CLS_WEIGHT=self.cls_weight, GRID_WEIGHT=self.grid_weight,
+                 RGB_WEIGHT=self.rgb_weight, STEPS=self.steps, NUM_WORKERS=self.num_workers)
         if not (self.needs_teacher or self.rgb_weight > 0):
             raise UserError("CLS_WEIGHT, GRID_WEIGHT and RGB_WEIGHT are all 0: there is no loss")
         if self.teacher == NO_TEACHER and self.needs_teacher:
             raise UserError("TEACHER none leaves the losses cls and grid without a target: set "
                             "CLS_WEIGHT and GRID_WEIGHT to 0, or name a TEACHER")
-        for key in ("image_size", "patch", "kernels", "batch_size", "save_every"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key.upper()} {getattr(self, key)} is not positive")
-        if self.image_size % self.patch:
-            raise UserError(f"IMAGE_SIZE {self.image_size} is not a multiple of PATCH {self.patch}")
-        if self.code < 4 or self.code % 4:
-            raise UserError(f"CODE {self.code} is not a positive multiple of 4")
+from tta_apm.errors import (
+    UserError, at_least, check_widths, choose, multiple_of, positive)
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"HIDDEN {list(self.hidden)}: widths are positive, at least one")
         if not 0 <= self.crop <= 1:
@@ -100,17 +93,13 @@ class Recipe:
         if self.crop and self.cache:
             raise UserError("CACHE keeps one grid for an image, CROP shows it anew each time: set "
                             "one of the two")
-        if not 0 < self.lr < math.inf or self.steps < 0 or self.num_workers < 0:
-            raise UserError(f"LR {self.lr} must be positive and finite, STEPS {self.steps} and "
-                            f"NUM_WORKERS {self.num_workers} not negative")
-        check_widths("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
+from tta_apm.errors import (
+    UserError, at_least, check_widths, choose, multiple_of, positive)
         check_seed("SEED", self.seed)
         if not self.output_dir:
             raise UserError("OUTPUT_DIR is empty: give a folder, or . for the one you are in")
         check_device("DEVICE", self.device)
-        if self.precision not in PRECISIONS:
-            raise UserError(f"PRECISION: unknown {self.precision!r}: "
-                            f"{nearest(self.precision, PRECISIONS)}")
+        choose("PRECISION", "", self.precision, PRECISIONS)
 
 
 def keys() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, choose, nearest
 from tta_apm.report import phrases
 from tta_apm.report.build import build_tables
 from tta_apm.report.formats.markdown import escape, pipe_table
@@ -54,8 +54,7 @@ def paper_rows(paper: Paper) -> list[dict[str, str]]:
         UserError: for an unknown table or row, or another number of rows.
     """
     known = sorted(file.stem for file in PUBLISHED.glob("*.csv"))
-    if paper.table not in known:
-        raise UserError(f"PAPER.TABLE: unknown {paper.table!r}: {nearest(paper.table, known)}")
+    choose("PAPER.TABLE", "", paper.table, known)
     if len(paper.rows) != len(paper.methods):
         raise UserError(f"PAPER.ROWS names {len(paper.rows)} rows of {paper.table}, METHODS has "
                         f"{len(paper.methods)}: give one for each, '' for none, or PAPER.TABLE ''")

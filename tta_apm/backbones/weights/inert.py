@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tta_apm.errors import explain
+
 #: Instructions of a pickle: a trainer's file with its optimiser has some 100,000.
 MAX_INSTRUCTIONS = 5_000_000
 MAX_DIMS = 64
@@ -128,7 +130,7 @@ def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any]) -> Any:
         return _Machine(load_storage).run(stream)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
             StopIteration) as error:
-        raise Malformed(f"no whole pickle ({' '.join(str(error).split())})") from error
+        raise Malformed(f"no whole pickle ({explain(error)})") from error
 
 
 class _Mark:

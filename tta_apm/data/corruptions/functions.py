@@ -28,7 +28,7 @@ from tta_apm.data.corruptions.constants import CONSTANTS, CORRUPTIONS, SEVERITIE
 from tta_apm.data.corruptions.filters import (
     affine, correlate, disk, displace, mirrored, plasma, reflected, sample, smear, smoother, zoom)
 from tta_apm.data.corruptions.frost import PICTURES, frost_folder, frost_picture, frost_source
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, choose
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "corrupt", "frost_source"]
 
@@ -81,12 +81,10 @@ def corrupt(images: np.ndarray, corruption: str, severity: int, *, indices: np.n
 
 def _check(images: np.ndarray, corruption: str, severity: int, indices: np.ndarray,
            constants: str, seed: int) -> None:
-    if corruption not in CORRUPTIONS:
-        raise UserError(f"unknown corruption {corruption!r}: {nearest(corruption, CORRUPTIONS)}")
+    choose("", "corruption", corruption, CORRUPTIONS)
     if not isinstance(severity, (int, np.integer)) or severity not in SEVERITIES:
         raise UserError(f"severity must be one of 1, 2, 3, 4, 5, not {severity!r}")
-    if constants not in CONSTANTS:
-        raise UserError(f"unknown constants {constants!r}: {nearest(constants, CONSTANTS)}")
+    choose("", "constants", constants, CONSTANTS)
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise UserError(f"seed must be a whole number of at least 0, not {seed!r}")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -30,7 +30,7 @@ from tta_apm.data.corruptions.functions import frost_source
 from tta_apm.data.dataset import CLEAN, Clean, Domain
 from tta_apm.data.prepare.zenodo import gigabytes
 from tta_apm.data.provenance import Made, claim
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, nearest, writing
 from tta_apm.lock import locked
 
 CHUNK = 64  # images
@@ -157,13 +157,8 @@ class Archives:
                     yield from cifar_jpeg.write(temporary, part, clean)
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; the same command "
-                        "goes on from there") from error
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    return writing(f"to {folder}", "the same command goes on from there")
 
 
 def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Sequence[str],

@@ -24,7 +24,7 @@ from torch import Tensor
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.bench.randomness import Randomness
 from tta_apm.compat import alias_pyautoattack
-from tta_apm.errors import UserError, nearest
+from tta_apm.errors import UserError, choose
 from tta_apm.interop.hosts import launch
 from tta_apm.interop.hosts.online_tta import INSIDE, MARKER, MODULES, PACKAGES
 from tta_apm.method import Method, register
@@ -82,9 +82,7 @@ class OnlineTta(Method):
         self.randomness = Randomness(self.seed)
         with _host(self.folder), self.randomness:
             registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
-            if self.name not in registry.registered_names():
-                raise UserError(f"online_tta: unknown method {self.name!r}: "
-                                f"{nearest(self.name, registry.registered_names())}")
+            choose("online_tta", "method", self.name, registry.registered_names())
             model = copy.deepcopy(self.backbone).requires_grad_(True)
             self.adapted = registry.get(self.name)(cfg=self.config, model=model,
                                                    num_classes=self.num_classes)
