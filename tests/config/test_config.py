@@ -112,7 +112,7 @@ def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):
     ("SEVERITY: [6]", [], "severities are 1 to 5"),
     ("SEVERITY: []", [], "SEVERITY is empty"),
     ("NUM_IMAGES: 0", [], "NUM_IMAGES 0"),
-    ("BATCH_SIZE: 0", [], "at least one image"),
+    ("BATCH_SIZE: 0", [], "BATCH_SIZE 0 must be at least 1"),
     ("DEVICE: gpu", [], "use auto, cpu, cuda"),
     ("DEVICE: mps", [], "use auto, cpu, cuda"),
     ("METHODS: norm\nNORM: {ALPHA: x}", [], "NORM.ALPHA takes a number, not 'x'"),

@@ -84,8 +84,10 @@ class Recipe:
         if self.teacher == NO_TEACHER and self.needs_teacher:
             raise UserError("TEACHER none leaves the losses cls and grid without a target: set "
                             "CLS_WEIGHT and GRID_WEIGHT to 0, or name a TEACHER")
-from tta_apm.errors import (
-    UserError, at_least, check_widths, choose, multiple_of, positive)
+        at_least(1, "", PATCH=self.patch, KERNELS=self.kernels, BATCH_SIZE=self.batch_size,
+                 SAVE_EVERY=self.save_every)
+        multiple_of(self.patch, "", "PATCH", IMAGE_SIZE=self.image_size)
+        multiple_of(4, "", CODE=self.code)
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"HIDDEN {list(self.hidden)}: widths are positive, at least one")
         if not 0 <= self.crop <= 1:
@@ -93,8 +95,8 @@ from tta_apm.errors import (
         if self.crop and self.cache:
             raise UserError("CACHE keeps one grid for an image, CROP shows it anew each time: set "
                             "one of the two")
-from tta_apm.errors import (
-    UserError, at_least, check_widths, choose, multiple_of, positive)
+        positive("", LR=self.lr)
+        check_widths("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
         check_seed("SEED", self.seed)
         if not self.output_dir:
             raise UserError("OUTPUT_DIR is empty: give a folder, or . for the one you are in")
