@@ -28,6 +28,8 @@ SMALL = {
     "memory": ("--methods source --images 20", "15 domains"),
     "methods": (f"{SMALL_NETS} --classes 10 --images 1 --methods source clip_zero_shot",
                 "| clip_zero_shot |"),
+    "one_pass": (f"digits --images 4 --rows source clip_zero_shot coop {ONCE}",
+                 "a pass for each row"),
     "overhead": (f"--methods source --images 10 --corruptions fog {ONCE}", "| source |"),
     "precision": ("--images 8 --batch 4", "| bfloat16 "),
 }

@@ -1,0 +1,180 @@
+"""One pass over the data for all rows against a pass for each: wall time and counted calls.
+
+    python benchmarks/one_pass.py photos --data-dir DIR --append
+    python benchmarks/one_pass.py digits --images 20 --append
+    python benchmarks/one_pass.py clip --images 8 --append
+
+Both sides are the same sweep, TOGETHER auto and TOGETHER 1, in turn; the time of building data set,
+backbones and methods is left out of both. `photos`: eight cheap rows with one of timm's smallest
+networks (random weights) over photographs in DIR/<class>/ under five corruptions made on the
+fly. `digits`: all rows of digits_c, whose images cost next to nothing. `clip`: four rows on a
+ViT-B/16 (random weights), with the number of images that its tower is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import common
+from tta_apm import cli
+from tta_apm.bench.builder import Builder
+from tta_apm.bench.records import load_record
+from tta_apm.bench.sweep import Sweep
+
+CHEAP = ["source", "norm", "norm PSEUDO_COUNT 16", "norm ALPHA 0.5", "tent", "tent LR 1e-4",
+         "tent OPTIMIZER sgd", "tent EPISODIC true"]
+CORRUPTIONS = ["gaussian_noise", "defocus_blur", "snow", "fog", "jpeg_compression"]
+CLIP_ROWS = ["clip_zero_shot", "coop", "apm", "one_sample"]
+VIT = "ViT-B-16"
+
+
+def small_network() -> nn.Module:
+    """One of timm's smallest, with as many outputs as there are photographs' classes."""
+    import timm
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=1000)
+
+
+def main() -> None:
+    options = _options()
+    device = torch.device(options.device)
+    root = Path(tempfile.mkdtemp())
+    try:
+        words = {"photos": photos, "digits": digits, "clip": clip}[options.part](options, root)
+        lines = compare(words, options, root, device)
+    finally:
+        shutil.rmtree(root)
+    common.publish(f"One pass over the data: {options.part}", lines, device, options.append)
+
+
+def photos(options: argparse.Namespace, root: Path) -> list[str]:
+    return ["DATASET", "folder", "DATA_DIR", options.data_dir, "CORRUPT", "true",
+            "CORRUPTIONS", f"[{','.join(CORRUPTIONS)}]", "METHODS", _list(CHEAP),
+            "BATCH_SIZE", "16", "CLASSIFIER.MODEL", f"{Path(__file__).resolve()}:small_network",
+            "CLASSIFIER.WEIGHTS", "''", "CLASSIFIER.MEAN", "[0.5,0.5,0.5]",
+            "CLASSIFIER.STD", "[0.5,0.5,0.5]"]
+
+
+def digits(options: argparse.Namespace, root: Path) -> list[str]:
+    rows = ["METHODS", _list(options.rows)] if options.rows else []
+    return ["CORRUPTIONS", f"[{','.join(CORRUPTIONS[:3])}]", *rows]
+
+
+def clip(options: argparse.Namespace, root: Path) -> list[str]:
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(VIT).state_dict(), root / "vit.safetensors")
+    save_file({"ctx": 0.02 * torch.randn(4, 512)}, root / "context.safetensors")
+    return ["METHODS", _list(CLIP_ROWS), "CORRUPTIONS", "[fog,contrast]", "CLIP.MODEL", VIT,
+            "CLIP.WEIGHTS", str(root / "vit.safetensors"), "COOP.WEIGHTS",
+            str(root / "context.safetensors"), "APM.HIDDEN", "[64]", "APM.STEPS", "2",
+            "ONE_SAMPLE.STEPS", "2", "TEMPLATES", "single", "BATCH_SIZE", "4"]
+
+
+def _list(rows: list[str]) -> str:
+    return f"[{','.join(rows)}]"
+
+
+def compare(words: list[str], options: argparse.Namespace, root: Path, device: torch.device
+            ) -> list[str]:
+    """The table of both sides."""
+    numbers = itertools.count()
+    sides: dict[str, list[Measured]] = {"auto": [], "1": []}
+
+    def sweep(together: str) -> None:
+        folder = root / str(next(numbers))
+        with measured() as found, contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = cli.main(["--cfg", options.cfg, *words, "NUM_IMAGES", str(options.images),
+                             "DEVICE", options.device, "TOGETHER", together,
+                             "OUTPUT_DIR", str(folder)])
+        assert code == cli.OK, errors.getvalue()
+        records = [load_record(file) for file in folder.rglob("cells/**/*.json")]
+        found.inside = sum(record.seconds for record in records)
+        found.predictions = {str(file.relative_to(folder)): file.read_bytes()
+                             for file in folder.rglob("*.npz")}
+        sides[together].append(found)
+
+    common.in_turn([lambda: sweep("auto"), lambda: sweep("1")], options.rounds, device, warm=False)
+    assert all(found.predictions == sides["1"][0].predictions
+               for side in sides.values() for found in side), "the predictions differ"
+    one, each = sides["auto"], sides["1"]
+    rows = [[name, *(f"{median(values):.1f}" for values in zip(*(
+        (found.wall, found.inside, float(found.asked)) for found in side)))]
+            for name, side in (("one pass for all", one), ("a pass for each row", each))]
+    gain = common.ratio([found.wall for found in each], [found.wall for found in one])
+    cells = len(each[0].predictions)
+    return [*common.table(["", "wall time, s", "in the methods' records, s",
+                           "images that a CLIP was asked for"], rows), "",
+            f"{gain} times less wall time in one pass; {cells} cells of {options.images} images, "
+            f"medians of {options.rounds} rounds in turn, building left out of both. All "
+            "predictions are the same to the bit."]
+
+
+class Measured:
+    """Of one sweep."""
+
+    wall = inside = 0.0
+    asked = 0
+    predictions: dict[str, bytes] = {}
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Measured]:
+    """Measures the sweep that runs inside: its wall time but for that of building, and how many
+    images CLIPs are asked for."""
+    found = Measured()
+    run, build, encode = Sweep.run, Builder._build, open_clip.CLIP.encode_image
+
+    def timed_run(self: Sweep) -> list[str]:
+        begin = perf_counter()
+        try:
+            return run(self)
+        finally:
+            found.wall += perf_counter() - begin
+
+    def timed_build(self: Builder, *arguments: object) -> object:
+        begin = perf_counter()
+        try:
+            return build(self, *arguments)  # type: ignore[arg-type]
+        finally:
+            found.wall -= perf_counter() - begin
+
+    def counted(self: open_clip.CLIP, images: torch.Tensor, *rest: object) -> torch.Tensor:
+        found.asked += len(images)
+        return encode(self, images, *rest)
+
+    Sweep.run, Builder._build = timed_run, timed_build  # type: ignore[method-assign,assignment]
+    open_clip.CLIP.encode_image = counted
+    try:
+        yield found
+    finally:
+        Sweep.run, Builder._build = run, build  # type: ignore[method-assign]
+        open_clip.CLIP.encode_image = encode
+
+
+def _options() -> argparse.Namespace:
+    parser = common.parser(__doc__)
+    parser.add_argument("part", choices=("photos", "digits", "clip"))
+    parser.add_argument("--cfg", default="cfgs/digits_c/all.yaml")
+    parser.add_argument("--data-dir", default="data", help="of photos: holds a folder of photographs for each class")
+    parser.add_argument("--rows", nargs="+", default=[], help="of digits: not all of the config")
+    parser.add_argument("--images", type=int, default=32, help="of each corruption")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
