@@ -170,7 +170,7 @@ def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
     parser.add_argument("part", choices=("photos", "digits", "clip"))
     parser.add_argument("--cfg", default="cfgs/digits_c/all.yaml")
-    parser.add_argument("--data-dir", default="data", help="of photos: holds a folder of photographs for each class")
+    parser.add_argument("--data-dir", default="data", help="of photos: a folder for each class")
     parser.add_argument("--rows", nargs="+", default=[], help="of digits: not all of the config")
     parser.add_argument("--images", type=int, default=32, help="of each corruption")
     return parser.parse_args()
