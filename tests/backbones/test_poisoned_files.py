@@ -25,7 +25,7 @@ from tta_apm.backbones.weights.inert import Inert
 from tta_apm.data.digits import CLASS_NAMES
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import load_student
-from tta_apm.fields.recipe import Recipe
+from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.teachers import load_teacher
 
 
@@ -48,9 +48,9 @@ LOADERS = {
     "cocoop": lambda file, clip: load_context(file, clip, meta_net=True),
     "student": lambda file, _: load_student(Path(file)),
     "timm teacher": lambda file, _: load_teacher(
-        Recipe(teacher="timm/test_vit", weights=file, image_size=64), torch.device("cpu")),
+        PretrainConfig(teacher="timm/test_vit", weights=file, image_size=64), torch.device("cpu")),
     "clip teacher": lambda file, _: load_teacher(
-        Recipe(teacher="clip/digits_clip", weights=file), torch.device("cpu")),
+        PretrainConfig(teacher="clip/digits_clip", weights=file), torch.device("cpu")),
 }
 
 

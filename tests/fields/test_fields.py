@@ -17,16 +17,17 @@ from tta_apm.apm.student import MEAN, STD
 from tta_apm.cli import main
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import PUBLISHED, build_student, load_student, save_student
+from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.embedding import embed
 from tta_apm.fields.field import Field, decode, field_of, interpolate, running_mean
 from tta_apm.fields.overfit import overfit
 from tta_apm.fields.photos import find_image, read_image
 from tta_apm.fields.pictures import paint
-from tta_apm.fields.recipe import Recipe
 from tta_apm.fields.teachers import load_teacher
 
 GRID, FEATURE_DIM = 6, 5
-SMALL = Recipe(image_size=24, patch=4, code=8, hidden=(12, 10), teacher="none", grid_weight=0.0)
+SMALL = PretrainConfig(image_size=24, patch=4, code=8, hidden=(12, 10), teacher="none",
+                       grid_weight=0.0)
 CHINA, FLOWER = "sklearn/china.jpg", "sklearn/flower.jpg"
 
 
@@ -90,11 +91,11 @@ MEMORY = """
 import itertools, resource, torch
 from tta_apm.fields.checkpoint import build_student
 from tta_apm.fields.field import Field, running_mean
-from tta_apm.fields.recipe import Recipe
+from tta_apm.fields.config import PretrainConfig
 
 torch.set_num_threads(1)
-recipe = Recipe(image_size=8, patch=1, code=8, hidden=(8,))
-student = build_student(recipe, feature_dim=20000)
+config = PretrainConfig(image_size=8, patch=1, code=8, hidden=(8,))
+student = build_student(config, feature_dim=20000)
 field = Field(student, torch.zeros(64))
 
 def megabytes_after(count):
@@ -141,12 +142,12 @@ def test_an_embedding_keeps_islands_apart(method, dimensions):
 
 def test_loss_of_one_image_falls_by_five_orders_of_magnitude():
     """Figure 3: 250 steps on one image, from 1e-3 to 1e-12."""
-    recipe = Recipe(image_size=32, patch=4, code=32, hidden=(128, 128), teacher="clip/digits_clip",
-                    weights="digits_clip.safetensors", cls_weight=1.0, grid_weight=0.0,
-                    rgb_weight=0.0, lr=1e-3)
-    teacher = load_teacher(recipe, torch.device("cpu"))
-    image = read_image(find_image(CHINA), recipe.image_size)
-    before, after = overfit(recipe, teacher, image, (0, 250))
+    cfg = PretrainConfig(image_size=32, patch=4, code=32, hidden=(128, 128),
+                         teacher="clip/digits_clip", weights="digits_clip.safetensors",
+                         cls_weight=1.0, grid_weight=0.0, rgb_weight=0.0, lr=1e-3)
+    teacher = load_teacher(cfg, torch.device("cpu"))
+    image = read_image(find_image(CHINA), cfg.image_size)
+    before, after = overfit(cfg, teacher, image, (0, 250))
     assert after.loss < 1e-5 * before.loss
     assert before.error.shape == (64,)
     assert torch.isfinite(after.error).all()
@@ -154,7 +155,7 @@ def test_loss_of_one_image_falls_by_five_orders_of_magnitude():
 
 def test_a_saved_student_comes_back_with_its_recipe(student, images, file):
     trained = load_student(file)
-    assert trained.recipe == SMALL
+    assert trained.cfg == SMALL
     shown = trained.preprocess(images)
     assert trained.preprocess.image_size == SMALL.image_size
     assert torch.allclose(shown, (images - torch.tensor(MEAN).view(3, 1, 1))
@@ -306,7 +307,7 @@ def write_other_recipe(path: Path) -> None:
     ("empty.pth", write_nothing, "no checkpoint of weights"),
     ("other.pth", write_other_weights, "neither a student"),
     ("half.safetensors", write_half, "is cut off"),
-    ("recipe.safetensors", write_other_recipe, "not hold the student that its recipe describes"),
+    ("config.safetensors", write_other_recipe, "not hold the student that its config describes"),
 ])
 def test_a_wrong_checkpoint_is_one_sentence(tmp_path, name, write, message):
     if write:
@@ -317,15 +318,15 @@ def test_a_wrong_checkpoint_is_one_sentence(tmp_path, name, write, message):
 
 
 def test_a_fault_of_ours_is_never_told_as_a_wrong_checkpoint(file, monkeypatch):
-    def slip(recipe: Recipe) -> None:
+    def slip(cfg: PretrainConfig) -> None:
         raise TypeError("a slip of ours")
-    monkeypatch.setattr(Recipe, "check", slip)
+    monkeypatch.setattr(PretrainConfig, "check", slip)
     with pytest.raises(TypeError, match="a slip of ours"):
         load_student(file)
 
 
 def test_a_student_without_rgb_head_cannot_reconstruct():
-    recipe = replace(SMALL, rgb_weight=0.0, cls_weight=1.0, teacher="timm/test_vit")
-    student = build_student(recipe, FEATURE_DIM)
+    cfg = replace(SMALL, rgb_weight=0.0, cls_weight=1.0, teacher="timm/test_vit")
+    student = build_student(cfg, FEATURE_DIM)
     with pytest.raises(UserError, match="no RGB head"):
         Field(student, torch.zeros(GRID**2)).colours()

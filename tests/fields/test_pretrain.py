@@ -16,18 +16,19 @@ from tta_apm.apm.losses import Targets
 from tta_apm.cli import main
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import build_student
+from tta_apm.fields.config import PretrainConfig, from_config, keys
 from tta_apm.fields.feature_cache import FeatureCache
 from tta_apm.fields.losses import ColumnLosses
 from tta_apm.fields.photos import Photos, Preprocessing, find_images
 from tta_apm.fields.pretrain import STUDENT_FILE, pretrain
-from tta_apm.fields.recipe import Recipe, from_config, keys
 from tta_apm.fields.teachers import load_teacher
 from tta_apm.toolbox.precision import products
 
 CONFIGS = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 CPU = torch.device("cpu")
-SMALL = Recipe(image_size=24, patch=4, code=8, hidden=(12,), teacher="none", grid_weight=0.0,
-               crop=0.5, steps=6, batch_size=4, save_every=2, lr=1e-3, device="cpu")
+SMALL = PretrainConfig(image_size=24, patch=4, code=8, hidden=(12,), teacher="none",
+                       grid_weight=0.0, crop=0.5, steps=6, batch_size=4, save_every=2, lr=1e-3,
+                       device="cpu")
 TAUGHT = replace(SMALL, teacher="timm/test_vit", weights="random", image_size=64, patch=8,
                  grid_weight=1.0, cls_weight=1.0, crop=0.0)
 
@@ -47,16 +48,16 @@ def photos(tmp_path):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_is_a_recipe_and_says_what_it_is(file):
-    recipe = from_config(config.load_keys(file, (), keys()))
+    cfg = from_config(config.load_keys(file, (), keys()))
     assert file.read_text().startswith("# ")
-    assert recipe.output_dir == f"results/pretrain/{file.stem}"
+    assert cfg.output_dir == f"results/pretrain/{file.stem}"
 
 
 def test_the_config_of_section_5_is_the_student_of_table_6():
-    recipe = from_config(config.load_keys("cfgs/pretrain/coco_dinov2.yaml", (), keys()))
-    widths = [recipe.kernels * recipe.grid**2 + recipe.code, *recipe.hidden, 1024]
+    cfg = from_config(config.load_keys("cfgs/pretrain/coco_dinov2.yaml", (), keys()))
+    widths = [cfg.kernels * cfg.grid**2 + cfg.code, *cfg.hidden, 1024]
     layers = sum((before + 1) * after for before, after in zip(widths, widths[1:]))
-    assert layers + recipe.kernels * (3 * recipe.patch**2 + 1) == 53_494_349
+    assert layers + cfg.kernels * (3 * cfg.patch**2 + 1) == 53_494_349
 
 
 @pytest.mark.parametrize("overrides, message", [
@@ -90,10 +91,10 @@ def test_bad_input_is_one_sentence(overrides, message, tmp_path, capsys):
 
 def test_an_unreadable_image_is_named(photos, tmp_path):
     (Path(photos) / "broken.jpg").write_bytes(b"no image")
-    recipe = replace(SMALL, images=photos, output_dir=str(tmp_path / "out"))
+    cfg = replace(SMALL, images=photos, output_dir=str(tmp_path / "out"))
     for workers in (0, 1):
         with pytest.raises(UserError, match="cannot read the image .*broken.jpg") as caught:
-            pretrain(replace(recipe, num_workers=workers))
+            pretrain(replace(cfg, num_workers=workers))
         assert "\n" not in str(caught.value)
 
 
@@ -131,12 +132,12 @@ def test_an_order_is_drawn_once_per_epoch_and_is_that_of_its_seed(photos, monkey
 
 
 def test_the_losses_are_the_plain_ones():
-    recipe = replace(TAUGHT, cls_weight=0.5, grid_weight=2.0, rgb_weight=3.0)
-    student = build_student(recipe, 7)
+    cfg = replace(TAUGHT, cls_weight=0.5, grid_weight=2.0, rgb_weight=3.0)
+    student = build_student(cfg, 7)
     images = torch.rand(2, 3, 64, 64)
     targets = Targets(torch.randn(2, 7), torch.randn(2, 64, 7))
-    machine = ColumnLosses(student, recipe)
-    losses = machine(images, targets)
+    objective = ColumnLosses(student, cfg)
+    losses = objective(images, targets)
     expected = torch.zeros(3)
     for image, shown, wanted, grid in zip(images, Preprocessing(64)(images), targets.feature,
                                           targets.grid):
@@ -147,14 +148,14 @@ def test_the_losses_are_the_plain_ones():
                                  (features - grid).square().mean(),
                                  (student.colours(inputs, features) - patches).square().mean()]) / 2
     assert torch.allclose(losses, expected, rtol=1e-5)
-    assert torch.allclose(machine.total(losses), expected @ torch.tensor([0.5, 2.0, 3.0]))
+    assert torch.allclose(objective.total(losses), expected @ torch.tensor([0.5, 2.0, 3.0]))
 
 
 def test_what_every_step_needs_moves_with_the_module():
     """Once, not as a copy from the host at each step."""
-    machine = ColumnLosses(build_student(TAUGHT, 7), TAUGHT).to("meta")
-    assert machine.weights.device.type == machine.preprocess.std.device.type == "meta"
-    assert not [name for name in machine.state_dict() if not name.startswith("student.")]
+    objective = ColumnLosses(build_student(TAUGHT, 7), TAUGHT).to("meta")
+    assert objective.weights.device.type == objective.preprocess.std.device.type == "meta"
+    assert not [name for name in objective.state_dict() if not name.startswith("student.")]
 
 
 def test_precision_is_that_of_the_device(photos, tmp_path, monkeypatch):
@@ -172,13 +173,13 @@ def test_precision_is_that_of_the_device(photos, tmp_path, monkeypatch):
 
 def test_prefix_tokens_of_a_timm_teacher_are_dropped_at_the_front():
     """CLS and the 4 registers of DINOv2 come before the patches, which must all be there."""
-    recipe = replace(TAUGHT, teacher="timm/vit_small_patch14_reg4_dinov2", image_size=56, patch=14)
-    teacher = load_teacher(recipe, CPU)
+    cfg = replace(TAUGHT, teacher="timm/vit_small_patch14_reg4_dinov2", image_size=56, patch=14)
+    teacher = load_teacher(cfg, CPU)
     images = torch.rand(1, 3, 56, 56)
     features, grid = teacher.encode(images)
     assert features.shape == (1, 384) and grid.shape == (1, 4, 4, 384)
     import timm
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(cfg.seed)
     net = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56).eval()
     tokens = net.forward_features(Preprocessing(56)(images))
     assert tokens.shape[1] == 1 + 4 + 16

@@ -19,25 +19,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tta_apm.errors import UserError
-from tta_apm.fields.distributed import Team
+from tta_apm.fields.config import PretrainConfig
+from tta_apm.fields.distributed import Workers
 from tta_apm.fields.pretrain import LOSSES_FILE, STUDENT_FILE, TRAINING_FILE, pretrain
-from tta_apm.fields.recipe import Recipe
 
-SMALL = Recipe(image_size=24, patch=4, code=8, hidden=(12,), teacher="none", grid_weight=0.0,
-               crop=0.5, steps=6, batch_size=4, save_every=2, lr=1e-3, device="cpu")
+SMALL = PretrainConfig(image_size=24, patch=4, code=8, hidden=(12,), teacher="none",
+                       grid_weight=0.0, crop=0.5, steps=6, batch_size=4, save_every=2, lr=1e-3,
+                       device="cpu")
 RUN = """
 import json, sys, torch
 from tta_apm.fields.pretrain import pretrain
-from tta_apm.fields.recipe import from_plain
+from tta_apm.fields.config import from_plain
 
 torch.set_num_threads(1)
 print(pretrain(from_plain(json.loads(sys.argv[1]), "argv")) is None)
 """
 
 
-def start(recipe: Recipe, **environment: str) -> subprocess.Popen:
-    """A process that trains `recipe` and prints whether it does not lead."""
-    return subprocess.Popen([sys.executable, "-c", RUN, json.dumps(vars(recipe))], text=True,
+def start(cfg: PretrainConfig, **environment: str) -> subprocess.Popen:
+    """A process that trains a config and prints whether it is not the main worker."""
+    return subprocess.Popen([sys.executable, "-c", RUN, json.dumps(vars(cfg))], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
@@ -52,8 +53,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
-    recipe = replace(SMALL, steps=200_000, output_dir=str(tmp_path / "killed"))
-    process = start(recipe)
+    cfg = replace(SMALL, steps=200_000, output_dir=str(tmp_path / "killed"))
+    process = start(cfg)
     saved = tmp_path / "killed" / TRAINING_FILE
     while not saved.is_file() or steps_in(saved) < 4:
         assert process.poll() is None
@@ -62,8 +63,8 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
     process.communicate()
 
     steps = steps_in(saved) + 3
-    resumed = pretrain(replace(recipe, steps=steps))
-    straight = pretrain(replace(recipe, steps=steps, output_dir=str(tmp_path / "straight")))
+    resumed = pretrain(replace(cfg, steps=steps))
+    straight = pretrain(replace(cfg, steps=steps, output_dir=str(tmp_path / "straight")))
     assert resumed.step == straight.step == steps
     assert torch.allclose(resumed.losses, straight.losses, atol=1e-6)
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "straight"), 1e-6)
@@ -77,16 +78,16 @@ def steps_in(file: Path) -> int:
 
 
 def test_a_finished_training_is_left_alone_and_another_recipe_refused(tmp_path):
-    recipe = replace(SMALL, output_dir=str(tmp_path))
-    pretrain(recipe)
+    cfg = replace(SMALL, output_dir=str(tmp_path))
+    pretrain(cfg)
     before = (tmp_path / STUDENT_FILE).stat().st_mtime_ns
-    assert pretrain(recipe).step == recipe.steps
+    assert pretrain(cfg).step == cfg.steps
     assert (tmp_path / STUDENT_FILE).stat().st_mtime_ns == before
     with pytest.raises(UserError, match="another LR, HIDDEN|another HIDDEN, LR"):
-        pretrain(replace(recipe, lr=0.5, hidden=(8,)))
+        pretrain(replace(cfg, lr=0.5, hidden=(8,)))
     (tmp_path / TRAINING_FILE).write_bytes(b"half a file")
     with pytest.raises(UserError, match="is cut off"):
-        pretrain(recipe)
+        pretrain(cfg)
 
 
 def test_losses_that_are_not_finite_end_the_training(tmp_path):
@@ -112,8 +113,8 @@ def test_two_processes_train_the_student_of_one(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("tta_apm.fields.pretrain.gather", lambda device: nullcontext(
-        Team(0, 3, torch.device("cpu"))))
+    monkeypatch.setattr("tta_apm.fields.distributed.init", lambda device: nullcontext(
+        Workers(0, 3, torch.device("cpu"))))
     with pytest.raises(UserError, match="BATCH_SIZE 4 cannot be shared by 3 processes"):
         pretrain(replace(SMALL, output_dir=str(tmp_path)))
 

@@ -15,7 +15,7 @@ import pytest
 
 from places import ROOT
 from tta_apm import cli, config
-from tta_apm.fields.recipe import from_config, keys
+from tta_apm.fields.config import from_config, keys
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/RESULTS.md"]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.S | re.M)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,9 +12,8 @@ from safetensors.torch import save_file
 
 from tta_apm import config
 from tta_apm.errors import UserError
-from tta_apm.fields import recipe
 from tta_apm.fields.checkpoint import load_student
-from tta_apm.fields.recipe import Recipe, from_config, from_plain, keys
+from tta_apm.fields.config import PretrainConfig, from_config, from_plain, keys
 from tta_apm.registry import METHODS
 
 
@@ -71,11 +71,11 @@ def test_text_of_a_recipe_is_taken_as_it_stands(monkeypatch):
     assert (made.images, made.output_dir) == ("/home/me/a # b", "2024")
 
 
-@pytest.mark.parametrize("key", [field.name for field in recipe.fields(Recipe)])
+@pytest.mark.parametrize("key", [field.name for field in fields(PretrainConfig)])
 @pytest.mark.parametrize("value", [None, [], {}, "x", -1, math.nan, True, [1.5], 10**400],
                          ids=lambda value: repr(value)[:9])
 def test_recipes_in_files_of_wrong_types_or_ranges_name_the_file_and_the_field(key, value):
-    plain = json.loads(json.dumps(vars(Recipe())))
+    plain = json.loads(json.dumps(vars(PretrainConfig())))
     if isinstance(value, str) and key in ("images", "weights", "cache", "output_dir", "teacher"):
         return  # these take any text
     with pytest.raises(UserError) as caught:
@@ -87,19 +87,19 @@ def test_recipes_in_files_of_wrong_types_or_ranges_name_the_file_and_the_field(k
 
 @pytest.mark.parametrize("values", [None, [], "x", 3, {}, {"lr": 1.0}])
 def test_what_is_no_recipe_names_the_file(values):
-    with pytest.raises(UserError, match="some/file: its recipe has not the keys"):
+    with pytest.raises(UserError, match="some/file: its config must have the keys"):
         from_plain(values, "some/file")
 
 
 def test_a_student_with_a_recipe_that_cannot_be_names_file_and_key(tmp_path):
     file = tmp_path / "student.safetensors"
-    about = {"tta_apm": "student", "recipe": json.dumps(vars(Recipe()) | {"lr": "fast"}),
+    about = {"tta_apm": "student", "recipe": json.dumps(vars(PretrainConfig()) | {"lr": "fast"}),
              "feature_dim": "3"}
     save_file({"x": torch.zeros(1)}, file, metadata=about)
-    with pytest.raises(UserError, match="student.safetensors: lr of its recipe is 'fast'"):
+    with pytest.raises(UserError, match="student.safetensors: lr of its config is 'fast'"):
         load_student(file)
 
 
 def test_a_recipe_survives_its_file():
-    made = Recipe(hidden=(5, 6), lr=1, crop=0.5)
+    made = PretrainConfig(hidden=(5, 6), lr=1, crop=0.5)
     assert from_plain(json.loads(json.dumps(vars(made))), "some/file") == made

@@ -21,8 +21,8 @@ STUDENT_HELP = ("a student.safetensors that `tta-apm pretrain` wrote, or the aut
 IMAGE_HELP = "a file, or sklearn/china.jpg and sklearn/flower.jpg, which scikit-learn ships"
 
 
-class Seen(NamedTuple):
-    """An image as a student sees it."""
+class LoadedImage(NamedTuple):
+    """An image and a student's field of it."""
 
     name: str
     image: Tensor  # [3,S,S] in [0,1]
@@ -60,7 +60,7 @@ def load_student(file: Path) -> Trained:
     return checkpoint.load_student(file, choose_device("auto"))
 
 
-def look(trained: Trained, images: Sequence[str]) -> Iterator[Seen]:
+def load_images(trained: Trained, images: Sequence[str]) -> Iterator[LoadedImage]:
     """Each image with its field."""
     from tta_apm.fields.field import field_of
     from tta_apm.fields.photos import find_image, read_image
@@ -70,4 +70,4 @@ def look(trained: Trained, images: Sequence[str]) -> Iterator[Seen]:
         path = find_image(name)
         image = read_image(path, trained.preprocess.image_size).to(device)
         field = field_of(trained.student, trained.preprocess(image[None])[0])
-        yield Seen(path.name, image, field)
+        yield LoadedImage(path.name, image, field)

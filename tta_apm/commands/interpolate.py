@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from tta_apm.fields.pictures import Panel, draw_panels, write_gif
 
     trained = field_options.load_student(options.student)
-    start, end = field_options.look(trained, (options.start, options.end))
+    start, end = field_options.load_images(trained, (options.start, options.end))
     frames = [field.colours().cpu().numpy()
               for field in interpolate(start.field, end.field, options.steps)]
     titles = [f"{step}/{options.steps}" for step in range(options.steps + 1)]

@@ -18,8 +18,8 @@ from tta_apm.fields.embedding import DIMENSIONS, EMBEDDINGS, embed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tta_apm.fields.config import PretrainConfig
     from tta_apm.fields.pictures import Panel
-    from tta_apm.fields.recipe import Recipe
     from tta_apm.fields.teachers import Teacher
 
 EMBEDDING_SEED = 0
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the islands of images, from a trained student or on the way of test-time training."""
-    rows = list(_from_recipe(options) if options.cfg else _from_student(options))
+    rows = list(_from_config(options) if options.cfg else _from_student(options))
     from tta_apm.fields.pictures import draw_panels
 
     print(f"{draw_panels(rows, options.out, BAR)} shows the islands.")
@@ -65,60 +65,60 @@ def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
     from tta_apm.fields.teachers import load_teacher
 
     trained = field_options.load_student(options.student)
-    grid, recipe, teacher = trained.student.grid, trained.recipe, None
+    grid, cfg, teacher = trained.student.grid, trained.cfg, None
     if options.error_map:
-        if recipe is not None and recipe.needs_teacher:
-            teacher = load_teacher(recipe, trained.student.code.device)
+        if cfg is not None and cfg.needs_teacher:
+            teacher = load_teacher(cfg, trained.student.code.device)
         if teacher is None:
             raise UserError(f"{options.student} names no teacher, so there is no error map: leave "
                             "out --error-map")
-    for seen in field_options.look(trained, options.images):
-        features = seen.field.features()
+    for loaded in field_options.load_images(trained, options.images):
+        features = loaded.field.features()
         title = f"islands ({options.embedding})"
-        row = [Panel(seen.name, seen.pixels), _islands(features, seen.pixels, options, title)]
+        row = [Panel(loaded.name, loaded.pixels), _islands(features, loaded.pixels, options, title)]
         if trained.student.rgb is not None:
-            row.append(Panel("reconstruction", seen.field.colours().cpu().numpy()))
+            row.append(Panel("reconstruction", loaded.field.colours().cpu().numpy()))
         if teacher is not None:
-            _, wanted = teacher.targets(seen.image[None], grid)
+            _, wanted = teacher.targets(loaded.image[None], grid)
             error = error_map(features, wanted[0])
             row.append(Panel(f"error, mean {error.mean():.2g}",
                              error.view(grid, grid).cpu().numpy()))
         yield row
 
 
-def _from_recipe(options: argparse.Namespace) -> Iterator[list[Panel]]:
+def _from_config(options: argparse.Namespace) -> Iterator[list[Panel]]:
     """Two rows for each image: islands at each of the steps, and error maps below them."""
     from tta_apm import config
-    from tta_apm.fields.recipe import from_config, keys
+    from tta_apm.fields.config import from_config, keys
 
     if min(options.steps) < 0:
         raise UserError(f"--steps {min(options.steps)}: steps are counted from 0")
-    recipe = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
+    cfg = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
     # Imported here: torch takes seconds, and a wrong config is told at once.
     from tta_apm.device import choose_device
     from tta_apm.fields.photos import find_image, read_image
     from tta_apm.fields.teachers import load_teacher
 
-    device = choose_device(recipe.device)
-    teacher = load_teacher(recipe, device) if recipe.needs_teacher else None
+    device = choose_device(cfg.device)
+    teacher = load_teacher(cfg, device) if cfg.needs_teacher else None
     for name in options.images:
         path = find_image(name)
-        yield from _strip(path.name, read_image(path, recipe.image_size).to(device), recipe,
+        yield from _strip(path.name, read_image(path, cfg.image_size).to(device), cfg,
                           teacher, options)
 
 
-def _strip(name: str, image: Tensor, recipe: Recipe, teacher: Teacher | None,
+def _strip(name: str, image: Tensor, cfg: PretrainConfig, teacher: Teacher | None,
            options: argparse.Namespace) -> Iterator[list[Panel]]:
     from tta_apm.fields.overfit import overfit
     from tta_apm.fields.pictures import Panel
 
     pixels = image.permute(1, 2, 0).cpu().numpy()
     islands, errors = [Panel(name, pixels)], []
-    for shot in overfit(recipe, teacher, image, options.steps):
-        title = f"step {shot.step}\nloss {shot.loss:.2g}"
-        islands.append(_islands(shot.field.features(), pixels, options, title))
-        if shot.error is not None:
-            error = shot.error.view(recipe.grid, recipe.grid).cpu().numpy()
+    for snapshot in overfit(cfg, teacher, image, options.steps):
+        title = f"step {snapshot.step}\nloss {snapshot.loss:.2g}"
+        islands.append(_islands(snapshot.field.features(), pixels, options, title))
+        if snapshot.error is not None:
+            error = snapshot.error.view(cfg.grid, cfg.grid).cpu().numpy()
             errors.append(Panel(f"mean error {error.mean():.2g}", error))
     yield islands
     if errors:

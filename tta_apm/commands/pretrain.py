@@ -21,18 +21,18 @@ def make_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Train, or go on; write the student and the picture of its losses."""
     from tta_apm import config
-    from tta_apm.fields.recipe import from_config, keys
+    from tta_apm.fields.config import from_config, keys
 
-    recipe = from_config(config.load_keys(options.cfg, options.overrides, keys()))
+    cfg = from_config(config.load_keys(options.cfg, options.overrides, keys()))
     from tta_apm.fields.pretrain import STUDENT_FILE, pretrain
 
-    done = pretrain(recipe)
+    done = pretrain(cfg)
     if done is None or not done.step:
         return OK
     from tta_apm.fields.losses import LOSSES
     from tta_apm.fields.pictures import draw_losses
 
-    folder = Path(recipe.output_dir)
+    folder = Path(cfg.output_dir)
     picture = draw_losses(done.losses.numpy(), LOSSES, folder / "losses.png")
     print(f"{done.step} steps are done: {folder / STUDENT_FILE} is the student, {picture} its "
           "losses.")

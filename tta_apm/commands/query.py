@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Print each column as it is computed, and the running mean of their features."""
     trained = field_options.load_student(options.student)
-    seen, = field_options.look(trained, (options.image,))
+    loaded, = field_options.load_images(trained, (options.image,))
 
     from tta_apm.fields.field import running_mean
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         writer = csv.writer(file) if file else None
 
         def columns() -> Iterator[Column]:
-            for column in seen.field.query(options.at):
+            for column in loaded.field.query(options.at):
                 print(_line(column))
                 if writer:
                     writer.writerow([column.x, column.y, *(

@@ -24,11 +24,11 @@ def run(options: argparse.Namespace) -> int:
     from tta_apm.fields.pictures import Panel, draw_panels
 
     rows, trained = [], field_options.load_student(options.student)
-    for seen in field_options.look(trained, options.images):
-        colours = seen.field.colours().cpu()
-        wanted = colour_targets(seen.image[None].cpu(), trained.student.patch).view_as(colours)
+    for loaded in field_options.load_images(trained, options.images):
+        colours = loaded.field.colours().cpu()
+        wanted = colour_targets(loaded.image[None].cpu(), trained.student.patch).view_as(colours)
         error = (colours - wanted).square().mean()
-        rows.append([Panel(seen.name, seen.pixels),
+        rows.append([Panel(loaded.name, loaded.pixels),
                      Panel("mean colour of each patch", wanted.numpy()),
                      Panel(f"reconstruction, mean squared error {error:.2g}", colours.numpy())])
     print(f"{draw_panels(rows, options.out)} shows the reconstructions.")

@@ -1,4 +1,4 @@
-"""Checkpoint: students and half-done trainings as .safetensors, with their recipe inside."""
+"""Checkpoint: students and unfinished trainings as .safetensors, with their config inside."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tta_apm.apm.student import Student
 from tta_apm.atomic import atomic_path
 from tta_apm.backbones.weights import archives, files
 from tta_apm.errors import UserError, explain
+from tta_apm.fields.config import PretrainConfig, from_plain
 from tta_apm.fields.photos import Preprocessing
-from tta_apm.fields.recipe import Recipe, from_plain
 
 STUDENT, TRAINING = "student", "training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# The authors' names (model.py) of what we call so.
+# The authors' names of parameters (model.py) -> ours.
 PUBLISHED = {"conv1": "conv", "fc1": "mlp.0", "fc2": "mlp.1", "fc3": "mlp.2", "fc4": "mlp.3",
              "fc5": "mlp.4", "feat_proj_head": "projection", "rgb_head_1": "rgb.layers.0",
              "rgb_head_2": "rgb.layers.1", "rgb_head_3": "rgb.layers.2"}
@@ -32,28 +32,28 @@ class Trained(NamedTuple):
 
     student: Student
     preprocess: Preprocessing
-    recipe: Recipe | None  # None for the authors' checkpoint
+    cfg: PretrainConfig | None  # None for the authors' checkpoint
 
 
-class Progress(NamedTuple):
-    """How far a training is."""
+class History(NamedTuple):
+    """The losses of a training so far."""
 
     step: int  # updates done
-    losses: Tensor  # of each of them [step,3]: cls, grid, rgb; 0 where the loss is off
+    losses: Tensor  # before each of them [step,3]: cls, grid, rgb; 0 where the loss is off
 
 
-def build_student(recipe: Recipe, feature_dim: int) -> Student:
-    """The student of a recipe with torch's own initial weights, drawn by its seed."""
+def build_student(cfg: PretrainConfig, feature_dim: int) -> Student:
+    """The student of a config with torch's default initial weights, by its seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return Student(grid=recipe.grid, patch=recipe.patch, kernels=recipe.kernels,
-                       code=recipe.code, hidden=recipe.hidden, feature_dim=feature_dim,
-                       pooling="mean", rgb=recipe.rgb_weight > 0)
+        torch.manual_seed(cfg.seed)
+        return Student(grid=cfg.grid, patch=cfg.patch, kernels=cfg.kernels, code=cfg.code,
+                       hidden=cfg.hidden, feature_dim=feature_dim, pooling="mean",
+                       rgb=cfg.rgb_weight > 0)
 
 
-def save_student(path: Path, student: Student, recipe: Recipe) -> None:
+def save_student(path: Path, student: Student, cfg: PretrainConfig) -> None:
     """Write a student; the file is as it was or holds all of it."""
-    _write(path, STUDENT, dict(student.state_dict()), recipe, student)
+    _write(path, STUDENT, dict(student.state_dict()), cfg, student)
 
 
 def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
@@ -65,10 +65,10 @@ def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
     if not path.is_file():
         raise UserError(f"there is no student {str(path)!r}: `tta-apm pretrain` trains one")
     if path.suffix == ".safetensors":
-        tensors, recipe, feature_dim = _read(path, STUDENT)
-        student = build_student(recipe, feature_dim)
+        tensors, cfg, feature_dim = _read(path, STUDENT)
+        student = build_student(cfg, feature_dim)
         _load(student, tensors, path)
-        trained = Trained(student, Preprocessing(recipe.image_size), recipe)
+        trained = Trained(student, Preprocessing(cfg.image_size), cfg)
     else:
         trained = _published(files.read(path), path)
     trained.student.to(device).eval().requires_grad_(False)
@@ -76,26 +76,27 @@ def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
     return trained
 
 
-def save_training(path: Path, student: Student, optimizer: torch.optim.Adam, progress: Progress,
-                  recipe: Recipe) -> None:
+def save_training(path: Path, student: Student, optimizer: torch.optim.Adam, history: History,
+                  cfg: PretrainConfig) -> None:
     """Write all that a training needs to go on."""
     tensors = {f"{STUDENT}.{name}": value for name, value in student.state_dict().items()}
     for name, parameter in student.named_parameters():
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    tensors["losses"] = progress.losses
-    _write(path, TRAINING, tensors, recipe, student)
+    tensors["losses"] = history.losses
+    _write(path, TRAINING, tensors, cfg, student)
 
 
-def load_training(path: Path, student: Student, optimizer: torch.optim.Adam, recipe: Recipe
-                  ) -> Progress:
+def load_training(path: Path, student: Student, optimizer: torch.optim.Adam, cfg: PretrainConfig
+                  ) -> History:
     """Put a training back where `save_training` left it.
 
     Raises:
-        UserError: if the file is no whole one, or of another recipe.
+        UserError: if the file is incomplete, or of another config.
     """
     tensors, before, _ = _read(path, TRAINING)
-    changed = [key.upper() for key, value in recipe.fixed().items() if before.fixed()[key] != value]
+    changed = [key.upper() for key, value in cfg.identity().items()
+               if before.identity()[key] != value]
     if changed:
         raise UserError(f"{path} was trained with another {', '.join(changed)}: choose another "
                         "OUTPUT_DIR, or delete it to start anew")
@@ -105,27 +106,27 @@ def load_training(path: Path, student: Student, optimizer: torch.optim.Adam, rec
     for name, parameter in student.named_parameters():
         state = {moment: tensors[f"{moment}.{name}"].to(parameter) for moment in MOMENTS}
         optimizer.state[parameter] = {"step": torch.tensor(float(len(losses))), **state}
-    return Progress(len(losses), losses)
+    return History(len(losses), losses)
 
 
-def _write(path: Path, kind: str, tensors: dict[str, Tensor], recipe: Recipe, student: Student
+def _write(path: Path, kind: str, tensors: dict[str, Tensor], cfg: PretrainConfig, student: Student
            ) -> None:
-    about = {"tta_apm": kind, "recipe": json.dumps(vars(recipe)),
+    about = {"tta_apm": kind, "recipe": json.dumps(vars(cfg)),
              "feature_dim": str(student.projection.out_features)}
     with atomic_path(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
                   temporary, metadata=about)
 
 
-def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Recipe, int]:
-    """The tensors of a file of ours, the recipe and the size D of its student's feature."""
+def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], PretrainConfig, int]:
+    """The tensors of a file of ours, the config and the size D of its student's feature."""
     about = archives.metadata(path)
     if about.get("tta_apm") != kind:
         raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
     try:
         settings, feature_dim = json.loads(about["recipe"]), int(about["feature_dim"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no whole checkpoint: {explain(error)}") from error
+        raise UserError(f"{path} is corrupt or incomplete: {explain(error)}") from error
     return files.read(path), from_plain(settings, str(path)), feature_dim
 
 
@@ -133,16 +134,16 @@ def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold the student that its recipe describes") from error
+        raise UserError(f"{path} does not hold the student that its config describes") from error
 
 
 def _published(tensors: dict[str, Tensor], path: Path) -> Trained:
     """The authors' student, trained on COCO.
 
-    Their images are BGR and stretched to [0,1]; here the first kernel and the last layer are turned
-    round so that it takes and gives RGB. Its RGB head ends in a ReLU, which clipping to [0,1] does
-    as well. Their extraction of features keeps CLS and the 4 registers and drops the last 5
-    patches instead: the column at place i learnt the teacher's patch i − 5.
+    Their images are BGR and stretched to [0,1]; here the first kernel and the last layer are
+    reversed so that it takes and gives RGB. Its RGB head ends in a ReLU, which clipping to [0,1]
+    does as well. Their extraction of features keeps CLS and the 4 registers and drops the last 5
+    patches instead: column i learnt the teacher's patch i − 5.
     """
     wanted = {f"{name}.{kind}" for name in PUBLISHED for kind in ("weight", "bias")}
     if set(tensors) != wanted:

@@ -1,4 +1,4 @@
-"""Team: the processes that train together, as torchrun starts them; usually one."""
+"""Distributed training: the workers that torchrun starts; usually one process alone."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from tta_apm.device import choose_device
 
 
-class Team(NamedTuple):
-    """This process among all."""
+class Workers(NamedTuple):
+    """This process and how many there are."""
 
     rank: int
     size: int
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
-    def share(self, module: nn.Module) -> nn.Module:
-        """`module` with gradients that are the mean over the team."""
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
+        """`module` with gradients averaged over all workers (DistributedDataParallel)."""
         if self.size == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
@@ -36,21 +36,21 @@ class Team(NamedTuple):
                                                    broadcast_buffers=False)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of detached `values` over the team."""
+        """The mean of detached `values` over all workers."""
         values = values.detach().clone()
         if self.size > 1:
             dist.all_reduce(values)
         return values / self.size
 
-    def wait(self) -> None:
-        """Go on when all are here."""
+    def barrier(self) -> None:
+        """Return when all workers have called it."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
-def gather(device: str) -> Iterator[Team]:
-    """The team that torchrun's environment describes, this process alone without one.
+def init(device: str) -> Iterator[Workers]:
+    """The workers that torchrun's environment describes, or this process alone.
 
     Args:
         device: see device.choose_device.
@@ -58,12 +58,12 @@ def gather(device: str) -> Iterator[Team]:
     size = int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose_device(device)
     if size == 1:
-        yield Team(0, 1, chosen)
+        yield Workers(0, 1, chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Team(dist.get_rank(), size, chosen)
+        yield Workers(dist.get_rank(), size, chosen)
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""FeatureCache: a teacher's features of all images, asked for once and mapped from disk."""
+"""FeatureCache: a teacher's features of all images, computed once and mapped from disk."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def _create(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _write_zeros(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write an array of zeros that has its place on the disk: what is mapped onto none ends the
-    process (bus error) when the disk is full."""
+    """Write an array of zeros in full, not as a sparse file: writing through a map into a hole of a
+    sparse file kills the process (bus error) when the disk is full."""
     with atomic_path(file) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {
             "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})

@@ -1,6 +1,6 @@
-"""Fields: what a student says of an image at each place, all at once or column by column.
+"""Fields: a student's features and colours of an image, all at once or column by column.
 
-Symbols: B images, n places of the L = grid² columns (row by row), d entries of a trigger column, p
+Symbols: B images, n of the L = grid² columns (row by row), d entries of a trigger column, p
 of the positional code, D of a feature.
 """
 
@@ -18,7 +18,7 @@ from tta_apm.errors import UserError
 
 
 class Column(NamedTuple):
-    """A student's answer at one place."""
+    """A student's output at one position."""
 
     x: int  # from the left, in columns
     y: int  # from the top
@@ -27,11 +27,11 @@ class Column(NamedTuple):
 
 
 class Field:
-    """A student and the trigger column of one image: everything it has to say of that image.
+    """A student and the trigger column of one image, which determine all columns.
 
     Args:
         student: with a trigger column that its own convolution makes.
-        trigger: [d], of Student.trigger or anything between two of them.
+        trigger: [d], by Student.trigger, or an interpolation of two such.
     """
 
     def __init__(self, student: Student, trigger: Tensor) -> None:
@@ -39,19 +39,19 @@ class Field:
         self.trigger = trigger
 
     @torch.no_grad()
-    def query(self, places: Iterable[tuple[int, int]]) -> Iterator[Column]:
-        """The columns at places (x, y), one by one, in that order (asynchronous perception).
+    def query(self, positions: Iterable[tuple[int, int]]) -> Iterator[Column]:
+        """The columns at positions (x, y), one by one, in that order (asynchronous perception).
 
-        Memory holds one column at a time: `places` may be any iterable, however long, and a place
-        may come twice.
+        Memory holds one column at a time: `positions` may be any iterable, however long, with
+        repetitions.
 
         Raises:
-            UserError: for a place outside the grid, when it comes up.
+            UserError: for a position outside the grid, when its turn comes.
         """
-        for x, y in places:
+        for x, y in positions:
             self._check(x, y)
-            place = torch.tensor([y * self.student.grid + x], device=self.trigger.device)
-            features, colours = decode(self.student, self.trigger[None], place)
+            index = torch.tensor([y * self.student.grid + x], device=self.trigger.device)
+            features, colours = decode(self.student, self.trigger[None], index)
             yield Column(x, y, features[0, 0], None if colours is None else colours[0, 0])
 
     @torch.no_grad()
@@ -111,18 +111,18 @@ def running_mean(features: Iterable[Tensor]) -> Tensor:
     return mean
 
 
-def decode(student: Student, triggers: Tensor, places: Tensor | None = None
+def decode(student: Student, triggers: Tensor, columns: Tensor | None = None
            ) -> tuple[Tensor, Tensor | None]:
     """Features [B,n,D] and colours [B,n,3], if there is an RGB head, of trigger columns [B,d].
 
-    The same numbers as Student.columns and Student.colours, but what a first layer makes of the
+    The same numbers as Student.columns and Student.colours, but the first layers' product with the
     trigger column is computed once per image, not once per column.
 
     Args:
-        places: int [n], row by row; None takes all L columns.
+        columns: their indices [n], row by row; None takes all L columns.
     """
     code = student.code.flatten(0, 1)
-    inputs = (triggers[:, None], code if places is None else code[places])
+    inputs = (triggers[:, None], code if columns is None else code[columns])
     layers = cast(Iterable[nn.Linear], [*student.mlp, student.projection])
     features = _perceptron(layers, inputs)
     colours = None

@@ -1,6 +1,6 @@
 """ColumnLosses: the losses of one student on a batch of images (Algorithm 1), for pretraining.
 
-Those of test-time training, one student per image, are in losses.py.
+Those of test-time training, one student per image, are in apm/losses.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tta_apm.apm.losses import Targets, colour_targets
 from tta_apm.apm.student import Student
+from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.field import decode
 from tta_apm.fields.photos import Preprocessing
-from tta_apm.fields.recipe import Recipe
 
 LOSSES = ("cls", "grid", "rgb")
 
@@ -21,16 +21,16 @@ LOSSES = ("cls", "grid", "rgb")
 class ColumnLosses(nn.Module):
     """Mean squared errors: pooled feature, columns against the teacher's grid, colours.
 
-    All in one module, so that several processes can share its gradients.
+    One module, so that DistributedDataParallel can wrap it.
     """
 
     weights: Tensor
 
-    def __init__(self, student: Student, recipe: Recipe) -> None:
+    def __init__(self, student: Student, cfg: PretrainConfig) -> None:
         super().__init__()
         self.student = student
-        self.preprocess = Preprocessing(recipe.image_size)
-        weights = (recipe.cls_weight, recipe.grid_weight, recipe.rgb_weight)
+        self.preprocess = Preprocessing(cfg.image_size)
+        weights = (cfg.cls_weight, cfg.grid_weight, cfg.rgb_weight)
         self.with_cls, self.with_grid, self.with_rgb = (weight > 0 for weight in weights)
         # A buffer: a list would be copied to the device at each step.
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
@@ -39,7 +39,7 @@ class ColumnLosses(nn.Module):
         """The losses [3] of LOSSES on images [B,3,H,W] in [0,1]; 0 for one with weight 0.
 
         Args:
-            targets: what a teacher says of the images, None without one.
+            targets: the teacher's features of the images, None without a teacher.
         """
         student = self.student
         features, colours = decode(student, student.trigger(self.preprocess(images)))

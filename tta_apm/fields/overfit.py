@@ -1,4 +1,4 @@
-"""Overfitting: one image's test-time training, looked at on the way (Section 3.6, Figure 3)."""
+"""Overfitting: one image's test-time training with snapshots (Section 3.6, Figure 3)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from tta_apm.apm.losses import Targets
 from tta_apm.apm.student import sample_weights
 from tta_apm.fields.checkpoint import build_student
+from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.field import Field, error_map, field_of
 from tta_apm.fields.losses import ColumnLosses
-from tta_apm.fields.recipe import Recipe
 from tta_apm.fields.teachers import Teacher, feature_dim
 
 
@@ -26,25 +26,25 @@ class Snapshot(NamedTuple):
     error: Tensor | None  # of each column against the teacher's grid, [L]
 
 
-def overfit(recipe: Recipe, teacher: Teacher | None, image: Tensor, at_steps: Collection[int]
+def overfit(cfg: PretrainConfig, teacher: Teacher | None, image: Tensor, at_steps: Collection[int]
             ) -> Iterator[Snapshot]:
     """Fit a fresh student, its weights from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
 
     Yields a Snapshot after each number of updates in `at_steps`, in rising order; its field holds
-    the live weights, to be looked at before the next one is asked for.
+    the live weights: use it before asking for the next one.
     """
     images = image[None]
     targets = None
     if teacher is not None:
-        targets = Targets(*teacher.targets(images, recipe.grid))
-    student = build_student(recipe, feature_dim(recipe, teacher))
-    student = sample_weights(student, recipe.seed).to(images)
-    machine = ColumnLosses(student, recipe).to(images)
-    optimizer = torch.optim.Adam(student.parameters(), recipe.lr)
+        targets = Targets(*teacher.targets(images, cfg.grid))
+    student = build_student(cfg, feature_dim(cfg, teacher))
+    student = sample_weights(student, cfg.seed).to(images)
+    objective = ColumnLosses(student, cfg).to(images)
+    optimizer = torch.optim.Adam(student.parameters(), cfg.lr)
     for step in range(max(at_steps) + 1):
-        loss = machine.total(machine(images, targets))
+        loss = objective.total(objective(images, targets))
         if step in at_steps:
-            field = field_of(student, machine.preprocess(images)[0])
+            field = field_of(student, objective.preprocess(images)[0])
             error = None
             if targets is not None and targets.grid is not None:
                 error = error_map(field.features(), targets.grid[0])

@@ -1,4 +1,4 @@
-"""Images: files of any folder as squares of pixels, and how a student wants them."""
+"""Photos: image files of a folder as squares of pixels, and their preprocessing for a student."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHIPPED = "sklearn"
 
 
 class Preprocessing(nn.Module):
-    """What a student is shown of an image: its size and normalisation. The default is ImageNet's.
+    """An image's size and normalisation for a student. The default is ImageNet's.
 
     Args:
         image_size: side in pixels.
@@ -109,7 +109,7 @@ class Photos(Dataset):
     Args:
         files: N image files.
         size: side in pixels.
-        crop: see Recipe.
+        crop: see PretrainConfig.
         seed: of order and squares.
     """
 
@@ -127,8 +127,8 @@ class Photos(Dataset):
 
     def index(self, position: int) -> int:
         """Which file is at `position`."""
-        epoch, place = divmod(position, len(self.files))
-        return int(_order(len(self.files), self.seed, epoch)[place])
+        epoch, rank = divmod(position, len(self.files))
+        return int(_order(len(self.files), self.seed, epoch)[rank])
 
     def _square(self, position: int, width: int, height: int) -> Box:
         fraction, left, top = np.random.default_rng((self.seed, 0, position)).random(3)
@@ -137,7 +137,7 @@ class Photos(Dataset):
         return *corner, corner[0] + float(side), corner[1] + float(side)
 
 
-@lru_cache(2)  # a batch may lie in two epochs; to draw an order for each image costs O(count) each
+@lru_cache(2)  # a batch may lie in two epochs; shuffling for each image would cost O(count) each
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 

@@ -1,4 +1,4 @@
-"""Teachers: frozen ViTs that say of an image one feature and a grid of them (Section 5)."""
+"""Teachers: frozen ViTs that give an image's feature and a grid of patch features (Section 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tta_apm.apm.losses import grid_targets
 from tta_apm.backbones.inputs import Inputs, Told
 from tta_apm.errors import UserError, nearest
-from tta_apm.fields.recipe import NO_TEACHER, Recipe
+from tta_apm.fields.config import NO_TEACHER, PretrainConfig
 
 RANDOM = "random"
 
@@ -22,9 +22,9 @@ class Teacher:
     """A frozen network.
 
     Attributes:
-        weights: what they are and their hash.
+        weights: their name and hash, for the record.
         feature_dim: D.
-        encode: images [B,3,S,S] in [0,1], of the recipe's size -> image features [B,D] and patch
+        encode: images [B,3,S,S] in [0,1], of the config's size -> image features [B,D] and patch
             features [B,h,w,D] of the last layer.
     """
 
@@ -34,38 +34,38 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Image features [B,D], and features [B,grid²,D] at the places of a student's columns."""
+        """Image features [B,D], and features [B,grid²,D] at the locations of the columns."""
         features, patches = self.encode(images)
         return features, grid_targets(patches, grid)
 
 
-def load_teacher(recipe: Recipe, device: torch.device) -> Teacher | None:
-    """The teacher of a recipe, None for TEACHER none.
+def load_teacher(cfg: PretrainConfig, device: torch.device) -> Teacher | None:
+    """The teacher of a config, None for TEACHER none.
 
     Raises:
         UserError: for an unknown model, or weights that are not here and cannot be downloaded or
             do not fit.
     """
-    if recipe.teacher == NO_TEACHER:
+    if cfg.teacher == NO_TEACHER:
         return None
-    family, _, name = recipe.teacher.partition("/")
+    family, _, name = cfg.teacher.partition("/")
     if family not in FAMILIES or not name:
-        raise UserError(f"TEACHER {recipe.teacher!r} must be {NO_TEACHER} or one of "
+        raise UserError(f"TEACHER {cfg.teacher!r} must be {NO_TEACHER} or one of "
                         f"{', '.join(f'{known}/NAME' for known in FAMILIES)}")
     try:
-        return FAMILIES[family](name, recipe, device)
+        return FAMILIES[family](name, cfg, device)
     except UserError as error:
-        raise UserError(f"TEACHER {recipe.teacher}: {error}") from error
+        raise UserError(f"TEACHER {cfg.teacher}: {error}") from error
 
 
-def feature_dim(recipe: Recipe, teacher: Teacher | None) -> int:
-    """D of a recipe's student: its teacher's, its last hidden width without one."""
-    return teacher.feature_dim if teacher else recipe.hidden[-1]
+def feature_dim(cfg: PretrainConfig, teacher: Teacher | None) -> int:
+    """D of a config's student: its teacher's, its last hidden width without one."""
+    return teacher.feature_dim if teacher else cfg.hidden[-1]
 
 
-def _timm(name: str, recipe: Recipe, device: torch.device) -> Teacher:
-    """A ViT of timm at the recipe's image size, its table of positions resampled to that."""
-    net, label, told = _timm_net(name, recipe)
+def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
+    """A ViT of timm at the config's image size, its position embedding resampled to that."""
+    net, label, told = _timm_net(name, cfg)
     if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
         raise UserError("it is no ViT of timm: it has no grid of tokens")
     net = net.to(device).eval().requires_grad_(False)
@@ -81,7 +81,7 @@ def _timm(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     return Teacher(label, net.num_features, encode)
 
 
-def _timm_net(name: str, recipe: Recipe) -> tuple[Any, str, Told]:
+def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, Told]:
     """A network of timm, what its weights are, and what images it takes."""
     import timm
 
@@ -91,42 +91,42 @@ def _timm_net(name: str, recipe: Recipe) -> tuple[Any, str, Told]:
     if name not in known:
         raise UserError(f"timm has no such model: {nearest(name, known)}")
     try:
-        if recipe.weights == RANDOM:
+        if cfg.weights == RANDOM:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.seed)
-                net = timm.create_model(name, img_size=recipe.image_size)
-            return net, f"random, seed {recipe.seed}", _told(net, recipe)
+                torch.manual_seed(cfg.seed)
+                net = timm.create_model(name, img_size=cfg.image_size)
+            return net, f"random, seed {cfg.seed}", _told(net, cfg)
         config = timm.models.get_pretrained_cfg(name)
-        file = files.find(recipe.weights)
-        if recipe.weights and file is None:
-            raise UserError(f"WEIGHTS: there is no file {recipe.weights!r}; {RANDOM} draws them")
+        file = files.find(cfg.weights)
+        if cfg.weights and file is None:
+            raise UserError(f"WEIGHTS: there is no file {cfg.weights!r}; {RANDOM} samples them")
         if file is None and not config.hf_hub_id:
             raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
-        net, label = timm_pretrained(name, file, img_size=recipe.image_size)
-    except TypeError as error:  # only networks with a table of positions have an image size
+        net, label = timm_pretrained(name, file, img_size=cfg.image_size)
+    except TypeError as error:  # only networks with a position embedding have an image size
         raise UserError("it is no ViT of timm: it takes no img_size") from error
     if file is not None:
-        given = Inputs(recipe.image_size)
+        given = Inputs(cfg.image_size)
         return net, label, timm_inputs(name, file, given, section="")
-    return net, label, _told(net, recipe)
+    return net, label, _told(net, cfg)
 
 
-def _told(net: Any, recipe: Recipe) -> Told:
-    """What timm says of a network's images; the recipe sets their size."""
+def _told(net: Any, cfg: PretrainConfig) -> Told:
+    """What timm says of a network's images; the config sets their size."""
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(net)
-    return Told(recipe.image_size, tuple(data["mean"]), tuple(data["std"]), "timm")
+    return Told(cfg.image_size, tuple(data["mean"]), tuple(data["std"]), "timm")
 
 
-def _clip(name: str, recipe: Recipe, device: torch.device) -> Teacher:
+def _clip(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
     """The image tower of a CLIP at its own image size."""
     import open_clip
 
     from tta_apm.backbones.clip import load_clip
     from tta_apm.backbones.grids import encode
 
-    clip = load_clip(name, recipe.weights, class_names=(), templates=(), device=device)
+    clip = load_clip(name, cfg.weights, class_names=(), templates=(), device=device)
     width = open_clip.get_model_config(name)["embed_dim"]
 
     def features_and_grid(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,5 +135,5 @@ def _clip(name: str, recipe: Recipe, device: torch.device) -> Teacher:
     return Teacher(clip.weights, width, features_and_grid)
 
 
-FAMILIES: dict[str, Callable[[str, Recipe, torch.device], Teacher]] = {
+FAMILIES: dict[str, Callable[[str, PretrainConfig, torch.device], Teacher]] = {
     "timm": _timm, "clip": _clip}

@@ -1,6 +1,6 @@
-"""Recipe: every key of a pretraining config, and of one image's test-time training. No torch.
+"""PretrainConfig: every key of a pretraining config, also for one image's test-time training.
 
-Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE.
+Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tta_apm.errors import (
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
-# Keys that say where and how long to compute, not what: they may change when a run is resumed.
-FREE = ("steps", "precision", "device", "num_workers", "save_every", "cache", "output_dir")
+# Keys that decide where and how long to compute, not what: they may change on resuming a run.
+RUNTIME_KEYS = ("steps", "precision", "device", "num_workers", "save_every", "cache", "output_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PretrainConfig:
     """Algorithm 1: one student over a folder of images, against a frozen teacher's last grid."""
 
     # A folder, searched with all folders below it; "sklearn" is the two photos that scikit-learn
@@ -33,7 +33,7 @@ class Recipe:
     crop: float = 0.0
     # timm/NAME of a ViT, clip/NAME of open_clip, or none, which leaves the loss rgb alone.
     teacher: str = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
-    # "" for the pretrained ones of timm, a tag of open_clip, a file, or random: drawn by SEED.
+    # "" for the pretrained ones of timm, a tag of open_clip, a file, or random, by SEED.
     weights: str = ""
     # Of the losses: pooled feature against the teacher's image feature, columns against the
     # teacher's grid, columns against the mean colour of their patch.
@@ -70,10 +70,10 @@ class Recipe:
     def needs_teacher(self) -> bool:
         return self.cls_weight > 0 or self.grid_weight > 0
 
-    def fixed(self) -> dict[str, Any]:
-        """The keys that decide the weights; a checkpoint is resumed only under the same."""
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide the weights: a checkpoint is resumed only if they are the same."""
         return {field.name: getattr(self, field.name) for field in fields(self)
-                if field.name not in FREE}
+                if field.name not in RUNTIME_KEYS}
 
     def check(self) -> None:
         """Raise UserError for a value that is out of range or makes no sense beside another."""
@@ -107,24 +107,27 @@ class Recipe:
 def keys() -> dict[str, Any]:
     """The keys of a config with their defaults."""
     return {field.name.upper(): list(field.default) if isinstance(field.default, tuple)
-            else field.default for field in fields(Recipe)}
+            else field.default for field in fields(PretrainConfig)}
 
 
-def from_config(cfg: Mapping[str, Any]) -> Recipe:
-    """The checked recipe of a config with all of `keys`.
+def from_config(values: Mapping[str, Any]) -> PretrainConfig:
+    """The checked config of a config file's values.
+
+    Args:
+        values: for each of `keys`.
 
     Raises:
         UserError: for a value that is out of range or makes no sense beside another.
     """
     settings: dict[str, Any] = {key.lower(): tuple(value) if isinstance(value, list) else value
-                                for key, value in cfg.items()}
-    recipe = Recipe(**settings)
-    recipe.check()
-    return recipe
+                                for key, value in values.items()}
+    cfg = PretrainConfig(**settings)
+    cfg.check()
+    return cfg
 
 
-def from_plain(values: object, where: str) -> Recipe:
-    """The checked recipe of values as JSON gives them, with lists for tuples.
+def from_plain(values: object, where: str) -> PretrainConfig:
+    """The checked config of values as JSON has them, with lists for tuples.
 
     Args:
         where: the file that holds them, for the sentence.
@@ -132,22 +135,22 @@ def from_plain(values: object, where: str) -> Recipe:
     Raises:
         UserError: for a key that is missing or unknown, a value of another type or out of range.
     """
-    known = {field.name: field.default for field in fields(Recipe)}
+    known = {field.name: field.default for field in fields(PretrainConfig)}
     if not isinstance(values, Mapping) or values.keys() != known.keys():
-        raise UserError(f"{where}: its recipe has not the keys of one: {', '.join(known)}")
+        raise UserError(f"{where}: its config must have the keys {', '.join(known)}")
     settings: dict[str, Any] = {}
     for key, default in known.items():
         value = values[key]
         if not _is_like(value, default):
-            raise UserError(f"{where}: {key} of its recipe is {shortened(repr(value))}, which is "
+            raise UserError(f"{where}: {key} of its config is {shortened(repr(value))}, which is "
                             f"not of the type of {default!r}")
         settings[key] = tuple(value) if isinstance(value, (list, tuple)) else value
-    recipe = Recipe(**settings)
+    cfg = PretrainConfig(**settings)
     try:
-        recipe.check()
+        cfg.check()
     except UserError as error:
-        raise UserError(f"{where}: its recipe cannot be: {error}") from error
-    return recipe
+        raise UserError(f"{where}: its config is invalid: {error}") from error
+    return cfg
 
 
 def _is_like(value: object, default: object) -> bool:
