@@ -23,8 +23,8 @@ class Cotta(Method):
     predictions of its mean teacher, whose logits are averaged over `num_views` augmented views if
     the source network is not sure of the batch. Then the teacher follows, and each single entry of
     the student's parameters returns to its source value with a small probability. The logits
-    returned are the teacher's, from before the update. It keeps three networks, and where the
-    source network is unsure a batch takes `num_views` + 2 forwards.
+    returned are the teacher's, from before the update. It keeps four copies of the weights, and
+    where the source network is unsure a batch takes `num_views` + 2 forwards.
 
     It departs from the authors' code in two ways: every parameter is restored (theirs leaves those
     that are called neither weight nor bias, e.g. a transformer's class token); dropout stays off.
