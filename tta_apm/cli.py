@@ -37,6 +37,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("run", "methods over a benchmark, to a table; the word `run` may be left out"),
     "table": Command("table", "the tables of a results folder again, from its files"),
+    "status": Command("status", "how far a sweep is: done, failed, missing, time left"),
     "plot": Command("plot", "pictures of a results folder"),
     "cost": Command("cost", "FLOPs, memory and time of methods; the paper's beside them"),
     "data check": Command("data_check", "which data sets are here and in order, where to get them"),

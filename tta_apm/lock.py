@@ -62,6 +62,24 @@ def locked(folder: Path, work: str) -> Iterator[None]:
                     folder.rmdir()
 
 
+def find_holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds the lock of `folder` now: host, pid, since; None if nobody does."""
+    of_system, of_file = folder / NAME, folder / f"{NAME}-held"
+    if of_file.exists():
+        return None if _FileLock(of_file)._is_stale() else _read(of_file)
+    try:
+        descriptor = os.open(of_system, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        _lock(descriptor)
+    except OSError:
+        return _read(of_system)
+    finally:
+        os.close(descriptor)  # releases it, too
+    return None
+
+
 def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | None:
     """The lock of `folder`; None if nobody can write there, so that there is nothing to lock."""
     try:

@@ -23,6 +23,7 @@ from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.bench.run import Run
 from tta_apm.bench.series import Collector, Series
 from tta_apm.bench.shared_work import SharedWork
+from tta_apm.bench.status import write_failures
 from tta_apm.bench.together import Room, free_memory_mb
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream
@@ -59,7 +60,7 @@ class Sweep:
         self.device = choose_device(cfg.DEVICE)
         self.dataset = dataset
         self.builder = Builder(cfg, dataset, self.device)
-        self.failed: list[str] = []
+        self.failed: dict[str, str] = {}  # names of cells, with the reasons
         self.commit = commit()
         self.versions = versions()
 
@@ -75,12 +76,13 @@ class Sweep:
         every = [series for series in every if series.needed(self.todo)]
         room = Room(self.cfg.TOGETHER, free_memory_mb(self.device))
         self._check(every, room)
+        write_failures(self.folder, {})
         total = sum(self._num_images(series, series.needed(self.todo)) for series in every)
         with Progress(total) as self.progress:
             groups = deque(self._groups(every, room))
             while groups:
                 groups.extendleft(reversed(self._run(groups.popleft())))
-        return self.failed
+        return list(self.failed)
 
     def _check(self, every: Sequence[Series], room: Room) -> None:
         """Build the method of each row: a bad setting is told now, not after an hour.
@@ -237,7 +239,8 @@ class Sweep:
         # twice may fail twice.
         if cell.name in self.todo:
             self.todo.remove(cell.name)
-            self.failed.append(cell.name)
+            self.failed[cell.name] = explained(error)
+            write_failures(self.folder, self.failed)
 
     def _save(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any], run: Run) -> None:
         row, backbone = cell.row, run.guard.backbone
