@@ -26,6 +26,7 @@ class LoadedImage(NamedTuple):
 
     name: str
     image: Tensor  # [3,S,S] in [0,1]
+    aspect: float  # height / width of the photograph
     field: Field
 
     @property
@@ -63,11 +64,11 @@ def load_student(file: Path) -> Trained:
 def load_images(trained: Trained, images: Sequence[str]) -> Iterator[LoadedImage]:
     """Each image with its field."""
     from tta_apm.fields.field import field_of
-    from tta_apm.fields.photos import find_image, read_image
+    from tta_apm.fields.photos import aspect_of, find_image, read_image
 
     device = trained.student.code.device
     for name in images:
         path = find_image(name)
         image = read_image(path, trained.preprocess.image_size).to(device)
         field = field_of(trained.student, trained.preprocess(image[None])[0])
-        yield LoadedImage(path.name, image, field)
+        yield LoadedImage(path.name, image, aspect_of(path), field)

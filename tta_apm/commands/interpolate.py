@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
+
 from tta_apm.cli import OK
 from tta_apm.commands import field_options
 
@@ -34,9 +36,11 @@ def run(options: argparse.Namespace) -> int:
               for field in interpolate(start.field, end.field, options.steps)]
     titles = [f"{step}/{options.steps}" for step in range(options.steps + 1)]
     titles[0], titles[-1] = f"0, {start.name}", f"{titles[-1]}, {end.name}"
-    panels = [Panel(title, frame) for title, frame in zip(titles, frames)]
+    aspects = np.linspace(start.aspect, end.aspect, len(frames)).tolist()
+    panels = [Panel(title, frame, aspect=aspect)
+              for title, frame, aspect in zip(titles, frames, aspects)]
     strip = draw_panels([panels[first:first + PER_ROW] for first
                          in range(0, len(panels), PER_ROW)], options.out)
-    film = write_gif(frames, options.out.with_suffix(".gif"))
+    film = write_gif(panels, options.out.with_suffix(".gif"))
     print(f"{strip} and {film} show the way from {start.name} to {end.name}.")
     return OK

@@ -83,7 +83,7 @@ def _from_student(options: argparse.Namespace) -> Iterator[list[Panel]]:
             error = error_map(features, wanted[0])
             row.append(Panel(f"error, mean {error.mean():.2g}",
                              error.view(grid, grid).cpu().numpy()))
-        yield row
+        yield [panel._replace(aspect=loaded.aspect) for panel in row]
 
 
 def _from_config(options: argparse.Namespace) -> Iterator[list[Panel]]:
@@ -96,15 +96,16 @@ def _from_config(options: argparse.Namespace) -> Iterator[list[Panel]]:
     cfg = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
     # Imported here: torch takes seconds, and a wrong config is told at once.
     from tta_apm.device import choose_device
-    from tta_apm.fields.photos import find_image, read_image
+    from tta_apm.fields.photos import aspect_of, find_image, read_image
     from tta_apm.fields.teachers import load_teacher
 
     device = choose_device(cfg.device)
     teacher = load_teacher(cfg, device) if cfg.needs_teacher else None
     for name in options.images:
         path = find_image(name)
-        yield from _strip(path.name, read_image(path, cfg.image_size).to(device), cfg,
-                          teacher, options)
+        image, aspect = read_image(path, cfg.image_size).to(device), aspect_of(path)
+        for row in _strip(path.name, image, cfg, teacher, options):
+            yield [panel._replace(aspect=aspect) for panel in row]
 
 
 def _strip(name: str, image: Tensor, cfg: PretrainConfig, teacher: Teacher | None,

@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
         colours = loaded.field.colours().cpu()
         wanted = colour_targets(loaded.image[None].cpu(), trained.student.patch).view_as(colours)
         error = (colours - wanted).square().mean()
-        rows.append([Panel(loaded.name, loaded.pixels),
-                     Panel("mean colour of each patch", wanted.numpy()),
-                     Panel(f"reconstruction, mean squared error {error:.2g}", colours.numpy())])
+        rows.append([panel._replace(aspect=loaded.aspect) for panel in (
+            Panel(loaded.name, loaded.pixels), Panel("mean colour of each patch", wanted.numpy()),
+            Panel(f"reconstruction, mean squared error {error:.2g}", colours.numpy()))])
     print(f"{draw_panels(rows, options.out)} shows the reconstructions.")
     return OK

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from tta_apm.report import style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The lines, by the names that both halves give them.
+LINES: dict[str, dict[str, Any]] = {
+    "APM, one pass": {"color": style.COLOURS["blue"], "marker": "o"},
+    "APM, whole image": {"color": style.COLOURS["sky"], "marker": "s", "linestyle": ":"},
+    "ViT-B/16, image and prompt": {"color": style.COLOURS["vermillion"], "marker": "",
+                                   "linestyle": "--"},
+}
 
 
 def draw_figure_2(costs: pd.DataFrame, path: Path, device: str) -> Path:
@@ -20,34 +30,25 @@ def draw_figure_2(costs: pd.DataFrame, path: Path, device: str) -> Path:
     """
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    made, (work, time) = style.figure(1, 2, height=3.6)
+    figure, (work, time) = style.figure(1, 2, height=4.0)
+    one_pass, whole_image, vit = LINES
     patches = costs["patches"]
-    for axes, of_apm, of_vit, label in (
-            (work, "apm_gflops_per_pass", "vit_gflops", "GFLOPs of one pass, forward only"),
-            (time, "apm_seconds", "vit_seconds", "seconds per image, forward only")):
-        axes.plot(patches, costs[of_apm], color=style.COLOURS["blue"], marker="o", markersize=5)
-        axes.plot(patches, costs[of_vit], color=style.COLOURS["vermillion"], linestyle="--",
-                  marker="")
+    for axes, label, columns in (
+            (work, "GFLOPs, forward only", {
+                one_pass: "apm_gflops_per_pass", whole_image: "apm_gflops_per_image",
+                vit: "vit_gflops"}),
+            (time, "seconds per image, forward only", {
+                whole_image: "apm_seconds", vit: "vit_seconds"})):
+        for name, column in columns.items():
+            axes.plot(patches, costs[column], label=name, markersize=5, **LINES[name])
         axes.set(xscale="log", yscale="log", xlabel="patches at a time", ylabel=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(patches, [str(count) for count in patches], rotation=60)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.minorticks_off()
-    whole = costs["apm_gflops_per_image"]
-    work.axhline(whole.iloc[0], color=style.COLOURS["blue"], linestyle=":")
-    # Each line's text is beside its point number `place`: where the others are not.
-    for axes, line, place, text, colour, offset, side in (
-            (work, whole, 0, "APM, whole image", "blue", (0, -12), "left"),
-            (work, costs["vit_gflops"], 0, "ViT-B/16, image and prompt", "vermillion", (0, 4),
-             "left"),
-            (work, costs["apm_gflops_per_pass"], 3, "APM, one pass", "blue", (6, -12), "left"),
-            (time, costs["apm_seconds"], 1, "APM, whole image", "blue", (8, 0), "left"),
-            (time, costs["vit_seconds"], -1, "ViT-B/16,\nimage and prompt", "vermillion", (0, 4),
-             "right")):
-        axes.annotate(text, (patches.iloc[place], line.iloc[place]), xytext=offset, ha=side,
-                      textcoords="offset points", color=style.COLOURS[colour])
-    work.margins(y=0.1)  # room for the text above the topmost line
-    work.set_title("a multiply-add counted once", fontsize=10)
-    time.set_title(device, fontsize=10)
-    return style.save(made, path)
+    half = style.WIDTH / 2 - 0.8
+    style.title(work, "a multiply-add counted once", half)
+    style.title(time, device, half)
+    style.legend(figure, [work, time], columns=3)
+    return style.save(figure, path)

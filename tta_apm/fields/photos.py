@@ -100,6 +100,11 @@ def read_image(path: Path, size: int, crop: Callable[[int, int], Box] | None = N
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
+def aspect_of(path: Path) -> float:
+    """Height / width of an image, upright. Raises as read_image."""
+    return read_picture(path, lambda image: image.height / image.width, as_seen=True)
+
+
 class Photos(Dataset):
     """The images of a pretraining, one for each position of an endless stream.
 

@@ -20,7 +20,8 @@ COLOUR_MAP = "cividis"
 # Of lightness, blue against yellow and red against green: where each starts and how far it goes.
 DARKEST, RANGE = (0.15, 0.2, 0.2), (0.75, 0.6, 0.6)
 SHOWN_THROUGH = 0.45  # of the image beneath an overlay
-GIF_SIDE = 256  # pixels
+TITLE_HEIGHT, TITLE_GAP = 0.17, 0.2  # inches of a line above a panel, and of the gaps around it
+GIF_SIDE = 256  # pixels of its width
 GIF_MILLISECONDS = 150
 
 
@@ -30,6 +31,7 @@ class Panel(NamedTuple):
     title: str
     values: np.ndarray  # an image, or numbers [h,w] that share their scale along a row
     beneath: np.ndarray | None = None  # an image to draw `values` over
+    aspect: float = 1.0  # height / width to show it with: a student sees photographs squeezed
 
 
 def paint(embedded: np.ndarray) -> np.ndarray:
@@ -55,23 +57,31 @@ def draw_panels(rows: Sequence[Sequence[Panel]], path: Path, bar: str = "") -> P
     """
     columns = max(len(row) for row in rows)
     has_bar = any(panel.values.ndim == 2 for row in rows for panel in row)
-    side = style.WIDTH / (columns + 0.4 * has_bar)
-    figure, axes = style.figure(len(rows), columns, height=len(rows) * (side + 0.3))
+    side = style.WIDTH / (columns + (0.6 if has_bar else 0))
+    titles = [[style.wrap(panel.title, side - 0.1) for panel in row] for row in rows]
+    heights = [side * max(panel.aspect for panel in row) for row in rows]
+    above = [TITLE_GAP + TITLE_HEIGHT * max(1 + title.count("\n") for title in of_row)
+             for of_row in titles]
+    figure, axes = style.figure(len(rows), columns, height=sum(heights) + sum(above),
+                                gridspec_kw={"height_ratios": heights})
     for number, row in enumerate(rows):
-        places = axes[number * columns:(number + 1) * columns]
+        of_row = axes[number * columns:(number + 1) * columns]
         scalars = [panel.values for panel in row if panel.values.ndim == 2]
         limits = {"vmin": 0, "vmax": max(map(np.max, scalars))} if scalars else {}
         drawn = None
-        for place, panel in zip(places, row):
-            style.for_images(place, style.plain(panel.title))
+        for one, panel, title in zip(of_row, row, titles[number]):
+            style.for_images(one, style.plain(title))
             if panel.values.ndim == 2:
-                drawn = place.imshow(panel.values, cmap=COLOUR_MAP, **limits)
+                drawn = one.imshow(panel.values, cmap=COLOUR_MAP, **limits)
             else:
-                place.imshow(_over(panel.values, panel.beneath))
-        for place in places[len(row):]:
-            place.set_axis_off()
+                one.imshow(_over(panel.values, panel.beneath))
+            height, width = one.images[0].get_size()
+            one.set_aspect(panel.aspect * width / height)
+        for one in of_row[len(row):]:
+            one.set_axis_off()
         if drawn is not None:
-            figure.colorbar(drawn, ax=places, label=bar, shrink=0.9, pad=0.01)
+            figure.colorbar(drawn, ax=of_row, shrink=0.9, pad=0.01,
+                            label=style.wrap(bar, 0.9 * heights[number]))
     return style.save(figure, path)
 
 
@@ -84,15 +94,21 @@ def draw_losses(losses: np.ndarray, names: Sequence[str], path: Path) -> Path:
             axes.plot(steps, values, label=f"{name}, {values[-1]:.3g} at the end", marker="",
                       linewidth=1.2)
     axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
-    axes.legend(frameon=False)
+    style.legend(figure, [axes], columns=3)
     return style.save(figure, path)
 
 
-def write_gif(frames: Sequence[np.ndarray], path: Path) -> Path:
+def write_gif(panels: Sequence[Panel], path: Path) -> Path:
     """Write images as an endless film, there and back. UserError if `path` cannot be written."""
-    pictures = [Image.fromarray((frame * 255).round().astype(np.uint8)).resize(
-        (GIF_SIDE, GIF_SIDE), Image.Resampling.NEAREST) for frame in frames]
-    first, *rest = [*pictures, *pictures[-2:0:-1]]
+    height = round(GIF_SIDE * max(panel.aspect for panel in panels))
+    frames = []
+    for panel in panels:
+        image = Image.fromarray((panel.values * 255).round().astype(np.uint8)).resize(
+            (GIF_SIDE, round(GIF_SIDE * panel.aspect)), Image.Resampling.NEAREST)
+        frame = Image.new("RGB", (GIF_SIDE, height), "white")
+        frame.paste(image, (0, (height - image.height) // 2))
+        frames.append(frame)
+    first, *rest = [*frames, *frames[-2:0:-1]]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         first.save(path, save_all=True, append_images=rest, duration=GIF_MILLISECONDS, loop=0)

@@ -67,8 +67,8 @@ def methods(table: Table) -> list[Figure]:
     lines = table.lines
     values = [[100 * line.figures[name].value for name in table.shown] for line in lines]
     labels = _labels(lines)
-    picture, (axes,) = style.figure(
-        height=1.6 + sum(max(0.3, 0.05 + 0.17 * (1 + label.count("\n"))) for label in labels))
+    tallest = max(1 + label.count("\n") for label in labels)
+    picture, (axes,) = style.figure(height=1.9 + max(0.3, 0.2 * tallest) * len(lines))
     shades = "Blues" if table.metric == "error" else "Blues_r"
     image = axes.imshow(values, cmap=shades, aspect="auto", vmin=0, vmax=100)
     for row, of_line in enumerate(values):
@@ -78,8 +78,7 @@ def methods(table: Table) -> list[Figure]:
             pale = math.isnan(value) or 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
             axes.text(column, row, phrases.number(value, ".0f"), ha="center", va="center",
                       fontsize=9, color="black" if pale else "white")
-    axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown], rotation=40,
-                    ha="right", rotation_mode="anchor")
+    _name_columns(axes, table)
     axes.set_yticks(range(len(lines)), labels)
     axes.grid(False)
     axes.tick_params(length=0)
@@ -181,7 +180,7 @@ def audit(table: Table) -> list[Figure]:
     groups = _comparisons(table)
     if not groups:
         return []
-    picture, axes = style.figure(len(groups), height=1.2 + 2.6 * len(groups), sharex=True)
+    picture, axes = style.figure(len(groups), height=2.0 + 2.6 * len(groups), sharex=True)
     for one, group in zip(axes, groups):
         _draw_comparison(one, table, group)
     style.title(picture, _title(table, "what survives between images, and their order"))
@@ -217,7 +216,7 @@ def _draw_comparison(axes: Axes, table: Table, group: Sequence[TableLine]) -> No
         for value in sorted(value for value in values if not math.isnan(value)):
             axes.hlines(value, column - 0.42, column + 0.42, color=GREY, linewidth=1.5, zorder=1,
                         label="teacher")
-    axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown])
+    _name_columns(axes, table)
     axes.grid(False, axis="x")
     label = f"{plain(group[0].protocol.method)}: {table.metric} in %"
     if any(line.has_teacher for line in group):
@@ -243,6 +242,13 @@ KINDS: dict[str, tuple[Callable[[Table], list[Figure]], str]] = {
 
 
 # What the kinds share.
+
+def _name_columns(axes: Axes, table: Table) -> None:
+    """The columns along x; turned where there is no room side by side."""
+    turned: dict[str, Any] = dict(rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown],
+                    **(turned if len(table.shown) > MAX_LINES else {}))
+
 
 def _reach(line: TableLine, names: Sequence[str]) -> tuple[list[float], list[float]]:
     below, above = zip(*(_bar(line, name) for name in names))
