@@ -117,7 +117,7 @@ def test_figure_2(tmp_path, drawn, seconds):
                           "apm_gflops_per_image": 10.0, "apm_seconds": seconds,
                           "vit_gflops": 20.5, "vit_seconds": 0.27})
     draw_figure_2(costs, tmp_path / "figure2.png",
-                  "NVIDIA GeForce RTX 4090 Laptop GPU of a long name, 2 threads, torch 2.15.0+cu132")
+                  "NVIDIA GeForce RTX 4090 Laptop GPU, a long name, 2 threads, torch 2.15.0+cu132")
     check(drawn)
 
 
