@@ -46,7 +46,7 @@ def small_network() -> nn.Module:
     """One of timm's smallest, with as many outputs as there are photographs' classes."""
     import timm
     torch.manual_seed(0)
-    return timm.create_model("test_resnet", num_classes=1000)
+    return timm.create_model("test_efficientnet", num_classes=1000)
 
 
 def main() -> None:
