@@ -62,7 +62,7 @@ class Eata(Method):
     needs = "classifier"
     scope = "stream"
     survives = "weights, optimiser and mean prediction"
-    once = {"num_fisher_images": 2}
+    skip_setup = {"num_fisher_images": 2}
 
     def __init__(self, backbone: Classifier, *, lr: float = 2.5e-4, optimizer: str = "sgd",
                  entropy_margin: float = 0.4, diversity_margin: float = 0.05,

@@ -65,7 +65,7 @@ class Rmt(Method):
     needs = "classifier"
     scope = "stream"
     survives = "weights and optimiser"
-    once = {"num_warm_up": 0}
+    skip_setup = {"num_warm_up": 0}
     prototypes: Tensor
 
     def __init__(self, backbone: Classifier, *, lr: float = 1e-3, optimizer: str = "adam",

@@ -39,14 +39,14 @@ class Method(nn.Module, ABC):
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
         survives: what state is carried from image to image when scope is "stream", e.g.
             "weights". Printed in the table.
-        once: hyper-parameters with the values that leave out what is done once before all images,
-            so that a measurement of the cost per image need not wait for it.
+        skip_setup: hyper-parameters that switch off what is done once before all images (RMT's
+            warm-up, e.g.), for a measurement of the cost per image.
     """
 
     needs: ClassVar[str] = "classifier"
     scope: ClassVar[str] = "image"
     survives: ClassVar[str] = ""
-    once: ClassVar[Mapping[str, Any]] = {}
+    skip_setup: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,62 +1,26 @@
-"""Registry: names of methods and data sets, from entry points and from a decorator.
-
-A config is checked against the signatures of the methods it names before anything heavy is
-imported: a signature is read from the source text where that is possible.
-"""
+"""Registry: names of methods, data sets and the like, from entry points and from a decorator."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tta_apm.errors import UserError, choose, name_and_text, raised_at
 from tta_apm.names import clean
+from tta_apm.signature import Signature, inspect_signature, read_signature
 
 T = TypeVar("T")
-
-# Keywords of a constructor that a run sets itself, so that they are no keys of a config.
-RUN_KEYWORDS = frozenset({"seed", "source"})
-# Types of the class attributes that a signature tells.
-PLAIN = (str, int, float, bool)
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What can be known of a registered class without building it."""
-
-    defaults: dict[str, Any]  # keyword-only parameters of the constructor and their defaults
-    annotations: dict[str, str]  # of those that have one, as text
-    attributes: dict[str, Any]  # class attributes of PLAIN types
-    source: Path  # the file that defines it
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The keyword-only parameters that are keys of a config."""
-        return {k: v for k, v in self.defaults.items() if k not in RUN_KEYWORDS}
-
-    @property
-    def needs(self) -> str:
-        """The kind of backbone that a method takes: see Method.needs."""
-        return self.attributes.get("needs", "classifier")
-
-    @property
-    def scope(self) -> str:
-        """What a method's result for an image depends on: see Method.scope."""
-        return self.attributes.get("scope", "image")
 
 
 class Registry:
     """Objects of one kind under names: of entry points of `group`, or given to `register`.
 
-    A name that ends in `*`, such as "wds/*", stands for all that begin so: what `load` gives for
-    them takes the full name as its keyword `name`.
+    A name that ends in `*` is a prefix: load("wds/vtab/dtd") gives what is known as "wds/*", with
+    name="wds/vtab/dtd" bound.
     """
 
     def __init__(self, group: str, noun: str) -> None:
@@ -131,85 +95,13 @@ class Registry:
         """The signature of the class under `name`, without importing it where its text suffices."""
         self.check(name)
         if name in self._entry_points:
-            signature = _read_signature(self._entry_points[name])
+            signature = read_signature(self._entry_points[name])
             if signature is not None:
                 return signature
         cls = self.load(name)
         if not inspect.isclass(cls):
             raise UserError(f"{self.noun} {name!r} is no class: {cls!r}")
-        return _inspect_signature(cls)
-
-
-@cache
-def _read_signature(point: EntryPoint) -> Signature | None:
-    """The signature from the source text, None if only an import can tell."""
-    module, _, qualified_name = point.value.partition(":")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (Exception, SystemExit, GeneratorExit):  # of packages around it: `load` will tell
-        return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    source = Path(spec.origin)
-    try:
-        tree = ast.parse(source.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    node = classes.get(qualified_name.strip())
-    if node is None:
-        return None
-    constructor = next((item for item in node.body if isinstance(item, ast.FunctionDef)
-                        and item.name == "__init__"), None)
-    if constructor is None:  # it may inherit one that has keywords
-        return None
-    try:
-        defaults = {argument.arg: ast.literal_eval(default)
-                    for argument, default in zip(constructor.args.kwonlyargs,
-                                                 constructor.args.kw_defaults)
-                    if default is not None}
-    except (TypeError, ValueError):  # a default that is an expression
-        return None
-    if len(defaults) < len(constructor.args.kwonlyargs):
-        return None
-    attributes = {}
-    for item in node.body:
-        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
-        if isinstance(target, ast.Name) and isinstance(item, (ast.Assign, ast.AnnAssign)):
-            try:
-                value = ast.literal_eval(item.value)  # type: ignore[arg-type]
-            except (TypeError, ValueError):
-                continue
-            if isinstance(value, PLAIN):
-                attributes[target.id] = value
-    if _may_inherit(node, attributes):
-        return None
-    annotations = {argument.arg: ast.unparse(argument.annotation)
-                   for argument in constructor.args.kwonlyargs if argument.annotation}
-    return Signature(defaults, annotations, attributes, source)
-
-
-def _may_inherit(node: ast.ClassDef, attributes: dict[str, Any]) -> bool:
-    """Whether a base class, other than Method itself, may set what the class's own text leaves."""
-    wanted = {"needs", "scope"}
-    if attributes.get("scope") == "stream":
-        wanted.add("survives")
-    bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
-    return not wanted <= attributes.keys() and bases != {"Method"}
-
-
-def _inspect_signature(cls: Any) -> Signature:
-    defaults, annotations = {}, {}
-    for parameter in inspect.signature(cls).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            if parameter.default is parameter.empty:
-                raise UserError(f"{cls.__qualname__}: keyword {parameter.name!r} needs a default")
-            defaults[parameter.name] = parameter.default
-            if parameter.annotation is not parameter.empty:
-                annotations[parameter.name] = inspect.formatannotation(parameter.annotation)
-    attributes = {name: getattr(cls, name) for name in dir(cls)
-                  if isinstance(inspect.getattr_static(cls, name), PLAIN)}
-    return Signature(defaults, annotations, attributes, Path(inspect.getsourcefile(cls) or ""))
+        return inspect_signature(cls)
 
 
 METHODS = Registry("tta_apm.methods", "method")

@@ -27,9 +27,9 @@ def test_a_section_is_the_signature(write):
 
 
 def test_signatures_read_from_text_are_those_of_the_classes():
-    from tta_apm.registry import _inspect_signature
+    from tta_apm.signature import inspect_signature
     for name in METHODS.names():
-        read, inspected = METHODS.signature(name), _inspect_signature(METHODS.load(name))
+        read, inspected = METHODS.signature(name), inspect_signature(METHODS.load(name))
         assert read.defaults == inspected.defaults
         assert read.attributes.items() <= inspected.attributes.items()
 

@@ -173,7 +173,7 @@ def test_methods_that_adapt_once_are_counted_whole(costs):
 class Prepares(Method):
     """Does something once, before all images; says whether gradients were on at each call."""
 
-    once = {"rounds": 0}
+    skip_setup = {"rounds": 0}
 
     def __init__(self, backbone, *, rounds=10**9):
         super().__init__()

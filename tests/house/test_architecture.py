@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from places import ROOT
-from tta_apm.registry import DATASETS, METHODS, RUN_KEYWORDS
+from tta_apm.registry import DATASETS, METHODS
+from tta_apm.signature import RUN_KEYWORDS
 
 DRAWN = ROOT / "docs/architecture.md"
 EVERYTHING = "everything"

@@ -13,7 +13,8 @@ from tta_apm.config.keys import CORE, CORE_TYPES, types_of
 from tta_apm.config.layers import merge, parse_overrides
 from tta_apm.config.values import check_finite, convert, split, type_of
 from tta_apm.errors import UserError, choose
-from tta_apm.registry import METHODS, Signature
+from tta_apm.registry import METHODS
+from tta_apm.signature import Signature
 
 # Kinds of backbone that a method which needs a classifier runs on: the image tower of a CLIP is
 # one whose head are the text features.

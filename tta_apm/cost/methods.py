@@ -103,7 +103,7 @@ class Costs:
     def method(self, row: Row, **changes: Any) -> Method:
         """The method of a row, with some hyper-parameters changed."""
         cls = METHODS.load(row.method)
-        keywords = {**row.hyper_parameters, **changes, **cls.once}
+        keywords = {**row.hyper_parameters, **changes, **cls.skip_setup}
         backbone = self.backbone(row.needs)
         if "source" in row.signature.defaults:
             keywords["source"] = RandomSource(self.images(backbone, 64), len(self.class_names))
