@@ -164,10 +164,10 @@ def test_a_table_of_robustbench_has_a_row_per_model(log):
 
 
 @pytest.mark.parametrize("text, name, said", [
-    ("nothing here", "run.txt", "holds no results that are known here"),
+    ("nothing here", "run.txt", "holds no results"),
     ("error % [fog5]: 72.30%", "run.txt", "does not tell its data set"),
-    ("a,b\n1,2\n", "model_info/cifar10/table.csv", "is no unaggregated_results.csv"),
-    ("{", "log-1.json", "is no whole log of ttab"),
+    ("a,b\n1,2\n", "model_info/cifar10/table.csv", "is not an unaggregated_results.csv"),
+    ("{", "log-1.json", "is incomplete or not a log of ttab"),
 ], ids=["strange", "dataset", "csv", "json"])
 def test_what_cannot_be_read_is_told(log, text, name, said):
     with pytest.raises(UserError, match=said):
@@ -234,7 +234,7 @@ def test_the_command(log, tmp_path, capsys):
     assert "cotta (imported, online-tta)" in (tmp_path / "results/table.md").read_text()
     kept.write_text("{}")
     assert cli.main(["table", str(tmp_path / "results")]) == 2
-    assert "is no imported log" in capsys.readouterr().err
+    assert "is not an imported log" in capsys.readouterr().err
 
 
 def run(folder, *names: str) -> int:
@@ -276,10 +276,10 @@ def test_a_text_of_two_runs_is_two_rows(log):
 
 
 @pytest.mark.parametrize("line, said", [
-    ("cifar10_c error % [fog5][#samples=9]: 250.00%", "line 2: 250.00% is no share of images"),
-    ("cifar10_c error % [fog5][#samples=9]: 1.2.3%", "line 2: 1.2.3% is no share of images"),
-    ("cifar10_c error % [fog5][#samples=9]: -3.00%", "line 2: -3.00% is no share of images"),
-    ("cifar10_c error % [fog5][#samples=9]: nan%", "line 2: nan% is no share of images"),
+    ("cifar10_c error % [fog5][#samples=9]: 250.00%", "line 2: 250.00% is not a share of images"),
+    ("cifar10_c error % [fog5][#samples=9]: 1.2.3%", "line 2: 1.2.3% is not a share of images"),
+    ("cifar10_c error % [fog5][#samples=9]: -3.00%", "line 2: -3.00% is not a share of images"),
+    ("cifar10_c error % [fog5][#samples=9]: nan%", "line 2: nan% is not a share of images"),
     ("cifar100_c error % [fog5][#samples=9]: 5.00%", "lines 1 and 2 are of two data sets"),
     ("cifar10_c accuracy % [fog5][#samples=9]: 5.00%", "lines 1 and 2 are of two data sets or of"),
     ("cifar10_c error % [fog][#samples=9]: 5.00%", "line 2: fog has no severity"),
@@ -300,11 +300,11 @@ def test_what_no_run_can_have_is_named_with_its_file_and_line(log, line, said):
     ("TEST:\n  BATCH_SIZE: 200", "TEST:", "TEST of its config is None"),
     ("BATCH_SIZE: 200", "BATCH_SIZE: many", "its batch size is 'many'"),
     ("RNG_SEED: 1", "RNG_SEED: 2024-01-01", "its seed is datetime"),
-    ("RNG_SEED: 1", "RNG_SEED: 2024-99-99", "is no YAML"),
+    ("RNG_SEED: 1", "RNG_SEED: 2024-99-99", "is not YAML"),
     ("ADAPTATION: cotta", "ADAPTATION: 2024-01-01", "its method is datetime"),
-    ("ADAPTATION: cotta", "ADAPTATION: [", "its config in line 2 is no YAML"),
+    ("ADAPTATION: cotta", "ADAPTATION: [", "its config in line 2 is not YAML"),
     ("ADAPTATION: cotta", "ADAPTATION: ''", "its method is ''"),
-    ("SETTING: continual", "SETTING: &a x\nOTHER: *a", "is none that a host prints"),
+    ("SETTING: continual", "SETTING: &a x\nOTHER: *a", "is not one that a host prints"),
 ])
 def test_a_config_that_no_host_prints_is_told(log, old, new, said):
     text = online_tta()
@@ -333,13 +333,14 @@ def test_a_run_that_broke_off_has_gaps(log, tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"accuracy_top1": 250.0}, "accuracy_top1 250.0 is no share"),
-    ({"accuracy_top1": float("nan")}, "accuracy_top1 nan is no share"),
-    ({"accuracy_top1": "60"}, "accuracy_top1 '60' is no share"),
+    ({"accuracy_top1": 250.0}, "accuracy_top1 250.0 is not a share"),
+    ({"accuracy_top1": float("nan")}, "accuracy_top1 nan is not a share"),
+    ({"accuracy_top1": "60"}, "accuracy_top1 '60' is not a share"),
     ({"data_names": "cifar10_c_deterministic-fog-²"}, "has no severity of 1 to 5"),
     ({"data_names": "cifar10_c_deterministic-fog-9"}, "severity of 1 to 5"),
     ({"batch_size": []}, "batch size is"), ({"data_size": "all"}, "number of images of fog 5"),
-    ({"tta_apm": []}, "is no whole log of ttab"), ({"model_adaptation_method": 3}, "no whole log"),
+    ({"tta_apm": []}, "is incomplete or not a log of ttab"),
+    ({"model_adaptation_method": 3}, "not a log of ttab"),
 ])
 def test_a_log_of_ttab_that_cannot_be_is_told(log, tmp_path, change, said):
     arguments = {"model_adaptation_method": "tent", "model_name": "resnet26", "seed": 1,

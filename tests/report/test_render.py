@@ -68,3 +68,16 @@ def test_the_terminal_text_keeps_to_the_width(write_cell, tmp_path, monkeypatch,
     text = make_tables(tmp_path).terminal
     assert max(map(len, text.splitlines())) <= columns
     assert text.count("gaussian_noise") == text.count("\nmean ") >= 1
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_names_in_the_terminal_break_between_words_only(write_cell, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name = "tpt WEIGHTS digits_coop.safetensors STEPS 10 MODEL ViT-B-16-quickgelu"
+    for row in (name, "source"):
+        write_cell(row, "fog", 9)
+    text = make_tables(tmp_path).terminal
+    heads = text.split("\nfog")[0]
+    assert "digits_coop.safetensors" in heads and "ViT-B-16-quickgelu" in heads
+    assert max(map(len, text.splitlines())) <= columns
+    assert "\x1b" not in text and text == make_tables(tmp_path).terminal

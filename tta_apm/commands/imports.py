@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
                 if log not in kept:
                     imported.rows([*kept, log])  # it may hold a cell that is there already
                     kept.append(log)
-                print(f"{_told(log)}  ->  {clean(str(imported.save(log, options.into)))}")
+                print(f"{_summary(log)}  ->  {clean(str(imported.save(log, options.into)))}")
         except UserError as error:
             skipped.append(file)
             why = str(error).replace(f"{file} ", "it ").removeprefix(f"{file}: ")
@@ -41,14 +41,14 @@ def run(options: argparse.Namespace) -> int:
     return INCOMPLETE if skipped else OK
 
 
-def _told(log: Log) -> str:
+def _summary(log: Log) -> str:
     """What was run on which images, in one line."""
     severities = sorted({severity for _, severity, _, _ in log.errors} - {0})
     counts = sorted({count for *_, count in log.errors if count is not None})
     parts = [f"{log.host} {log.method}", log.backbone,
              f"{log.dataset}: {phrases.corruptions({name for name, *_ in log.errors})}"
              + f" at severity {' '.join(map(str, severities))}" * bool(severities),
-             f"{' or '.join(map(str, counts)) or 'an untold number of'} images each",
+             f"{' or '.join(map(str, counts)) or 'an unknown number of'} images each",
              f"images {log.settings.get('images', 'not told')}",
              "seed not told" if log.seed is None else f"seed {log.seed}"]
     if log.missing:

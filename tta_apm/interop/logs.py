@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from tta_apm.bench.records import hash_bytes
 from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.errors import UserError, explain
@@ -39,7 +37,7 @@ _HEAD = re.compile(r"^\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\] \[[^\]]*\]: ?", re.ASCII
 _RESULT = re.compile(r"^(?:(?P<dataset>\w+) )?(?P<metric>error|accuracy) % "
                      r"\[(?P<domain>\w*?)(?P<severity>\d?)\](?:\[#samples=(?P<count>\d+)\])?: "
                      r"(?P<value>.*)%$", re.ASCII)
-# The host pads the name to 20 signs; "mean error: 26.17%" is none of these.
+# The host pads the name to 20 characters, so "mean error: 26.17%" does not match.
 _OF_MIXTURE = re.compile(r"^(?=.{20,} error: )(?P<domain>\w+) +error: (?P<value>.*)%$", re.ASCII)
 _OURS = re.compile(r"^tta-apm runs (?P<method>\w+) over (?P<backbone>.+?): (?P<settings>\{.*\})$")
 _CONFIG = re.compile(r"^CORRUPTION:$")
@@ -55,8 +53,8 @@ def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[L
         models: of a table with a line per model, those to take; all by default.
 
     Raises:
-        UserError: if the file is none of the known kinds, does not tell its data set, or says
-            something that no run can have had.
+        UserError: if the file is of no known kind, does not tell its data set, or has a value that
+            no run can have.
     """
     try:
         content = file.read_bytes()
@@ -72,7 +70,7 @@ def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[L
         else:
             found = [_text_log(run, of, dataset) for run in _runs(file, text)]
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise UserError(f"{file} is no whole log of a kind that is known here: {explain(error)}") \
+        raise UserError(f"{file} is incomplete or not a log of a known kind: {explain(error)}") \
             from error
     return [checked(vars(log), str(file)) for log in found]
 
@@ -86,10 +84,10 @@ class _Run:
     lines: list[tuple[int, str]]
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section of the config, {} if it is not there. UserError if it is none."""
+        """A section of the config, {} if it is not there. UserError if it is not a section."""
         content = self.config.get(name, {})
         if not isinstance(content, dict):
-            raise UserError(f"{self.file}: {name} of its config is {content!r}, no section")
+            raise UserError(f"{self.file}: {name} of its config is {content!r}, not a section")
         return content
 
     def results(self) -> list[tuple[int, re.Match[str]]]:
@@ -99,20 +97,20 @@ class _Run:
 def _runs(file: Path, text: str) -> list[_Run]:
     """The runs with results: each begins with the config that the host prints."""
     lines = list(enumerate(text.split("\n"), 1))
-    starts = [place for place, (_, line) in enumerate(lines) if _HEAD.match(line)]
+    starts = [index for index, (_, line) in enumerate(lines) if _HEAD.match(line)]
     ends = [*starts[1:], len(lines)]
     configs = [(start, end) for start, end in zip(starts, ends) if any(
         _CONFIG.match(_bare(line)) for _, line in lines[start:end])]
     runs = []
-    for place, (start, end) in enumerate([(0, 0), *configs]):
-        until = configs[place][0] if place < len(configs) else len(lines)
+    for index, (start, end) in enumerate([(0, 0), *configs]):
+        until = configs[index][0] if index < len(configs) else len(lines)
         message = "\n".join(_HEAD.sub("", line.rstrip()) for _, line in lines[start:end])
         run = _Run(file, _config(file, lines[start][0], message) if message else {},
                    [(number, _bare(line)) for number, line in lines[end:until]])
         if run.results():
             runs.append(run)
     if not runs:
-        raise UserError(f"{file} holds no results that are known here: no line like 'cifar10_c "
+        raise UserError(f"{file} holds no results: no line like 'cifar10_c "
                         "error % [fog5][#samples=10000]: 12.34%'")
     return runs
 
@@ -129,10 +127,10 @@ def _config(file: Path, number: int, message: str) -> dict[str, Any]:
         aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(message))
         content = None if aliases else yaml.safe_load(message)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: its config in line {number} is no YAML: {explain(error)}") \
+        raise UserError(f"{file}: its config in line {number} is not YAML: {explain(error)}") \
             from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: its config in line {number} is none that a host prints")
+        raise UserError(f"{file}: its config in line {number} is not one that a host prints")
     return content
 
 
@@ -201,14 +199,14 @@ def _errors(run: _Run, results: Sequence[tuple[int, re.Match[str]]]) -> Errors:
         count = int(result["count"]) if result["count"] else count_of_all
         severity = int(result["severity"] or 0)
         if result["domain"] == "mixed" and parts:
-            for place, part in parts:
+            for line_number, part in parts:
                 found.setdefault((part["domain"], severity), []).append(
-                    (place, _fraction(run.file, place, part["value"]), None))
+                    (line_number, _fraction(run.file, line_number, part["value"]), None))
             continue
         without = result["domain"] in ("", "none")  # a corruption
         if not without and not severity:
             raise UserError(f"{run.file}: line {number}: {result['domain']} has no severity, and "
-                            "no table of ours has a place for it")
+                            "no table of ours has a column for it")
         domain = (CLEAN, 0) if without else (result["domain"], severity)
         found.setdefault(domain, []).append(
             (number, error, count if is_int(count, 1) else None))
@@ -222,9 +220,9 @@ def _errors(run: _Run, results: Sequence[tuple[int, re.Match[str]]]) -> Errors:
 
 
 def _fraction(file: Path, number: int, text: str) -> float:
-    """Per cent as a fraction. UserError that names the line for what is none of 0 to 100."""
+    """Per cent as a fraction. UserError that names the line for a value outside 0 to 100."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 0 <= float(text) <= 100:
-        raise UserError(f"{file}: line {number}: {text}% is no share of images: 0 to 100 % are")
+        raise UserError(f"{file}: line {number}: {text}% is not a share of images, 0 to 100 %")
     return float(text) / 100
 
 
@@ -262,13 +260,13 @@ def _ttab(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> Log:
         method = arguments["model_adaptation_method"]
         ours = arguments.get("tta_apm", {}).get(method.upper())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is no whole log of ttab with {beside.name} beside it: "
+        raise UserError(f"{file} is incomplete or not a log of ttab with {beside.name} beside it: "
                         f"{error!r}") from error
     if len(overall) > 1:
         raise UserError(f"{file} holds {len(overall)} runs: import their logs one by one")
     if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) \
             or not 0 <= accuracy <= 100:
-        raise UserError(f"{file}: accuracy_top1 {accuracy!r} is no share of images: 0 to 100 % are")
+        raise UserError(f"{file}: accuracy_top1 {accuracy!r} is not a share of images, 0 to 100 %")
     if len(domains) > 1:
         raise UserError(f"{file} holds one accuracy over {len(domains)} domains, which no table "
                         "of ours has: run ttab once per domain")
@@ -295,12 +293,15 @@ def _ttab(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> Log:
 def _robustbench(file: Path, of: Mapping[str, Any], dataset: str,
                  models: Sequence[str]) -> list[Log]:
     try:
+        import pandas as pd
+
         frame = pd.read_csv(file, header=[0, 1], index_col=0)
         columns = [(str(name), int(severity)) for name, severity in frame.columns]
         if frame.empty or not frame.to_numpy().dtype.kind == "f":
             raise ValueError("it has no lines of accuracies")
     except (ValueError, IndexError) as error:
-        raise UserError(f"{file} is no unaggregated_results.csv of robustbench: {error}") from error
+        raise UserError(f"{file} is not an unaggregated_results.csv of robustbench: "
+                        f"{error}") from error
     names = [str(name) for name in frame.index]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""Official: whether a row is on the images that a leaderboard is about. Imports no torch."""
+"""Official: checks that a row was measured on the images of a leaderboard. Imports no torch."""
 
 from __future__ import annotations
 

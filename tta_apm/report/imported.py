@@ -38,15 +38,15 @@ def save(log: Log, folder: Path) -> Path:
 
 
 def load(folder: Path) -> list[Log]:
-    """The logs that a results folder keeps. UserError for a file that is none."""
+    """The logs that a results folder keeps. UserError for a file that is not one."""
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
             content = {**LATER, **json.loads(path.read_text(encoding="utf-8"))}
             content = {name: content[name] for name in FIELDS}
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} is no imported log ({explain(error)}): delete it and import "
-                            "the log again") from error
+            raise UserError(f"{path} is not an imported log or is corrupt ({explain(error)}): "
+                            "delete it and import the log again") from error
         found.append(checked(content, str(path)))
     return found
 
@@ -83,7 +83,11 @@ def _host(log: Log) -> str:
 
 
 def _row(group: Sequence[Log], alike: Sequence[Log]) -> ExternalRow:
-    """Args: alike: a log of each row that has the same heading, if there are several."""
+    """The row of a group.
+
+    Args:
+        alike: a log of each row that has the same heading, if there are several.
+    """
     first = group[0]
     differences = [f"{name} {_settings(first).get(name, NOT_TOLD)}"
                    for name in _differences(alike)]

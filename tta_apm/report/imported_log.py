@@ -59,7 +59,7 @@ def checked(content: Mapping[str, Any], where: str) -> Log:
     def need(holds: bool, what: str, value: Any) -> None:
         if not holds:
             raise UserError(f"{where}: its {what} is {value!r}, which no run has: leave the file "
-                            "out, or mend it")
+                            "out or correct it")
 
     for name in ("host", "file", "file_hash", "method", "backbone", "dataset", "setting"):
         value = getattr(log, name)

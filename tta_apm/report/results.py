@@ -75,13 +75,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the last run in a folder was asked for: a table is whole where all of it is there.
+    """What the last run in a folder was asked for: a row is whole if all of it is there.
 
     Args:
         dataset, setting, order: of the run, as records name them.
         methods: texts of its rows, in their order.
         domains, seeds: which each of these rows must have.
-        doubt: a sentence on why nothing tells, then the others are empty.
+        doubt: a sentence on why it is not known; then the others are empty.
     """
 
     dataset: str = ""
@@ -231,7 +231,8 @@ def load_results(folder: Path) -> list[Result]:
     """Read all cells below `folder`/cells.
 
     Raises:
-        UserError: if there is none, or a file is truncated, foreign or at odds with its record.
+        UserError: if there is none, or a file is incomplete, not one of ours, or contradicts its
+            record.
     """
     paths = list(find_records(folder / CELLS)) if (folder / CELLS).is_dir() else []
     if not paths:

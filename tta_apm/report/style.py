@@ -39,14 +39,14 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 4.0,
     """
     from matplotlib.figure import Figure as NewFigure
 
-    made = NewFigure(figsize=(WIDTH, height), layout="constrained")
-    axes = made.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
+    picture = NewFigure(figsize=(WIDTH, height), layout="constrained")
+    axes = picture.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
     for one in axes:
         one.set_prop_cycle(color=list(COLOURS.values()), marker=list(MARKERS))
         one.spines[["top", "right"]].set_visible(False)
         one.grid(color="#e0e0e0", linewidth=0.8)
         one.set_axisbelow(True)
-    return made, axes
+    return picture, axes
 
 
 def wrap(text: str, width: float, size: float = TEXT_SIZE) -> str:
@@ -93,14 +93,15 @@ def title(where: Figure | Axes, text: str, width: float = WIDTH - 0.2) -> None:
         where.set_title(text, loc="left", fontsize=TEXT_SIZE)
 
 
-def legend(made: Figure, axes: Sequence[Axes], columns: int) -> None:
+def legend(picture: Figure, axes: Sequence[Axes], columns: int) -> None:
     """One legend below all axes, every label once, in as many columns as fit."""
     handles = {label: handle for one in axes
                for handle, label in zip(*one.get_legend_handles_labels())}
     labels = [wrap(label, WIDTH - 1) for label in handles]
     widest = max(_inches(line, TEXT_SIZE) for label in labels for line in label.split("\n"))
-    made.legend(list(handles.values()), labels, loc="outside lower center", frameon=False,
-                ncols=max(1, min(columns, int(WIDTH / (widest + LEGEND_HANDLE)))))
+    picture.legend(
+        list(handles.values()), labels, loc="outside lower center", frameon=False,
+        ncols=max(1, min(columns, int(WIDTH / (widest + LEGEND_HANDLE)))))
 
 
 def for_images(axes: Axes, title: str = "") -> None:
@@ -117,7 +118,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save(made: Figure, path: Path) -> Path:
+def save(picture: Figure, path: Path) -> Path:
     """Write a figure to `path`, a .png or .svg; equal figures give equal files.
 
     Raises:
@@ -130,6 +131,6 @@ def save(made: Figure, path: Path) -> Path:
     metadata: Mapping[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "tta-apm"}):
-        made.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
+        picture.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
     atomic_write(path, content.getvalue())
     return path
