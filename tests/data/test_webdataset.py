@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tta_apm.bench.records import load_record
 from tta_apm.data import imagenet_classes, tar_members
 from tta_apm.data.dataset import CLEAN, Domain, Outputs
 from tta_apm.data.digits import digits
+from tta_apm.data.shards import split_name
 from tta_apm.errors import UserError
 from tta_apm.registry import DATASETS
 
@@ -58,9 +60,9 @@ def all_images(data) -> np.ndarray:
     return data.images(Domain(data.name, CLEAN, 0), np.arange(len(data.labels)))
 
 
-@pytest.mark.parametrize("place", FOLDERS)
-def test_every_place(place, tmp_path):
-    write_small(tmp_path / place)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_folder(folder, tmp_path):
+    write_small(tmp_path / folder)
     data = load(tmp_path)
     data.check(Domain(NAME, CLEAN, 0))
     assert data.class_names == CLASSES
@@ -95,6 +97,17 @@ def test_the_library_reads_the_same(suffix, image_format, tmp_path):
     for member, label, image in zip(data.sources, data.labels, all_images(data)):
         their_image, their_label = theirs[member.name.split(".")[0]]
         assert label == their_label and (image == their_image).all()
+
+
+def test_names_are_split_as_the_library_splits_them():
+    """All names of up to six letters of an alphabet of five: a dot, a folder, a line break."""
+    from webdataset.tariterators import base_plus_ext
+    for length in range(7):
+        for letters in product("a./B\n", repeat=length):
+            name = "".join(letters)
+            key, suffix = base_plus_ext(name)
+            assert split_name(name) == ((name, "") if key is None else (key, suffix)), repr(name)
+    assert split_name("../a.b/s.1/s01.seg.PNG") == ("../a.b/s.1/s01", "seg.PNG")
 
 
 @pytest.mark.parametrize("sizes", [[(300, 200)], [(256, 256)], [(64, 64), (48, 48)], [(64, 48)]],

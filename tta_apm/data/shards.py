@@ -147,18 +147,16 @@ def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
         UserError: if the archive is not there, not whole or none, or if a sample lacks its image
             or a label below `num_classes`.
     """
-    from webdataset.tariterators import base_plus_ext  # its import takes seconds, with torch
-
     if not archive.is_file():
         raise UserError(f"there is no {archive}, though {archive.with_name('nshards.txt')} counts "
                         "it: get it anew")
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
     for member in members(archive):
-        key, suffix = base_plus_ext(member.name)
+        key, suffix = split_name(member.name)
         if suffix == "cls":
             labels[key] = _label(member, num_classes)
-        elif suffix is not None and suffix.lower() in IMAGES:
+        elif suffix.lower() in IMAGES:
             if key in images:
                 raise UserError(f"{archive} holds two images under the key {key}")
             images[key] = member
@@ -166,6 +164,16 @@ def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
         lost = ".cls" if key in images else "image"
         raise UserError(f"{archive}: the sample {key} has no {lost}")
     return [(member, labels[key]) for key, member in images.items()]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The key and the suffix of a file in a shard, by the rule of the webdataset library.
+
+    The suffix begins after the first dot of the file's name; a file without a dot, or whose name
+    begins with one, has none: "".
+    """
+    found = re.match(r"((?:.*/)?[^.]+)\.([^/]*)$", name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def _label(member: Member, num_classes: int) -> int:
