@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import BinaryIO, Protocol, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -17,19 +17,6 @@ def bar(total: int, unit: str, label: str = "", start: int = 0) -> tqdm | Lines:
         return tqdm(total=total or None, initial=start, unit=unit, desc=label or None,
                     dynamic_ncols=True, leave=False)
     return Lines(total, unit, label, start)
-
-
-def copy(source: Readable, target: BinaryIO, total: int, label: str) -> None:
-    """Copy a download of `total` bytes, 0 where that is not known."""
-    with bar(total, "B", label) as shown:
-        while part := source.read(1 << 18):
-            target.write(part)
-            shown.update(len(part))
-
-
-class Readable(Protocol):
-    def read(self, size: int) -> bytes:
-        ...
 
 
 class Lines:

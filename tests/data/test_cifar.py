@@ -179,7 +179,7 @@ def test_wrong_labels_are_told(tmp_path, labels, message):
 
 def test_a_wrong_binary_file_is_told(tmp_path):
     write_binary(tmp_path, num_images=NUM_TEST - 1)
-    with pytest.raises(UserError, match="test_batch.bin is not whole: it has 30726927 bytes inst"):
+    with pytest.raises(UserError, match="test_batch.bin is incomplete: it has 30726927 bytes inst"):
         load("cifar10", tmp_path)
     write_binary(tmp_path, num_classes=200)
     with pytest.raises(UserError, match="test_batch.bin holds the label .* there are 10 classes"):

@@ -153,7 +153,7 @@ def test_imagenet_is_made_goes_on_and_is_read(validation):
         image.save(folder / "again.jpg", quality=85)
         with Image.open(folder / "again.jpg") as again:
             assert image.size == (224, 224) and image.quantization == again.quantization
-    with pytest.raises(UserError, match="was begun otherwise .images .*, 4 images.*, now "):
+    with pytest.raises(UserError, match="started with other settings .images .*, 4 imag.*, now"):
         data_50k = prepare("imagenet_c_50k", data_dir=str(validation), frost_dir=None,
                            corruptions=["fog"], severities=[1])
         list(data_50k.run())

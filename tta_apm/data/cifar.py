@@ -143,8 +143,8 @@ class OfficialC(DataSet):
     def describe(self, domain: Domain) -> str:
         if domain.severity == 0:
             return self.cifar.name
-        made = read_mark(self.folder)
-        return made.describe(domain) if made else f"official {self.cifar.corrupted[0]}"
+        provenance = read_mark(self.folder)
+        return provenance.describe(domain) if provenance else f"official {self.cifar.corrupted[0]}"
 
     def signature(self, domain: Domain, count: int) -> str | None:
         if domain.severity == 0:
@@ -216,7 +216,7 @@ def _read_binary(cifar: Cifar, data_dir: Path, names: Sequence[str]
         if not file.is_file():
             raise UserError(f"there is no file {file}. {advice}")
         if file.stat().st_size != size:
-            raise UserError(f"{file} is not whole: it has {file.stat().st_size} bytes instead of "
+            raise UserError(f"{file} is incomplete: it has {file.stat().st_size} bytes instead of "
                             f"{size}. {advice}")
         rows.append(np.fromfile(file, np.uint8).reshape(num_images, -1))
         _check_range(file, rows[-1][:, cifar.label_bytes - 1], len(cifar.class_names), advice)

@@ -100,7 +100,7 @@ def load(name: str, *, data_dir: str, frost_dir: str | None) -> ImageFiles:
         raise UserError(f"{images} lacks {len(missing)} of {layout.num_images} test images, such "
                         f"as {missing[0]}. {layout.advice}")
     order = mixed(len(split.files))
-    return ImageFiles(name, images, [split.files[place] for place in order],
+    return ImageFiles(name, images, [split.files[index] for index in order],
                       np.array(split.labels, np.int64)[order], class_names=split.class_names,
                       template_set=layout.template_set, resized=RESIZED,
                       origin=f"{layout.title}, CoOp's test split")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files, refuse_corruption
-from tta_apm.data.pictures import SUFFIXES, Source, read_picture
+from tta_apm.data.pictures import SUFFIXES, PictureFile, read_picture
 from tta_apm.data.workers import in_threads
 from tta_apm.errors import UserError
 
@@ -97,7 +97,7 @@ def list_images(folder: Path, classes: Sequence[str], advice: str, *, only_image
         files += [f"{name}/{file}" for file in inside]
         counts.append(len(inside))
     order = mixed(len(files))
-    return [files[place] for place in order], np.repeat(np.arange(len(classes)), counts)[order]
+    return [files[index] for index in order], np.repeat(np.arange(len(classes)), counts)[order]
 
 
 def mixed(count: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def class_folders(folder: Path) -> list[str]:
                   if entry.is_dir() and not entry.name.startswith("."))
 
 
-def read_images(sources: Sequence[Source], prepare: Callable[[Image.Image], Image.Image],
+def read_images(sources: Sequence[PictureFile], prepare: Callable[[Image.Image], Image.Image],
                 side: int = SIDE, *, as_seen: bool = False) -> np.ndarray:
     """Images uint8 [n,side,side,3], decoded in threads.
 
@@ -135,7 +135,7 @@ def read_images(sources: Sequence[Source], prepare: Callable[[Image.Image], Imag
         UserError: that names the source, as read_picture, and if one is of another size in the
             end.
     """
-    def read(source: Source) -> np.ndarray:
+    def read(source: PictureFile) -> np.ndarray:
         pixels = read_picture(source, lambda image: np.asarray(prepare(image)), as_seen=as_seen)
         if pixels.shape != (side, side, 3):
             height, width, _ = pixels.shape

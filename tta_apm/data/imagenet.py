@@ -177,8 +177,10 @@ class OfficialC(DataSet):
     def describe(self, domain: Domain) -> str:
         if domain.severity == 0:
             return self.clean().describe(domain)
-        made = read_mark(self.folder)
-        return made.describe(domain) if made else f"official ImageNet-C, {len(self.files)} images"
+        provenance = read_mark(self.folder)
+        if provenance is None:
+            return f"official ImageNet-C, {len(self.files)} images"
+        return provenance.describe(domain)
 
     def signature(self, domain: Domain, count: int) -> str | None:
         if domain.severity == 0:

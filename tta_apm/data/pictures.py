@@ -39,14 +39,14 @@ ORIENTATION, BITS, WHITE = 0x0112, 258, 262  # tags of EXIF and TIFF
 
 BEGINNINGS = (
     (b"%!PS", "PostScript"), (b"\xc5\xd0\xd3\xc6", "PostScript"), (b"%PDF", "PDF"),
-    (b"version https://git-lfs", "a pointer of git lfs ('git lfs pull' brings the file)"),
+    (b"version https://git-lfs", "a pointer of git lfs ('git lfs pull' downloads the file)"),
     (b"<", "HTML, XML or SVG"), (b"8BPS", "Photoshop"),
     (b"\x00\x00\x00\x0cjP", "JPEG 2000"), (b"PK", "a zip archive"), (b"\x1f\x8b", "gzip"))
 
 T = TypeVar("T")
 
 
-class Source(Protocol):
+class PictureFile(Protocol):
     """Where a picture is read from: a Path, or anything that opens like one and names itself."""
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
@@ -66,7 +66,7 @@ class InMemory(NamedTuple):
         return self.name
 
 
-def read_picture(source: Source, prepare: Callable[[Image.Image], T], *, as_seen: bool = False
+def read_picture(source: PictureFile, prepare: Callable[[Image.Image], T], *, as_seen: bool = False
                  ) -> T:
     """What `prepare` makes of the picture in RGB.
 
@@ -89,14 +89,14 @@ def read_picture(source: Source, prepare: Callable[[Image.Image], T], *, as_seen
             return prepare(rgb)
 
 
-def picture_size(source: Source) -> tuple[int, int]:
+def picture_size(source: PictureFile) -> tuple[int, int]:
     """Width and height in the file, whatever its EXIF says. Raises as read_picture."""
     with _opened(source) as image:
         return image.size
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
+def _opened(source: PictureFile) -> Iterator[Image.Image]:
     """A picture of FORMATS whose size is bearable; its pixels are not decoded yet."""
     try:
         file = source.open("rb")
@@ -124,7 +124,7 @@ def _beginning(content: bytes) -> str:
                 "of another format or cut off")
 
 
-def _check_size(image: Image.Image, source: Source) -> None:
+def _check_size(image: Image.Image, source: PictureFile) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"the picture {source} is {width}×{height}, above the limit of "

@@ -1,7 +1,7 @@
-"""Mark of a folder in an official layout whose images this package made.
+"""The mark of a folder in an official layout whose images this package made.
 
 Official files and ours look alike, but are equal in distribution only. So a folder of ours holds a
-small file that says what is in it, and records say it, too.
+small file that says what is in it, and records say it too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ MARK = "made_by_tta_apm.json"
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a folder holds, as its mark says."""
+class Provenance:
+    """How the images of a folder were made, as its mark says."""
 
     images: str  # that were corrupted
     constants: str  # "cifar" or "imagenet": whose severities
     frost: str  # source of the frost pictures
-    stored: str  # as what, "" without loss
+    stored: str  # how, e.g. as JPEG; "" without loss
     version: str = __version__
 
     def describe(self, domain: Domain) -> str:
@@ -38,37 +38,37 @@ class Made:
         return f"{text}, {self.stored}" if self.stored else text
 
 
-def read_mark(folder: Path) -> Made | None:
-    """What `folder` says of itself, None if it does not come from here."""
+def read_mark(folder: Path) -> Provenance | None:
+    """What the mark of `folder` says, None if there is none."""
     file = folder / MARK
     if not file.is_file():
         return None
     try:
-        return Made(**json.loads(file.read_text(encoding="utf-8")))
+        return Provenance(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is no whole mark of a folder that tta-apm made: delete {folder} "
-                        "and make it anew") from error
+        raise UserError(f"{file}, the mark of a folder that tta-apm made, is corrupt: delete "
+                        f"{folder} and make it again") from error
 
 
 def how_to_finish(folder: Path, name: str) -> str | None:
-    """What to do where `folder` of the data set `name` lacks something, if it comes from here."""
+    """How to complete `folder` of the data set `name`, None if this package did not make it."""
     return f"`tta-apm data make {name}` goes on making it" if read_mark(folder) else None
 
 
-def claim(folder: Path, made: Made) -> None:
-    """Mark `folder` as holding what `made` says, and nothing else.
+def mark_folder(folder: Path, provenance: Provenance) -> None:
+    """Mark `folder` as holding images of `provenance` and nothing else.
 
     Raises:
-        UserError: if it holds files that do not come from here, or that were made otherwise.
+        UserError: if it holds files of others, or images that were made with other settings.
     """
     before = read_mark(folder)
     if before is None and folder.is_dir() and any(
             path.name != LOCK and not is_temporary(path) for path in folder.iterdir()):
         raise UserError(f"{folder} holds files that tta-apm did not make, and a table could not "
                         "tell them from what it makes: move them away, or give another --data-dir")
-    if before is not None and before != made:
+    if before is not None and before != provenance:
         changes = [f"{key} {old!r}, now {new!r}" for (key, old), new
-                   in zip(asdict(before).items(), asdict(made).values()) if old != new]
-        raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}): go on as before, or "
-                        "delete it to make it anew")
-    atomic_write(folder / MARK, json.dumps(asdict(made), indent=1).encode())
+                   in zip(asdict(before).items(), asdict(provenance).values()) if old != new]
+        raise UserError(f"{folder} was started with other settings ({'; '.join(changes)}): use "
+                        "those, or delete it and make it again")
+    atomic_write(folder / MARK, json.dumps(asdict(provenance), indent=1).encode())

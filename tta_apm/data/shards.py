@@ -96,8 +96,8 @@ def shards(*, data_dir: str, frost_dir: str | None, name: str = "wds") -> Shards
     if not samples:
         raise UserError(f"{folder / 'test'} holds no image")
     order = mixed(len(samples))
-    return Shards(name, [samples[place][0] for place in order],
-                  np.array([samples[place][1] for place in order], np.int64),
+    return Shards(name, [samples[index][0] for index in order],
+                  np.array([samples[index][1] for index in order], np.int64),
                   class_names=class_names, templates=_templates(folder / TEMPLATES),
                   outputs=_outputs(class_names))
 
@@ -197,7 +197,7 @@ def _outputs(class_names: Sequence[str]) -> Outputs | None:
 
 def _side(sources: Sequence[Member]) -> int:
     """The side that small square images of one size share, SIDE for others."""
-    places = np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int)
-    sizes = {picture_size(sources[place]) for place in places}
+    probes = np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int)
+    sizes = {picture_size(sources[index]) for index in probes}
     width, height = sizes.pop()
     return width if not sizes and width == height < SIDE else SIDE

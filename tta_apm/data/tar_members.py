@@ -1,4 +1,4 @@
-"""Member: a file inside a tar archive, read where it lies. Nothing is ever unpacked."""
+"""Member: a file inside a tar archive, read without unpacking."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Member(NamedTuple):
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """The files in an archive, in its order; links and the like are passed over.
+    """The files in an archive, in its order; links and the like are skipped.
 
     Raises:
-        UserError: if it is none, or, at the end, if it is not whole.
+        UserError: if it is no archive, or, at the end, if it is incomplete.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
@@ -52,13 +52,13 @@ def members(archive: Path) -> Iterator[Member]:
             if any(file.read()):
                 raise tarfile.ReadError("its end is missing")
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{archive} is no whole tar archive ({_explain(archive, error)}): delete "
-                        "it and get it anew") from error
+        raise UserError(f"{archive} is incomplete or no tar archive ({_explain(archive, error)}): "
+                        "delete it and get it anew") from error
 
 
 def _explain(archive: Path, error: Exception) -> str:
     if archive.is_file():
         with open(archive, "rb") as file:
             if file.read(30).startswith(b"version https://git-lfs"):
-                return "git lfs left a pointer to it: 'git lfs pull' brings it"
+                return "git lfs left a pointer to it: 'git lfs pull' downloads it"
     return str(error)

@@ -29,7 +29,7 @@ from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.corruptions.functions import frost_source
 from tta_apm.data.dataset import CLEAN, Clean, Domain
 from tta_apm.data.prepare.zenodo import gigabytes
-from tta_apm.data.provenance import Made, claim
+from tta_apm.data.provenance import Provenance, mark_folder
 from tta_apm.errors import UserError, nearest, writing
 from tta_apm.lock import locked
 
@@ -67,11 +67,12 @@ class Making:
         Raises:
             UserError: if the folder holds other files, or cannot be written to.
         """
-        made = Made(images=self.dataset.describe(Domain(self.dataset.name, CLEAN, 0)),
-                    constants=self.dataset.constants, frost=frost_source(self.dataset.frost_dir),
-                    stored=f"saved as JPEG of quality {JPEG_QUALITY}" if self.files else "")
-        with _writing(self.folder), locked(self.folder, repr(made)):
-            claim(self.folder, made)
+        provenance = Provenance(
+            images=self.dataset.describe(Domain(self.dataset.name, CLEAN, 0)),
+            constants=self.dataset.constants, frost=frost_source(self.dataset.frost_dir),
+            stored=f"saved as JPEG of quality {JPEG_QUALITY}" if self.files else "")
+        with _writing(self.folder), locked(self.folder, repr(provenance)):
+            mark_folder(self.folder, provenance)
             yield from self._write_files() if self.files else self._write_arrays()
 
     def _write_arrays(self) -> Iterator[int]:
