@@ -157,4 +157,5 @@ def test_error_maps_have_their_scale_beside_them(tmp_path, drawn):
 def test_losses_of_a_training(tmp_path, drawn):
     losses = np.exp(-np.outer(np.arange(50), [0.1, 0.2, 0.3]))
     draw_losses(losses, ["grid", "cls", "rgb"], tmp_path / "losses.png")
+    draw_losses(np.zeros((5, 1)), ["grid"], tmp_path / "none.png")
     check(drawn)

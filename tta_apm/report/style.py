@@ -98,7 +98,8 @@ def legend(picture: Figure, axes: Sequence[Axes], columns: int) -> None:
     handles = {label: handle for one in axes
                for handle, label in zip(*one.get_legend_handles_labels())}
     labels = [wrap(label, WIDTH - 1) for label in handles]
-    widest = max(_inches(line, TEXT_SIZE) for label in labels for line in label.split("\n"))
+    widest = max((_inches(line, TEXT_SIZE) for label in labels for line in label.split("\n")),
+                 default=0.0)
     picture.legend(
         list(handles.values()), labels, loc="outside lower center", frameon=False,
         ncols=max(1, min(columns, int(WIDTH / (widest + LEGEND_HANDLE)))))

@@ -76,7 +76,7 @@ def _short(value: float) -> float:
 
 def csv_of(frame: pd.DataFrame) -> str:
     """A frame as CSV in which no text is taken for a formula by a spreadsheet."""
-    inert = frame.rename(columns=_inert).map(_inert)
+    inert = frame.rename(columns=_inert).apply(lambda column: column.map(_inert))
     return str(inert.to_csv(index=False, lineterminator="\n"))
 
 
