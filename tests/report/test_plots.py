@@ -107,18 +107,18 @@ def test_the_steps_plot_follows_the_rows_that_differ_in_their_steps_only(table):
     scores, deltas, agreement, cosine = shuffled.axes
     rows = [figures_of(table, method, "shuffled") for method in ("apm STEPS 1", "apm")]
     teachers = [line for line in scores.lines if line.get_linestyle() == "--"]
-    for place, name in enumerate(table.shown):
-        assert list(scores.containers[place].lines[0].get_xdata()) == [1, 3]
+    for index, name in enumerate(table.shown):
+        assert list(scores.containers[index].lines[0].get_xdata()) == [1, 3]
         figures = [row[name] for row in rows]
-        assert list(scores.containers[place].lines[0].get_ydata()) == [
+        assert list(scores.containers[index].lines[0].get_ydata()) == [
             100 * figure.value for figure in figures]
-        assert list(deltas.containers[place].lines[0].get_ydata()) == [
+        assert list(deltas.containers[index].lines[0].get_ydata()) == [
             100 * figure.delta for figure in figures]
-        assert list(agreement.lines[place].get_ydata()) == [
+        assert list(agreement.lines[index].get_ydata()) == [
             100 * figure.agreement for figure in figures]
-        assert list(cosine.lines[place].get_ydata()) == [figure.cosine for figure in figures]
-        assert list(teachers[place].get_ydata()) == [100 * figure.teacher for figure in figures]
-        assert teachers[place].get_color() == scores.containers[place].lines[0].get_color()
+        assert list(cosine.lines[index].get_ydata()) == [figure.cosine for figure in figures]
+        assert list(teachers[index].get_ydata()) == [100 * figure.teacher for figure in figures]
+        assert teachers[index].get_color() == scores.containers[index].lines[0].get_color()
     assert labels(shuffled) == ["its teacher, same colour", "fog", "contrast", "mean"]
     assert scores.get_title("left") == "top-1 accuracy in %, std over seeds"
 

@@ -34,10 +34,10 @@ def run(options: argparse.Namespace) -> int:
             print(f"skipped {clean(str(file))}: {clean_lines(why)}", file=sys.stderr)
     if len(skipped) == len(options.logs):
         raise UserError(f"nothing is imported: none of the {len(skipped)} files can be read")
-    print(f"{len(options.logs) - len(skipped)} of {len(options.logs)} files are imported"
-          + f", {len(skipped)} skipped" * bool(skipped)
-          + f". tta-apm table {clean(str(options.into))} shows them beside the results there, "
-          "marked as imported.")
+    left_out = f", {len(skipped)} skipped" if skipped else ""
+    print(f"{len(options.logs) - len(skipped)} of {len(options.logs)} files are imported{left_out}. "
+          f"tta-apm table {clean(str(options.into))} shows them beside the results there, marked "
+          "as imported.")
     return INCOMPLETE if skipped else OK
 
 
@@ -45,9 +45,9 @@ def _summary(log: Log) -> str:
     """What was run on which images, in one line."""
     severities = sorted({severity for _, severity, _, _ in log.errors} - {0})
     counts = sorted({count for *_, count in log.errors if count is not None})
+    at = f" at severity {' '.join(map(str, severities))}" if severities else ""
     parts = [f"{log.host} {log.method}", log.backbone,
-             f"{log.dataset}: {phrases.corruptions({name for name, *_ in log.errors})}"
-             + f" at severity {' '.join(map(str, severities))}" * bool(severities),
+             f"{log.dataset}: {phrases.corruptions({name for name, *_ in log.errors})}{at}",
              f"{' or '.join(map(str, counts)) or 'an unknown number of'} images each",
              f"images {log.settings.get('images', 'not told')}",
              "seed not told" if log.seed is None else f"seed {log.seed}"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tta_apm.errors import UserError
 from tta_apm.report.results import DomainKey, TableRow
 
+SOME = 5  # of the missing domains, as many as a sentence names
 OFFICIAL = "official"  # how descriptions of published files begin
 
 
@@ -24,8 +25,9 @@ def require(row: TableRow, board: str, domains: Sequence[DomainKey], what: str, 
     missing = sorted({f"{name} {severity}" if severity else name
                       for name, severity in row.missing(domains)})
     if missing:
-        raise UserError(f"row {protocol.row!r} lacks {len(missing)} of {board}'s {what} "
-                        f"({', '.join(missing[:5])}{', ...' * (len(missing) > 5)}): {advice}")
+        some = ", ".join([*missing[:SOME], "..."] if len(missing) > SOME else missing)
+        raise UserError(f"row {protocol.row!r} lacks {len(missing)} of {board}'s {what} ({some}): "
+                        f"{advice}")
     if protocol.num_images != num_images:
         raise UserError(f"row {protocol.row!r} is over {protocol.num_images} images per domain, "
                         f"{board}'s {protocol.dataset} over {num_images}: run it with "

@@ -36,7 +36,7 @@ def text(tables: Sequence[Table]) -> str:
     bold, and ± gives the standard deviation over seeds.
 
     Raises:
-        UserError: if nothing is at severity 5, two rows would share a place, or a row is not what
+        UserError: if nothing is at severity 5, two rows would share a cell, or a row is not what
             benchmark.md is about: the published images, all of them, under all corruptions.
     """
     grids: dict[tuple[str, str], dict[str, dict[str, str]]] = {}

@@ -99,10 +99,11 @@ def _row(group: Sequence[Log], alike: Sequence[Log]) -> ExternalRow:
     parts += phrases.settings(first.hyper_parameters)
     parts += [text for text in differences if text not in parts]
     files = ", ".join(sorted({log.file for log in group}))
+    shown = [*differences[:MANY], "..."] if len(differences) > MANY else differences
     return ExternalRow(
         protocol_of(
-            " ".join([first.method, *differences[:MANY], *["..."] * (len(differences) > MANY)]),
-            first.backbone, first.dataset, hyper_parameters=first.hyper_parameters,
+            " ".join([first.method, *shown]), first.backbone, first.dataset,
+            hyper_parameters=first.hyper_parameters,
             num_images=" ".join(map(str, _counts(first))), setting=first.setting,
             batch_size=first.batch_size),
         _errors(group), summary=" · ".join([first.host, *parts]),
