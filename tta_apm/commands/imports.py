@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
     if len(skipped) == len(options.logs):
         raise UserError(f"nothing is imported: none of the {len(skipped)} files can be read")
     left_out = f", {len(skipped)} skipped" if skipped else ""
-    print(f"{len(options.logs) - len(skipped)} of {len(options.logs)} files are imported{left_out}. "
-          f"tta-apm table {clean(str(options.into))} shows them beside the results there, marked "
+    print(f"{len(options.logs) - len(skipped)} of {len(options.logs)} files are imported{left_out}."
+          f" tta-apm table {clean(str(options.into))} shows them beside the results there, marked "
           "as imported.")
     return INCOMPLETE if skipped else OK
 
