@@ -77,10 +77,12 @@ def standin(host: str, *modules: str):
 
 def test_apm_asks_the_hosts_clip_with_its_text_features(in_host, digits_clip):
     found = in_online_tta(in_host, "MODEL.ADAPTATION", "apm", *IN_HOST_CLIP, *SMALL_PAIRS)
-    conf, test_time, models = standin("online_tta/classification", "conf", "test_time", "models")
+    conf, test_time, models = standin("online_tta/classification", "conf", "test_time",
+                                      "models.model")
     cfg = conf._CFG_DEFAULT.clone()
     cfg.merge_from_list(IN_HOST_CLIP)
-    method = Apm(online_tta._clip(cfg, models.get_model(cfg)), **SMALL, seed=1)
+    clip = online_tta._backbone("clip", cfg, models.get_model(cfg, 10, "cpu")[0])
+    method = Apm(clip, **SMALL, seed=1)
     for name in DOMAINS:
         images = test_time.images_of(name[:-1], int(name[-1]), 17)
         assert found["predictions"][name] == method(images).argmax(1).tolist(), name
@@ -106,8 +108,9 @@ def test_tent_over_the_hosts_classifier(in_host):
     found = in_online_tta(in_host, "MODEL.ADAPTATION", "tta_apm_tent", "TTA_APM_TENT.LR", "0.5",
                           "TEST.NUM_IMAGES", "16", "SETTING", "reset_each_shift",
                           "CORRUPTION.SEVERITY", "[5]")
-    conf, test_time, models = standin("online_tta/classification", "conf", "test_time", "models")
-    net = models.get_model(conf.cfg)
+    conf, test_time, models = standin("online_tta/classification", "conf", "test_time",
+                                      "models.model")
+    net, _ = models.get_model(conf.cfg, 10, "cpu")
     method = Tent(Classifier(net, image_size=None, mean=(0, 0, 0), std=(1, 1, 1), name="net",
                              weights=""), lr=0.5)
     for name in ("fog5", "snow5"):
@@ -170,9 +173,9 @@ def test_ttab_images_are_denormalised_for_apm(in_host, digits_clip):
 def test_ttab_tent_sees_what_the_hosts_network_saw(in_host, episodic):
     found = in_host("ttab", "--model_adaptation_method=tta_apm_tent", "TTA_APM_TENT.LR", "0.5",
                     "--episodic", str(episodic).lower())
-    (run_exp,) = standin("ttab", "run_exp")
+    run_exp, networks = standin("ttab", "run_exp", "ttab.loads.define_model")
     statistics = run_exp.STATISTICS
-    method = Tent(Classifier(run_exp.classifier(), image_size=None, mean=statistics["mean"],
+    method = Tent(Classifier(networks.define_model(None), image_size=None, mean=statistics["mean"],
                              std=statistics["std"], name="net", weights=""), lr=0.5,
                   episodic=episodic)
     expected = torch.cat([method(batch) for batch in run_exp.images().split(8)])

@@ -76,8 +76,12 @@ def train_only(model: nn.Module, layers: list[nn.Module]) -> list[nn.Parameter]:
     return found
 
 
+class SingleImage(ValueError):
+    """A batch of one image where a method needs the statistics of a batch."""
+
+
 def check_batch(images: Tensor, uses_batch_statistics: bool, method: str,
                 advice: str = "use a larger batch") -> None:
-    """ValueError for a single image where layers normalise by the batch's statistics."""
+    """SingleImage for a single image where layers normalise by the batch's statistics."""
     if uses_batch_statistics and len(images) == 1:
-        raise ValueError(f"{method}: a batch of one image has no batch statistics; {advice}")
+        raise SingleImage(f"{method}: a batch of one image has no batch statistics; {advice}")

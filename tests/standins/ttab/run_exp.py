@@ -4,8 +4,8 @@ import json
 
 import parameters  # noqa: F401  (callers go through run_exp.parameters)
 import torch
-from torch import nn
 from ttab.configs.algorithms import algorithm_defaults
+from ttab.loads.define_model import define_model, load_pretrained_model
 from ttab.model_adaptation import get_model_adaptation_method
 
 STATISTICS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), "n_classes": 10}
@@ -32,17 +32,13 @@ def images():
     return torch.randint(0, 256, (16, 3, 32, 32), generator=generator).float() / 255
 
 
-def classifier():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                         nn.Flatten(), nn.Linear(4, 10))
-
-
 def main(init_config):
     algorithm_defaults[init_config.model_adaptation_method]  # KeyError, as in the host
     init_config.statistics = STATISTICS
+    model = define_model(config=init_config)
+    load_pretrained_model(config=init_config, model=model)
     method = get_model_adaptation_method(init_config.model_adaptation_method)(
-        meta_conf=init_config, model=classifier())
+        meta_conf=init_config, model=model)
     metrics, selection = Metrics(), Selection(method, init_config.device)
     mean, std = (torch.tensor(STATISTICS[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     for batch in images().split(8):

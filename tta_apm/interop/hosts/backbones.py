@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.build import build
+from tta_apm.backbones.build import PACKAGED, build
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.clip_templates import IMAGENET, templates
@@ -57,29 +57,34 @@ def host_classifier(net: nn.Module, name: str, mean: Sequence[float] = NO_MEAN,
                       weights="the host's").to(device)
 
 
-def own_backbone(kind: str, section: Mapping[str, Any], dataset: str,
+def own_backbone(kind: str, section: Mapping[str, Any], *, dataset: str, num_classes: int,
                  device: torch.device | str) -> Backbone:
-    """A backbone of ours, for a kind that the host has none of.
+    """A backbone of ours, in place of the host's or for a kind that the host has none of.
 
     Args:
-        kind: "clip", "mae" or "rotation".
+        kind: a name of backbones.build.PACKAGED.
         section: the host's section of that name: see settings.EXTRA.
-        dataset: cifar10, cifar100 or imagenet: whose classes and prompts.
+        dataset: cifar10, cifar100 or imagenet: whose classes and prompts, for a kind that has
+            prompts.
+        num_classes: of the host's data set.
 
     Raises:
         UserError: if the section names no model, the data set has no class names here, or the
             model or its weights are unknown.
     """
     name = kind.upper()
-    if not section.get("MODEL") or not section.get("WEIGHTS"):
+    if not section.get("MODEL"):
         raise UserError(f"this method needs a backbone of the kind {kind!r}, which the host has "
                         f"not: add {name}.MODEL and {name}.WEIGHTS to the command, as in our own "
                         "configs")
-    class_names, template_set = _classes(dataset)
-    chosen = section.get("TEMPLATES", "auto")
+    class_names: Sequence[str] = [str(number) for number in range(num_classes)]
+    chosen: Sequence[str] = ()
+    if PACKAGED[kind].has_prompts:
+        class_names, template_set = _classes(dataset)
+        asked = section.get("TEMPLATES", "auto")
+        chosen = templates(template_set if asked == "auto" else asked)
     return build(kind, section["MODEL"], section["WEIGHTS"], class_names=class_names,
-                 templates=templates(template_set if chosen == "auto" else chosen), device=device,
-                 section=section)
+                 templates=chosen, device=device, section=section)
 
 
 def _classes(dataset: str) -> tuple[Sequence[str], str]:

@@ -23,14 +23,17 @@ from torchvision import transforms
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.compat import alias_pyautoattack
+from tta_apm.errors import UserError, name_and_text
 from tta_apm.interop.hosts import launch, settings
 from tta_apm.interop.hosts.backbones import NO_MEAN, NO_STD, host_classifier, own_backbone
 from tta_apm.interop.hosts.hosted import Hosted, make_method
 from tta_apm.registry import METHODS
 
 MARKER = "test-time.py"
+TESTED = "d1c14ff"
 MODULES = ("robustbench", "src")
 PACKAGES = {"iopath": "iopath", "requests": "requests"}
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 # The host dispatches by a chain of ifs; ours take this branch of it.
 BRANCH = "source"
 THEIRS = (BRANCH, "t3a", "norm_test", "norm_alpha", "memo", "tent", "cotta", "lame", "adacontrast",
@@ -44,8 +47,13 @@ def run(repo: Path, words: Sequence[str]) -> None:
     """
     folder = launch.find_folder(repo, MARKER)
     launch.require(PACKAGES)
+    launch.tell_commit(folder, TESTED)
     with launch.inside(folder, [MARKER]), launch.own_modules(MODULES, {}):
+        file = settings.value_of("--cfg", words)
+        settings.import_plugins(words, file)
         plug = Plug()
+        if file:
+            settings.check_file(plug.cfg, file)
         plug.pairs, rest = settings.take_pairs(words, plug.cfg)
         sys.argv += rest
         plug.install()
@@ -75,8 +83,7 @@ class Plug:
         conf = importlib.import_module("src.utils.conf")
         self.cfg = conf.cfg
         self.names = settings.our_names({*THEIRS, *self.cfg})
-        for name, section in settings.sections(self.names, taken=self.cfg).items():
-            self.cfg[name] = section
+        settings.extend(self.cfg, self.names)
         self.pairs: list[str] = []
         self.name = ""  # of our method, as the host knows it
 
@@ -104,11 +111,37 @@ class Plug:
             self.name, self.cfg.MODEL.ADAPTATION = self.cfg.MODEL.ADAPTATION, BRANCH
 
     def load_model(self, *args: Any, **keywords: Any) -> nn.Module:
-        """The host's model; where there is no GPU, its .cuda() leaves it where it is."""
-        model: nn.Module = self._load_model(*args, **keywords)
+        """The host's model, or ours; where there is no GPU, its .cuda() leaves it where it is."""
+        model = self._own_network() or self._load_hosts(*args, **keywords)
         if not torch.cuda.is_available():
-            model.cuda = lambda device=None: model  # type: ignore[method-assign]
+            model.cuda = lambda device=None: model  # type: ignore
         return model
+
+    def _load_hosts(self, *args: Any, **keywords: Any) -> nn.Module:
+        try:
+            model: nn.Module = self._load_model(*args, **keywords)
+        except Exception as error:  # a download, a file: it ends with a traceback there
+            raise UserError(f"the host's own network {self.cfg.MODEL.ARCH} cannot be loaded "
+                            f"({name_and_text(error)}); a network of yours comes in by "
+                            "CLASSIFIER.MODEL and CLASSIFIER.WEIGHTS") from error
+        return model
+
+    def _own_network(self) -> nn.Module | None:
+        """Ours, where the config names one or the host has none of its kind; else None."""
+        kind = METHODS.signature(self.names[self.name]).needs if self.name else "classifier"
+        section = self.cfg[kind.upper()]
+        if kind == "classifier" and not section.MODEL:
+            return None
+        dataset = self.cfg.CORRUPTION.DATASET.removesuffix("_c")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        backbone = own_backbone(kind, section, dataset=dataset,
+                                num_classes=NUM_CLASSES.get(dataset, 1000), device=device)
+        if self.name:
+            return backbone
+        if self._normalise() is not None:
+            raise UserError("the host normalises these images before its own methods see them, and "
+                            "a network of ours does so itself: CLASSIFIER.MODEL is for our methods")
+        return backbone.requires_grad_(True)
 
     def setup_source(self, model: nn.Module, *args: Any) -> Any:
         """The host's BRANCH, or our method if one was asked for."""
@@ -116,7 +149,7 @@ class Plug:
             return self._setup_source(model, *args)
         ours, cfg = self.names[self.name], self.cfg
         method = make_method(ours, settings.hyper_parameters(cfg[self.name.upper()]),
-                             self._backbone(ours, model.eval()), cfg.RNG_SEED or 0)
+                             self._backbone(model.eval()), cfg.RNG_SEED or 0)
         # OPTIM.STEPS is not ours: the method's own steps are in its section.
         return Hosted(method, window=cfg.TEST.WINDOW_LENGTH, episodic=cfg.MODEL.EPISODIC), None
 
@@ -128,12 +161,9 @@ class Plug:
                 [step for step in steps if not isinstance(step, transforms.Normalize)])
         return self._load_dataset(dataset, *args, **keywords)
 
-    def _backbone(self, ours: str, model: nn.Module) -> Backbone:
-        kind = METHODS.signature(ours).needs
-        if kind != "classifier":
-            dataset = self.cfg.CORRUPTION.DATASET.removesuffix("_c")
-            return own_backbone(kind, self.cfg[kind.upper()], dataset,
-                                next(model.parameters()).device)
+    def _backbone(self, model: nn.Module) -> Backbone:
+        if isinstance(model, Backbone):
+            return model
         normalise = self._normalise()
         if normalise is None:
             return host_classifier(model, self.cfg.MODEL.ARCH, NO_MEAN, NO_STD)

@@ -14,6 +14,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.interop.hosts.settings import describe
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
+from tta_apm.toolbox.norm_layers import SingleImage
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ class Hosted(nn.Module):
     Hosts adapt to a single image (a batch size of one, or the last image of a domain) in the
     company of the images before it. Methods whose result depends on the image alone need none and
     get none. The others see the last images as a batch; their state moves on once per `window`
-    images, and for the predictions in between it is put back.
+    images, and for the predictions in between it is put back. An image without any company (the
+    first of all, or each where `window` is 1) is seen twice by methods that refuse a batch of one:
+    its batch's statistics are then its own, as in the hosts' methods.
 
     Args:
         method: on the device of the images.
@@ -61,7 +64,7 @@ class Hosted(nn.Module):
         self.method.reset()
 
     def _adapt(self, images: Tensor) -> Tensor:
-        logits = self.method(images)
+        logits = predict(self.method, images)
         self.num_batches += 1
         if self.reset_every and self.num_batches % self.reset_every == 0:
             self.method.reset()
@@ -75,8 +78,16 @@ class Hosted(nn.Module):
         self.recent = known[-company:]
         self.num_single += 1
         if self.method.scope == "stream" and self.num_single % self.window:
-            return copy.deepcopy(self.method)(self.recent)[-1:]
+            return predict(copy.deepcopy(self.method), self.recent)[-1:]
         return self._adapt(self.recent)[-1:]
+
+
+def predict(method: Method, images: Tensor) -> Tensor:
+    """Logits [B,K]; a single image that the method refuses as a batch of one is shown twice."""
+    try:
+        return method(images)
+    except SingleImage:  # raised before anything has changed
+        return method(torch.cat([images, images]))[:1]
 
 
 def make_method(name: str, keywords: Mapping[str, Any], backbone: Backbone, seed: int) -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,35 @@ def find_folder(repo: str | Path, marker: str, inside: str = "") -> Path:
     for folder in (Path(repo, inside), Path(repo)):
         if (folder / marker).is_file():
             return folder.resolve()
+    if not Path(repo).is_dir():
+        raise UserError(f"there is no folder {repo}: give the folder of your clone")
     raise UserError(f"there is no {Path(inside, marker)} in {repo}: give the folder of your clone")
+
+
+def tell_commit(folder: Path, tested: str) -> None:
+    """Say so, in one line, if a clone is at another commit than the tested one or was changed.
+
+    Nothing is said of a folder that is no clone of git's own, such as an unpacked archive.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    inside = _git(folder, "ls-files", ".")  # else git speaks of a repository around it
+    if not commit or not inside:
+        return
+    changed = len(_git(folder, "status", "--porcelain", "--untracked-files=no").splitlines())
+    said = [f"is at commit {commit[:len(tested)]}, tested is {tested}"] * (
+        not commit.startswith(tested))
+    said += [f"differs from its commit in {changed} file{'s' * (changed > 1)}"] * bool(changed)
+    if said:
+        print(f"tta-apm: the clone {' and '.join(said)}", file=sys.stderr)
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says in a folder; empty if it fails or is not there."""
+    try:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def require(packages: Mapping[str, str]) -> None:

@@ -10,57 +10,140 @@ From inside that folder, in a script of the user's own:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
+from tta_apm.backbones.classifiers import Classifier
 from tta_apm.compat import alias_pyautoattack
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, choose, name_and_text
 from tta_apm.interop.hosts import launch, settings
 from tta_apm.interop.hosts.backbones import HostClip, host_classifier, own_backbone
 from tta_apm.interop.hosts.hosted import Hosted, make_method
+from tta_apm.interop.hosts.network import Network, split
 from tta_apm.registry import METHODS
 
 INSIDE = "classification"
 MARKER = "test_time.py"
+TESTED = "8b2ed63"
 # What test_time.py imports, beyond what we need ourselves.
 PACKAGES = {"iopath": "iopath", "einops": "einops", "webdataset": "webdataset"}
 MODULES = ("augmentations", "conf", "datasets", "methods", "models", "robustbench", "utils")
+# Where its data sets lie in DATA_DIR; it downloads those that it does not find.
+FOLDERS = {"cifar10_c": "CIFAR-10-C", "cifar100_c": "CIFAR-100-C", "imagenet_c": "ImageNet-C"}
+
+# Of its images in pixels, where no preprocessing tells; 224 for all others, as its methods have it.
+SIDES = {"cifar10": 32, "cifar100": 32}
 
 
 def run(repo: Path, words: Sequence[str]) -> None:
     """Run the host's test_time.py with `words` as its command line and our methods known to it."""
     folder = launch.find_folder(repo, MARKER, INSIDE)
     launch.require(PACKAGES)
+    launch.tell_commit(folder, TESTED)
     with launch.inside(folder, [MARKER, *words]), launch.own_modules((*MODULES, "test_time"), {}):
-        ours = install()
+        file = settings.value_of("--cfg", words)
+        settings.import_plugins(words, file)
+        cfg = install()
         # Of a wrong setting the host would only say that an assertion failed.
-        settings.merge(CfgNode(ours), settings.take_pairs(words, ours)[0])
+        if file:
+            settings.check_file(cfg, file)
+        settings.merge(cfg.clone(), settings.take_pairs(words, cfg)[0])
         importlib.import_module("test_time").evaluate("tta-apm host online-tta")
 
 
-def install() -> dict[str, CfgNode]:
-    """Register our methods with the host and legalise their sections in its config.
+def install() -> CfgNode:
+    """Register our methods with the host, and make our settings legal in its config.
 
     The host's folder is the working folder and on sys.path, and its config is not frozen yet.
 
     Returns:
-        The sections that are now in its config.
+        Its config.
     """
     alias_pyautoattack()  # to the host's copy of robustbench
     cfg = importlib.import_module("conf").cfg
     importlib.import_module("methods")
+    models: Any = importlib.import_module("models.model")
     registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
     names = settings.our_names({*registry.registered_names(), *cfg})
-    ours = settings.sections(names, taken=cfg)
-    cfg.update(ours)
+    settings.extend(cfg, names)
     for name, method in names.items():
         registry.register(_constructor(name, method))
-    return ours
+    models.get_model = _get_model(models.get_model, names)
+    patch_split()
+    return cfg
+
+
+def patch_split() -> None:
+    """Let the host's methods take a Network of ours apart."""
+    theirs = importlib.import_module("models.model").split_up_model
+
+    def split_up_model(model: nn.Module, arch_name: str, dataset_name: str) -> Any:
+        if isinstance(model, Network):
+            size = (model.classifier.image_size or model_size(model.model_preprocess)
+                    or SIDES.get(dataset_name.removesuffix("_c"), 224))
+            return split(model, size)
+        return theirs(model, arch_name, dataset_name)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "split_up_model", None) is theirs:
+            module.split_up_model = split_up_model  # type: ignore[attr-defined]
+
+
+def model_size(preprocess: Any) -> int | None:
+    """The side in pixels that a preprocessing of the host's tells, as its own methods read it."""
+    for step in reversed(getattr(preprocess, "transforms", [])):
+        if hasattr(step, "size"):
+            return step.size if isinstance(step.size, int) else step.size[0]
+    return None
+
+
+def _get_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
+    """The host's get_model, which is asked where no network of ours is wanted."""
+    def get_model(cfg: Any, num_classes: int, device: torch.device | str) -> tuple[Any, Any]:
+        choose("online-tta", "MODEL.ADAPTATION", cfg.MODEL.ADAPTATION,
+               importlib.import_module("utils.registry").ADAPTATION_REGISTRY.registered_names())
+        check_data(cfg)
+        ours = names.get(cfg.MODEL.ADAPTATION)
+        kind = METHODS.signature(ours).needs if ours else "classifier"
+        hosts_clip = kind == "clip" and cfg.MODEL.USE_CLIP
+        hosts_own = kind == "classifier" or hosts_clip
+        if cfg[kind.upper()].MODEL or not hosts_own:
+            if cfg.MODEL.USE_CLIP:
+                raise UserError(f"{kind.upper()}.MODEL brings a network of ours and MODEL.USE_CLIP "
+                                "True asks for the host's CLIP: leave one of them out")
+            if kind == "clip" and not cfg.CLIP.MODEL:
+                raise UserError("this method needs a CLIP: add MODEL.USE_CLIP True MODEL.ARCH "
+                                "ViT-B-16 MODEL.WEIGHTS openai to the command for the host's, or "
+                                "CLIP.MODEL and CLIP.WEIGHTS for ours")
+            backbone = own_backbone(
+                kind, cfg[kind.upper()], dataset=cfg.CORRUPTION.DATASET.removesuffix("_c"),
+                num_classes=num_classes, device=device)
+            if ours or not isinstance(backbone, Classifier):
+                return backbone, None
+            return Network(backbone), None
+        try:
+            return theirs(cfg, num_classes, device)
+        except Exception as error:  # a download, a name, a file: it ends with a traceback there
+            raise UserError(f"the host's own network {cfg.MODEL.ARCH} cannot be loaded "
+                            f"({name_and_text(error)}); a network of yours comes in by "
+                            "CLASSIFIER.MODEL and CLASSIFIER.WEIGHTS") from error
+    return get_model
+
+
+def check_data(cfg: Any) -> None:
+    """UserError for a folder of data that is not there: the host would download it, or fail."""
+    folder = Path(cfg.DATA_DIR, FOLDERS.get(cfg.CORRUPTION.DATASET, ""))
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder} in {os.getcwd()}: DATA_DIR is the folder of "
+                        f"the data sets, relative to that of the host")
 
 
 def _constructor(name: str, ours: str) -> Callable[..., Hosted]:
@@ -77,20 +160,12 @@ def _constructor(name: str, ours: str) -> Callable[..., Hosted]:
     return construct
 
 
-def _backbone(kind: str, cfg: Any, model: nn.Module) -> Backbone:
+def _backbone(kind: str, cfg: Any, model: Any) -> Backbone:
+    if isinstance(model, Backbone):
+        return model
     if kind == "clip":
-        return _clip(cfg, model)
-    if kind == "classifier":
-        return host_classifier(model, cfg.MODEL.ARCH)  # it normalises inside
-    device = next(model.parameters()).device
-    return own_backbone(kind, cfg[kind.upper()], cfg.CORRUPTION.DATASET.removesuffix("_c"), device)
-
-
-def _clip(cfg: Any, model: Any) -> HostClip:
-    if not cfg.MODEL.USE_CLIP:
-        raise UserError("this method needs a CLIP: add MODEL.USE_CLIP True MODEL.ARCH ViT-B-16 "
-                        "MODEL.WEIGHTS openai, or another of open_clip's names, to the command")
-    return HostClip(model.model, model.tokenize, class_names=model.class_names,
-                    text_features=model.text_features,
-                    logit_scale=model.logit_scale.exp().item(), mean=model.normalize.mean,
-                    std=model.normalize.std, name=cfg.MODEL.ARCH, weights=cfg.MODEL.WEIGHTS)
+        return HostClip(model.model, model.tokenize, class_names=model.class_names,
+                        text_features=model.text_features,
+                        logit_scale=model.logit_scale.exp().item(), mean=model.normalize.mean,
+                        std=model.normalize.std, name=cfg.MODEL.ARCH, weights=cfg.MODEL.WEIGHTS)
+    return host_classifier(model, cfg.MODEL.ARCH)  # it normalises inside

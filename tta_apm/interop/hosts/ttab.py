@@ -13,7 +13,7 @@ import importlib
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tta_apm.registry import METHODS
 
 MARKER = "run_exp.py"
 MODULES = ("parameters", "run_exp", "ttab")
+TESTED = "19cb3ce"
 METHOD = "--model_adaptation_method"
 PACKAGES = {"gdown": "gdown", "lmdb": "lmdb", "cv2": "opencv-python-headless",
             "skimage": "scikit-image"}
@@ -41,7 +42,9 @@ def run(repo: Path, words: Sequence[str]) -> None:
     """Run the host's run_exp.py with `words` as its command line and our methods known to it."""
     folder = launch.find_folder(repo, MARKER)
     launch.require(PACKAGES)
+    launch.tell_commit(folder, TESTED)
     with launch.inside(folder, [MARKER, *words]), launch.own_modules(MODULES, {}):
+        settings.import_plugins(words)
         install()
         host = importlib.import_module("run_exp")
         host.main(init_config=host.parameters.get_args())
@@ -59,8 +62,10 @@ def install() -> None:
     adaptation: Any = importlib.import_module("ttab.model_adaptation")
     defaults = importlib.import_module("ttab.configs.algorithms").algorithm_defaults
     parameters: Any = importlib.import_module("parameters")
+    models: Any = importlib.import_module("ttab.loads.define_model")
     names = settings.our_names(defaults)
-    known = settings.sections(names)
+    known = CfgNode()
+    settings.extend(known, names)
     dispatch, get_args = adaptation.get_model_adaptation_method, parameters.get_args
 
     def ours_or_theirs(adaptation_name: str) -> Any:
@@ -70,6 +75,8 @@ def install() -> None:
 
     adaptation.get_model_adaptation_method = ours_or_theirs
     parameters.get_args = lambda: _arguments(get_args, names, known)
+    models.define_model = _define_model(models.define_model, names)
+    models.load_pretrained_model = _load_pretrained_model(models.load_pretrained_model)
     defaults |= {name: {"model_selection_method": "last_iterate"} for name in names}
 
 
@@ -81,13 +88,51 @@ def _alias_scipy() -> None:
         sys.modules["scipy.ndimage.interpolation"] = importlib.import_module("scipy.ndimage")
 
 
-def _arguments(get_args: Any, names: Mapping[str, str], known: Mapping[str, CfgNode]) -> Any:
+def _define_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
+    """The host's define_model, which is asked where no network of ours is wanted."""
+    def define_model(config: Any) -> nn.Module:
+        ours = names.get(config.model_adaptation_method)
+        kind = METHODS.signature(ours).needs if ours else "classifier"
+        section = config.tta_apm[kind.upper()]
+        if kind == "classifier" and not section["MODEL"]:
+            return theirs(config=config)
+        backbone = own_backbone(kind, section, dataset=config.base_data_name,
+                                num_classes=config.statistics["n_classes"], device=config.device)
+        if ours:
+            return backbone
+        # The host's own methods adapt it; its images are normalised.
+        mean, std = config.statistics["mean"], config.statistics["std"]
+        return Denormalised(backbone.requires_grad_(True), mean, std).to(config.device)
+    return define_model
+
+
+def _load_pretrained_model(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """The host's load_pretrained_model, for networks of the host's."""
+    def load_pretrained_model(config: Any, model: nn.Module) -> None:
+        if isinstance(model, (Backbone, Denormalised)):
+            return
+        if not Path(config.ckpt_path).is_file():
+            raise UserError(f"there is no checkpoint {config.ckpt_path} in {Path.cwd()}: give "
+                            "--ckpt_path, or a network of yours by CLASSIFIER.MODEL and "
+                            "CLASSIFIER.WEIGHTS")
+        theirs(config=config, model=model)
+    return load_pretrained_model
+
+
+def check_data(config: Any) -> None:
+    """UserError for a folder of data that is not there: the host would download it, or fail."""
+    if not Path(config.data_path).is_dir():
+        raise UserError(f"there is no folder {config.data_path} in {Path.cwd()}: --data_path is "
+                        "the folder of the data sets, relative to that of the host")
+
+
+def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
     """The host's parsed command line; it may name a method of ours and hold our KEY VALUE pairs.
 
     The host's parser refuses both, so it sees a command line without them.
     """
     pairs, words = settings.take_pairs(sys.argv[1:], known)
-    cfg = CfgNode(dict(known))
+    cfg = known.clone()
     settings.merge(cfg, pairs)
     name = None
     for place, word in enumerate(words):
@@ -102,12 +147,13 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: Mapping[str, CfgN
         conf = get_args()
     finally:
         sys.argv = before
+    check_data(conf)
+    # The host saves both in its arguments.json.
+    conf.tta_apm = json.loads(json.dumps(cfg))
+    kind = METHODS.signature(names[name]).needs if name else "classifier"
+    conf.tta_apm_backbone = cfg[kind.upper()].MODEL
     if name:
         conf.model_adaptation_method = name
-        # The host saves both in its arguments.json.
-        conf.tta_apm = json.loads(json.dumps(cfg))
-        kind = METHODS.signature(names[name]).needs
-        conf.tta_apm_backbone = cfg.get(kind.upper(), {}).get("MODEL", "")
     return conf
 
 
@@ -129,14 +175,15 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
             section = meta_conf.tta_apm[name.upper()]
             statistics = meta_conf.statistics
             model.to(meta_conf.device).eval()
-            backbone = _backbone(METHODS.signature(ours).needs, meta_conf, model)
+            backbone = _backbone(meta_conf, model)
             method = make_method(ours, settings.hyper_parameters(section), backbone,
                                  meta_conf.seed)
-            self._model = Denormalised(Hosted(method), statistics["mean"], statistics["std"])
+            self._hosted = Hosted(method)
+            self._model = Denormalised(self._hosted, statistics["mean"], statistics["std"])
             self._model.to(meta_conf.device)
 
         def adapt_and_eval(self, episodic: bool, *args: Any, **keywords: Any) -> None:
-            self._model.hosted.episodic = episodic
+            self._hosted.episodic = episodic
             super().adapt_and_eval(episodic, *args, **keywords)
 
         def copy_model(self) -> nn.Module:
@@ -144,7 +191,7 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
             return nn.Identity()
 
         def reset(self) -> None:
-            self._model.hosted.reset()
+            self._hosted.reset()
 
         @property
         def name(self) -> str:
@@ -154,28 +201,28 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
 
 
 class Denormalised(nn.Module):
-    """Undo the normalisation that the host's data sets do, then ask a hosted method.
+    """Undo the normalisation that the host's data sets do, then ask what takes images in [0,1].
 
     Args:
+        inner: a hosted method, or a network.
         mean, std: of the host's normalisation, per channel.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, hosted: Hosted, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, inner: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.hosted = hosted
+        self.inner = inner
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.hosted((images * self.std + self.mean).clamp(0, 1))
+        return self.inner((images * self.std + self.mean).clamp(0, 1))
 
 
-def _backbone(kind: str, meta_conf: Any, model: nn.Module) -> Backbone:
-    if kind == "classifier":
-        statistics = meta_conf.statistics
-        return host_classifier(model, meta_conf.model_name, statistics["mean"], statistics["std"])
-    return own_backbone(kind, meta_conf.tta_apm[kind.upper()], meta_conf.base_data_name,
-                        meta_conf.device)
+def _backbone(meta_conf: Any, model: nn.Module) -> Backbone:
+    if isinstance(model, Backbone):
+        return model
+    statistics = meta_conf.statistics
+    return host_classifier(model, meta_conf.model_name, statistics["mean"], statistics["std"])

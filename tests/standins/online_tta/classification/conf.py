@@ -7,10 +7,11 @@ from yacs.config import CfgNode
 _C = cfg = CfgNode()
 _C.SETTING = "continual"
 _C.RNG_SEED = 1
+_C.DATA_DIR = "."
 _C.TRACE = "trace.json"
 _C.MODEL = CfgNode({"ADAPTATION": "source", "USE_CLIP": False, "ARCH": "Standard",
                     "WEIGHTS": "", "EPISODIC": False, "RESET_AFTER_NUM_UPDATES": 0})
-_C.CORRUPTION = CfgNode({"DATASET": "cifar10_c", "TYPE": ["fog", "snow"], "SEVERITY": [5, 3]})
+_C.CORRUPTION = CfgNode({"DATASET": "cifar10", "TYPE": ["fog", "snow"], "SEVERITY": [5, 3]})
 _C.OPTIM = CfgNode({"STEPS": 1, "LR": 1e-3})
 _C.TEST = CfgNode({"BATCH_SIZE": 8, "WINDOW_LENGTH": 1, "NUM_IMAGES": 17})
 _C.TENT = CfgNode({"MARGIN": 0.5})

@@ -4,7 +4,7 @@ import json
 
 import torch
 from conf import cfg, load_cfg_from_args
-from models import get_model
+from models.model import get_model
 from utils.registry import ADAPTATION_REGISTRY
 
 
@@ -16,7 +16,8 @@ def images_of(domain, severity, count):
 def evaluate(description):
     load_cfg_from_args(description)
     torch.manual_seed(cfg.RNG_SEED)
-    base_model = get_model(cfg)
+    base_model, preprocess = get_model(cfg, 10, "cpu")
+    base_model.model_preprocess = preprocess
     assert cfg.MODEL.ADAPTATION in ADAPTATION_REGISTRY.registered_names()
     model = ADAPTATION_REGISTRY.get(cfg.MODEL.ADAPTATION)(cfg=cfg, model=base_model, num_classes=10)
     trace = {"calls": [], "predictions": {}}

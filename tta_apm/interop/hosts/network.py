@@ -1,0 +1,109 @@
+"""Network: a classifier of ours as the base model that online-tta's methods adapt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import UserError
+
+
+class Network(nn.Module):
+    """A copy of a classifier whose weights take gradients; it normalises images inside.
+
+    The host sets `model_preprocess`; its methods ask for the size of the images there, and for the
+    network in two parts by `split`.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = copy.deepcopy(classifier).requires_grad_(True)
+        self.model_preprocess: Any = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,K] of images [B,3,H,W] in [0,1]."""
+        return self.classifier(images)
+
+
+class Encoder(nn.Module):
+    """What a network does before its last linear layer: images [B,3,H,W] -> features [B,D].
+
+    The layers are shared with the network, not copied: what adapts the one adapts the other.
+    """
+
+    def __init__(self, network: Network, last: nn.Linear) -> None:
+        super().__init__()
+        self.network = network
+        self.last = last
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _features(self.network, self.last, images)
+
+
+class Kept(nn.Module):
+    """Those of the logits [B,...] that are classes of the data set, [B,K]."""
+
+    keep: Tensor
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("keep", keep)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, self.keep]
+
+
+def split(network: Network, image_size: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder and head, for which head(encoder(images)) is network(images).
+
+    Args:
+        network: on whose device the parts are.
+        image_size: side of its images in pixels.
+
+    Raises:
+        UserError: if the logits are not the output of a linear layer.
+    """
+    classifier = network.classifier
+    probe = torch.linspace(0, 1, 2 * 3 * image_size ** 2, device=classifier.mean.device)
+    probe = probe.view(2, 3, image_size, image_size)
+    with torch.no_grad(), _evaluating(network):
+        logits = network(probe)
+        for last in reversed([m for m in classifier.modules() if isinstance(m, nn.Linear)]):
+            head = last if classifier.keep is None else nn.Sequential(last, Kept(classifier.keep))
+            features = _features(network, last, probe)
+            if features.dim() == 2 and torch.equal(head(features), logits):
+                return Encoder(network, last), head
+    raise UserError(f"the logits of the classifier {classifier.name} do not come from a linear "
+                    "layer, so that it has no encoder apart from its head")
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Statistics of batch normalisation stay as they are, whatever mode each layer is in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _features(network: nn.Module, last: nn.Linear, images: Tensor) -> Tensor:
+    """What `last` is given as a network runs; an empty tensor if it does not run."""
+    seen = [torch.empty(0)]
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[0] = inputs[0]
+    hook = last.register_forward_pre_hook(keep)
+    try:
+        network(images)
+    finally:
+        hook.remove()
+    return seen[0]
