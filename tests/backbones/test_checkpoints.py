@@ -310,7 +310,7 @@ SHAPES = {
     "K26g": Shape("C", "JSON, or another text", bytes_of(b'{"weights": [1, 2]}'),
                   told="it is a text, which starts with '{\"weights\""),
     "K27": Shape("C", "an empty file", bytes_of(b""), told="it is empty: get it again"),
-    "K27b": Shape("C", "a file that is cut off", cut, told="it is cut off: .*get it again"),
+    "K27b": Shape("C", "a file that is cut off", cut, told="it is incomplete: .*get it again"),
     "K28": Shape("C", "no tensors", saved(lambda right, other: {"epoch": 3}),
                  told="it holds no tensors"),
     # Of another network

@@ -65,7 +65,7 @@ def test_robustbench_with_a_file(tmp_path):
     ("timm/resnet18.a1", "", 1000, "timm has no 'resnet18.a1': did you mean 'resnet18"),
     ("timm/resnet18", "", 10, "timm's resnet18 has 1000 classes, the data set 10"),
     ("timm/digits_resnet", "", 10, "timm has no weights for 'digits_resnet'"),
-    ("timm/resnet18", "no.pth", 10, "CLASSIFIER.WEIGHTS: there is no file 'no.pth'"),
+    ("timm/resnet18", "no.pth", 10, "CLASSIFIER.WEIGHTS: file not found: 'no.pth'"),
     ("timm/resnet18", "digits_resnet.safetensors", 10,
      r"is of another network than timm's resnet18: .*layer1.1.bn1.bias"),
     ("timm/digits_resnet", "digits_resnet.safetensors", 7, "has 10 classes, the data set 7"),

@@ -87,7 +87,7 @@ def load_toy_clip(model: str, weights: str) -> ClipBackbone:
     ("ViT-H-14", "dfn5b", "use CLIP.MODEL 'ViT-H-14-quickgelu', not 'ViT-H-14'"),
     ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", "need CLIP.MODEL 'ViT-B-16', not 'ViT-B-16-quick"),
     ("ViT-B-16", "laion2b_s34b", "no weights 'laion2b_s34b': did you mean 'laion2b_s34b_b88k'"),
-    ("ViT-B-16", "folder/open_clip.bin", "CLIP.WEIGHTS: there is no file 'folder/open_clip.bin'"),
+    ("ViT-B-16", "folder/open_clip.bin", "CLIP.WEIGHTS: file not found: 'folder/open_clip.bin'"),
     ("ViT-B-16", "", "'ViT-B-16' has no weights ''"),
     ("digits_clip", "digits_resnet.safetensors", "resnet.safetensors is of another network"),
 ])

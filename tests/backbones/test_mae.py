@@ -280,9 +280,9 @@ def test_a_file_that_does_not_fit_is_told_by_its_tensors(tmp_path, change, messa
 
 @pytest.mark.parametrize("keywords, message", [
     (dict(model="digits_mea"), "MAE.MODEL: unknown 'digits_mea': did you mean 'digits_mae'"),
-    (dict(weights="no.pth"), r"no file 'no.pth'.*/mae_pretrain_vit_large_full.pth and .*"
+    (dict(weights="no.pth"), r"file not found: 'no.pth'.*/mae_pretrain_vit_large_full.pth and .*"
      r"/prob_lr1e-3_wd.2_blk12_ep20.pth: download both"),
-    (dict(weights=f"{PACKAGED},no.pth"), "no file 'no.pth'"),
+    (dict(weights=f"{PACKAGED},no.pth"), "file not found: 'no.pth'"),
     (dict(weights=",".join([PACKAGED] * 3)), "names 3 files"),
     (dict(num_classes=7), "digits_mae.safetensors has 10 classes, the data set 7$"),
 ])

@@ -51,8 +51,8 @@ def test_every_command_says_what_it_takes_and_imports_nothing_heavy_for_it(name)
     ("table --metric error no/such/folder --published", "no/such/folder"),
     ("export csv --to a.csv no/such/folder", "no/such/folder"),
     ("import no.log --into {} other.log", "none of the 2 files"),
-    ("query --student {}/none.pth a.png --at 0,0", "there is no student"),
-    ("interpolate a.png --student {}/none.pth b.png", "there is no student"),
+    ("query --student {}/none.pth a.png --at 0,0", "student not found"),
+    ("interpolate a.png --student {}/none.pth b.png", "student not found"),
     ("host --repo {} ttab", "there is no run_exp.py in"),
 ])
 def test_words_and_options_come_in_any_order(words, message, tmp_path, capsys):
@@ -61,7 +61,7 @@ def test_words_and_options_come_in_any_order(words, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("--cfg", "cfgs/digits_c/nowhere.yaml"), "no config file"),
+    (("--cfg", "cfgs/digits_c/nowhere.yaml"), "config file not found"),
     (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITI", "5"), "did you mean 'SEVERITY'"),
     (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITY", "6"), "SEVERITY 6"),
     (("table", "no/such/folder"), "no/such/folder"),

@@ -87,5 +87,5 @@ def test_without_weights_the_answer_says_where_to_put_them(data_dir, tmp_path, c
     assert cli.main(["--cfg", "cfgs/imagenet_c/ttt_mae.yaml", "DATA_DIR", str(data_dir),
                      "CORRUPTIONS", "[fog]", "OUTPUT_DIR", str(tmp_path)]) == cli.BAD_INPUT
     told = capsys.readouterr().err
-    assert "MAE.WEIGHTS: there is no file 'mae_pretrain_vit_large_full.pth'" in told
+    assert "MAE.WEIGHTS: file not found: 'mae_pretrain_vit_large_full.pth'" in told
     assert "dl.fbaipublicfiles.com" in told

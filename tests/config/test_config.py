@@ -123,7 +123,7 @@ def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):
     ("METHODS: apm_surviving", ["APM_SURVIVING.HIDDEN", "x"], "takes a whole number, not 'x'"),
     ("", ["APM", "x", "APM.STEPS", "3"], "'APM.STEPS' sets a key of 'APM', which is set to 'x'"),
     ("METHODS: ['tent A x A.B 3']", [], "'A.B' sets a key of 'A', which is set to 'x'"),
-    ("BASE: nowhere.yaml", [], "there is no BASE file"),
+    ("BASE: nowhere.yaml", [], "BASE file not found"),
     ("PLUGINS: [no_such_module]", [], "'no_such_module' cannot be imported"),
     ("a: [", [], "not valid YAML"),
     ("- a\n- b", [], "must hold KEY: value pairs"),

@@ -140,11 +140,12 @@ def test_cifar10_1(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "there is no file .*fog.npy. Get CIFAR-10-C.tar from .*2535967"),
-    (b"", "fog.npy is not a whole .npy file"),
-    (b"PK\x03\x04", "fog.npy is not a whole .npy file"),
-    ("truncated", "fog.npy is not a whole .npy file: mmap length.* Delete it. Get CIFAR-10-C.tar"),
-    (np.array([{}]), "fog.npy is not a whole .npy file: .*object"),
+    (None, "file not found: .*fog.npy. Get CIFAR-10-C.tar from .*2535967"),
+    (b"", "fog.npy is corrupt, incomplete or not a .npy file"),
+    (b"PK\x03\x04", "fog.npy is corrupt, incomplete or not a .npy file"),
+    ("truncated", "fog.npy is corrupt, incomplete or not a .npy file: mmap length.* Delete it. "
+     "Get CIFAR-10-C.tar"),
+    (np.array([{}]), "fog.npy is corrupt, incomplete or not a .npy file: .*object"),
     (np.zeros((50_000, 1, 1, 3), np.uint8), r"uint8 \[50000, 1, 1, 3\] instead of uint8 \[50000, "),
     (np.zeros((10, 32, 32, 3), np.uint8), r"holds uint8 \[10, 32, 32, 3\] instead of"),
     (np.zeros((10, 32, 32, 3), np.float32), r"holds float32 \[10, 32, 32, 3\] instead of uint8"),
@@ -223,5 +224,5 @@ def test_a_sweep_to_its_table(digits_as_cifar10_c, capsys):
 def test_a_missing_corruption_is_told_before_anything_runs(digits_as_cifar10_c, capsys):
     assert run(digits_as_cifar10_c, "CORRUPTIONS", "[fog, snow]") == cli.BAD_INPUT
     printed = capsys.readouterr()
-    assert "there is no file" in printed.err and "snow.npy" in printed.err
+    assert "file not found" in printed.err and "snow.npy" in printed.err
     assert "error" not in printed.out

@@ -62,7 +62,7 @@ def test_corrupted_on_the_fly(folder):
 
 
 def test_bad_archives_are_told(folder, write):
-    with pytest.raises(UserError, match="no file .*elsewhere.cifar10_test.tar.gz; DATA_DIR"):
+    with pytest.raises(UserError, match="file not found: .*elsewhere.cifar10_test.tar.gz; DATA"):
         cifar_jpeg.cifar10_jpeg(data_dir=str(folder / "elsewhere"), frost_dir=None)
     write("test", {"test/cat/0000.jpg": jpeg(7)})
     with pytest.raises(UserError, match="holds 1 images instead of 30"):
@@ -75,7 +75,7 @@ def test_bad_archives_are_told(folder, write):
         cifar_jpeg.cifar10_jpeg(data_dir=str(folder), frost_dir=None)
     whole = (folder / "cifar10_train.tar.gz").read_bytes()
     (folder / "cifar10_test.tar.gz").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(UserError, match="cifar10_test.tar.gz is not a whole archive"):
+    with pytest.raises(UserError, match="cifar10_test.tar.gz is corrupt or incomplete"):
         cifar_jpeg.cifar10_jpeg(data_dir=str(folder), frost_dir=None)
 
 
@@ -102,7 +102,7 @@ def official(tmp_path, monkeypatch):
 
 def test_the_archives_are_made_of_the_official_files(official, capsys):
     folder, images, labels = official
-    missing = "no file .*cifar10_test.tar.gz; DATA_DIR .*`tta-apm data make cifar10_jpeg`"
+    missing = "file not found: .*cifar10_test.tar.gz; DATA_DIR .*`tta-apm data make cifar10_jpeg`"
     with pytest.raises(UserError, match=missing):
         cifar_jpeg.cifar10_jpeg(data_dir=str(folder), frost_dir=None)
     words = ["data", "make", "cifar10_jpeg", "--data-dir", str(folder)]

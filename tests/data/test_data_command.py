@@ -83,7 +83,7 @@ def test_cifar_is_made_as_on_the_fly_and_the_record_says_so(cifar10):
     frost = Domain("cifar10_c", "frost", 1)
     assert made.describe(frost).endswith(fly.describe(frost).split(", ")[-1])  # whose pictures
     assert made.describe(Domain("cifar10_c", CLEAN, 0)) == "cifar10"
-    with pytest.raises(UserError, match="no file .*snow.npy. `tta-apm data make cifar10_c` goes"):
+    with pytest.raises(UserError, match="not found: .*snow.npy. `tta-apm data make cifar10_c` go"):
         made.check(Domain("cifar10_c", "snow", 1))
     assert set(files_of(cifar10 / "CIFAR-10-C")) == {"contrast.npy", "fog.npy", "labels.npy", MARK}
 
@@ -171,7 +171,7 @@ def test_files_of_others_are_left_alone(cifar10, capsys):
 @pytest.mark.parametrize("words, message", [
     (["make", "cifar10_b"], "'cifar10_b' has no official layout to make: did you mean 'cifar10_c'"),
     (["make", "imagenet_c"], "ImageNet's validation set is not below DATA_DIR"),
-    (["make", "cifar10_c"], "no file .*test_batch.bin. Get cifar-10-binary.tar.gz"),
+    (["make", "cifar10_c"], "file not found: .*test_batch.bin. Get cifar-10-binary.tar.gz"),
     (["make", "cifar10_c", "--severity", "5"], "a file of CIFAR-10-C holds all severities"),
     (["make", "imagenet_c", "--severity", "6"], "--severity 6: severities are 1 to 5"),
     (["check", "--corruptions", "frog"], "unknown corruption 'frog': did you mean 'fog'"),
@@ -213,7 +213,7 @@ def test_a_named_set_that_is_not_whole_ends_with_1(cifar10, capsys):
                 "--data-dir", cifar10) == 1
     told = " ".join(capsys.readouterr().out.split())
     assert "2 of 4 domains are not (contrast-1, contrast-2): " in told
-    assert "contrast.npy is not a whole .npy file" in told
+    assert "contrast.npy is corrupt, incomplete or not a .npy file" in told
 
 
 def test_a_missing_image_of_imagenet_c_is_found(validation, capsys):

@@ -262,7 +262,7 @@ def test_query_prints_and_writes_what_it_was_asked_for(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["reconstruct", "no.jpg"], "there is no image 'no.jpg'"),
+    (["reconstruct", "no.jpg"], "image not found: 'no.jpg'"),
     (["reconstruct", "sklearn/chna.jpg"], "did you mean 'sklearn/china.jpg'?"),
     (["reconstruct", "{text}"], "cannot read the image"),
     (["query", CHINA, "--at", "6,0"], "no column at 6,0: the grid is 6×6"),
@@ -303,10 +303,10 @@ def write_other_recipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name, write, message", [
-    ("nowhere.pth", None, "there is no student"),
+    ("nowhere.pth", None, "student not found"),
     ("empty.pth", write_nothing, "no checkpoint of weights"),
     ("other.pth", write_other_weights, "neither a student"),
-    ("half.safetensors", write_half, "is cut off"),
+    ("half.safetensors", write_half, "is corrupt or incomplete"),
     ("config.safetensors", write_other_recipe, "not hold the student that its config describes"),
 ])
 def test_a_wrong_checkpoint_is_one_sentence(tmp_path, name, write, message):

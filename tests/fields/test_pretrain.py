@@ -73,12 +73,12 @@ def test_the_config_of_section_5_is_the_student_of_table_6():
     (["PRECISION", "bfloat"], "did you mean 'bfloat16'"),
     (["BATCH_SIZE", "0"], "BATCH_SIZE 0 must be at least 1"),
     (["RGB_WEIGHT", "-1"], "RGB_WEIGHT -1.0 must be at least 0"),
-    (["IMAGES", "no/such/folder"], "no folder 'no/such/folder'"),
+    (["IMAGES", "no/such/folder"], "folder not found: 'no/such/folder'"),
     (["TEACHER", "resnet50"], "must be none or one of timm/NAME, clip/NAME"),
     (["TEACHER", "timm/test_vitt"], "timm has no such model: did you mean 'test_vit'"),
     (["TEACHER", "timm/resnet18"], "no ViT of timm"),
     (["TEACHER", "clip/ViT-B-1"], "did you mean"),
-    (["WEIGHTS", "no_such_file.pth"], "there is no file 'no_such_file.pth'"),
+    (["WEIGHTS", "no_such_file.pth"], "file not found: 'no_such_file.pth'"),
     (["DEVICE", "cuda:77"], "DEVICE 'cuda:77' cannot be used here"),
 ])
 def test_bad_input_is_one_sentence(overrides, message, tmp_path, capsys):

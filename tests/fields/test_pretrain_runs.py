@@ -86,7 +86,7 @@ def test_a_finished_training_is_left_alone_and_another_recipe_refused(tmp_path):
     with pytest.raises(UserError, match="another LR, HIDDEN|another HIDDEN, LR"):
         pretrain(replace(cfg, lr=0.5, hidden=(8,)))
     (tmp_path / TRAINING_FILE).write_bytes(b"half a file")
-    with pytest.raises(UserError, match="is cut off"):
+    with pytest.raises(UserError, match="is corrupt or incomplete"):
         pretrain(cfg)
 
 

@@ -171,7 +171,7 @@ def test_bad_files_are_told_by_name(clip, tmp_path):
          {**good, "meta_net.linear1.weight": torch.zeros(4, 65)})
     told("meta_net.linear2.weight is \\[4, 64\\]",
          {**good, "meta_net.linear2.weight": torch.zeros(4, 64)})
-    with pytest.raises(UserError, match="no file 'elsewhere.pth'"):
+    with pytest.raises(UserError, match="file not found: 'elsewhere.pth'"):
         Coop(clip, weights="elsewhere.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(UserError, match="no checkpoint of weights"):

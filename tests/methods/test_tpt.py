@@ -211,5 +211,5 @@ def test_bad_values_are_told(clip):
         Tpt(clip, class_chunk=-1)
     with pytest.raises(UserError, match="the phrase ' ' has no words"):
         Tpt(clip, phrase=" ")
-    with pytest.raises(UserError, match="no file 'elsewhere.pth'"):
+    with pytest.raises(UserError, match="file not found: 'elsewhere.pth'"):
         Tpt(clip, weights="elsewhere.pth")

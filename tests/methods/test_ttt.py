@@ -149,7 +149,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(authors_checkpoint, tmp_path):
 def test_wrong_names_are_told():
     with pytest.raises(UserError, match="ROTATION.MODEL.*did you mean 'resnet26_gn'"):
         load("resnet26", "digits_rotation.safetensors")
-    with pytest.raises(UserError, match="ROTATION.WEIGHTS: there is no file 'nowhere.pth'"):
+    with pytest.raises(UserError, match="ROTATION.WEIGHTS: file not found: 'nowhere.pth'"):
         load("digits_rotation", "nowhere.pth")
 
 

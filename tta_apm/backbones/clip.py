@@ -266,7 +266,7 @@ def _check_tag(model: str, tag: str) -> dict[str, Any]:
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:
         if files.looks_like_file(tag):
-            raise UserError(f"CLIP.WEIGHTS: there is no file {tag!r}")
+            raise UserError(f"CLIP.WEIGHTS: file not found: {tag!r}")
         others = [name for name in open_clip.list_pretrained_models_by_tag(tag)
                   if name.removesuffix("-quickgelu") == model.removesuffix("-quickgelu")]
         if others:

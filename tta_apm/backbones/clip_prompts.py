@@ -174,7 +174,7 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Con
     """
     file = files.open_weights(weights)
     if file is None:
-        raise UserError(f"there is no file {weights!r} of a learned context")
+        raise UserError(f"file not found: {weights!r} of a learned context")
     kind = "CoCoOp" if meta_net else "CoOp"
     shapes = {name: fit.shapes(entries)[full] for name in ("ctx", "meta_net.linear1.weight")
               for entries in file.sets.values() for full in fit.shapes(entries)

@@ -278,7 +278,7 @@ def open_file(weights: str) -> files.Weights:
     """A file of weights; UserError if there is none."""
     file = files.open_weights(weights)
     if file is None:
-        raise UserError(f"CLASSIFIER.WEIGHTS: there is no file {weights!r}")
+        raise UserError(f"CLASSIFIER.WEIGHTS: file not found: {weights!r}")
     return file
 
 

@@ -227,7 +227,7 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
 def _find(name: str) -> files.Weights:
     file = files.open_weights(name)
     if file is None:
-        raise UserError(f"MAE.WEIGHTS: there is no file {name!r}. The authors' ViT-L is in two, "
+        raise UserError(f"MAE.WEIGHTS: file not found: {name!r}. The authors' ViT-L is in two, "
                         f"{' and '.join(OFFICIAL)}: download both and give their paths, joined by "
                         "a comma")
     return file

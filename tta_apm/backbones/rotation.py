@@ -208,7 +208,7 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
     check_model("ROTATION", model, MODELS)
     file = files.open_weights(weights)
     if file is None:
-        raise UserError(f"ROTATION.WEIGHTS: there is no file {weights!r}")
+        raise UserError(f"ROTATION.WEIGHTS: file not found: {weights!r}")
     _join_parts(file.sets, MODELS[model].make(num_classes))
     loaded = files.load_classes(MODELS[model].make, file, model, num_classes=num_classes, keep=keep)
     assert isinstance(loaded.net, Joint)

@@ -178,8 +178,8 @@ def load_record(path: Path) -> Record:
         _check_fields(record)
         return record
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is no whole record ({error}): delete or move it, then run again; "
-                        "only that cell is run anew") from error
+        raise UserError(f"{path} is incomplete or not a record of ours ({error}): delete or move "
+                        "it, then run again; only that cell is run anew") from error
 
 
 def _check_fields(record: Record) -> None:
@@ -213,7 +213,7 @@ def load_predictions(path: Path, record: Record) -> Predictions:
             raise ValueError("its content is not what the record says")
         return Predictions.from_bytes(content)
     except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} holds no whole predictions ({error}): delete or move {path}, then "
+        raise UserError(f"{file} is corrupt or incomplete ({error}): delete or move {path}, then "
                         "run again; only that cell is run anew") from error
 
 

@@ -38,7 +38,7 @@ def find_file(path: Path) -> Path:
                 return folder / inside
     known = [f"cfgs/{file.relative_to(folder)}" for folder in _config_folders()
              for file in folder.glob("*/*.yaml")]
-    raise UserError(f"no config file {str(path)!r}: {nearest(str(path), known)}")
+    raise UserError(f"config file not found: {str(path)!r}: {nearest(str(path), known)}")
 
 
 def _config_folders() -> list[Path]:
@@ -60,7 +60,7 @@ def read_chain(file: Path) -> list[tuple[str, dict[str, Any]]]:
             return layers
         base_file = file.parent / base
         if not base_file.is_file():
-            raise UserError(f"{file}: there is no BASE file {base_file}")
+            raise UserError(f"{file}: BASE file not found: {base_file}")
         if base_file.resolve() in seen:
             raise UserError(f"{file}: its BASE {base_file} is itself built on this file")
         file = base_file

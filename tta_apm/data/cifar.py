@@ -171,7 +171,7 @@ def _corrupted(cifar: Cifar, data_dir: Path, frost_dir: str | None) -> DataSet:
                              _clean(cifar, data_dir) if has_clean else None)
     if not has_clean:
         raise UserError(
-            f"DATASET {cifar.name}_c: there is no folder {data_dir / cifar.corrupted[0]}. "
+            f"DATASET {cifar.name}_c: folder not found: {data_dir / cifar.corrupted[0]}. "
             f"{_advice(cifar, data_dir)}, or {cifar.archive} of "
             "https://www.cs.toronto.edu/~kriz/cifar.html, from which it is made on the fly; "
             "DATA_DIR names the folder")
@@ -214,7 +214,7 @@ def _read_binary(cifar: Cifar, data_dir: Path, names: Sequence[str]
         file = data_dir / cifar.folder / name
         size = num_images * (cifar.label_bytes + SIDE * SIDE * 3)
         if not file.is_file():
-            raise UserError(f"there is no file {file}. {advice}")
+            raise UserError(f"file not found: {file}. {advice}")
         if file.stat().st_size != size:
             raise UserError(f"{file} is incomplete: it has {file.stat().st_size} bytes instead of "
                             f"{size}. {advice}")
@@ -255,9 +255,9 @@ def _check_range(file: Path, labels: np.ndarray, num_classes: int, advice: str) 
 def _memory_map(file: Path, advice: str) -> np.ndarray:
     """The array in a .npy file, on disk and never unpickled."""
     if not file.is_file():
-        raise UserError(f"there is no file {file}. {advice}")
+        raise UserError(f"file not found: {file}. {advice}")
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is not a whole .npy file: {explain(error)}. "
+        raise UserError(f"{file} is corrupt, incomplete or not a .npy file: {explain(error)}. "
                         f"Delete it. {advice}") from error

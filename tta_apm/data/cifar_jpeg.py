@@ -75,7 +75,7 @@ def _read(folder: Path, part: str, num_images: int, name: str,
           source: Callable[[], DataSet] | None = None) -> Clean:
     file = archive(folder, part)
     if not file.is_file():
-        raise UserError(f"DATASET {name}: there is no file {file}; DATA_DIR names its folder, and "
+        raise UserError(f"DATASET {name}: file not found: {file}; DATA_DIR names its folder, and "
                         "`tta-apm data make cifar10_jpeg` makes it of the official CIFAR-10 there")
     images, labels = [], []
     try:
@@ -85,7 +85,7 @@ def _read(folder: Path, part: str, num_images: int, name: str,
             if len(images) > num_images:
                 raise UserError(f"{file} holds more than {num_images} images; {ADVICE}")
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is not a whole archive: {error}") from error
+        raise UserError(f"{file} is corrupt or incomplete: {error}") from error
     if len(images) != num_images:
         raise UserError(f"{file} holds {len(images)} images instead of {num_images}; {ADVICE}")
     # Sorted by class in the archive; mixed, so that the first few are of many classes.

@@ -52,5 +52,5 @@ def _lines(package: str, name: str, count: int) -> tuple[str, ...]:
             lines = tuple(file.read_text(encoding="utf-8").split())
             if len(lines) == count:
                 return lines
-    raise UserError(f"the installed {package} has no whole {name}: pip install --force-reinstall "
-                    f"--no-deps {package}")
+    raise UserError(f"the installed {package} has no complete {name}: pip install "
+                    f"--force-reinstall --no-deps {package}")

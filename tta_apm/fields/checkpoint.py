@@ -63,7 +63,7 @@ def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
         UserError: for a file that is missing or neither of the two.
     """
     if not path.is_file():
-        raise UserError(f"there is no student {str(path)!r}: `tta-apm pretrain` trains one")
+        raise UserError(f"student not found: {str(path)!r}: `tta-apm pretrain` trains one")
     if path.suffix == ".safetensors":
         tensors, cfg, feature_dim = _read(path, STUDENT)
         student = build_student(cfg, feature_dim)

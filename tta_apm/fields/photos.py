@@ -59,7 +59,7 @@ def find_images(folder: str) -> list[Path]:
     """
     root = _shipped() if folder == SHIPPED else Path(folder).expanduser()
     if not root.is_dir():
-        raise UserError(f"IMAGES: there is no folder {folder!r}; {SHIPPED!r} names the photos that "
+        raise UserError(f"IMAGES: folder not found: {folder!r}; {SHIPPED!r} names the photos that "
                         "scikit-learn ships")
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES
                    and not path.name.startswith(".") and path.is_file())
@@ -76,7 +76,7 @@ def find_image(name: str) -> Path:
     if path.parts[:1] == (SHIPPED,) and (_shipped() / path.name).is_file():
         return _shipped() / path.name
     known = [f"{SHIPPED}/{file.name}" for file in find_images(SHIPPED)]
-    raise UserError(f"there is no image {name!r}: {nearest(name, known)}")
+    raise UserError(f"image not found: {name!r}: {nearest(name, known)}")
 
 
 Box = tuple[float, float, float, float]

@@ -99,7 +99,7 @@ def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, Told]:
         config = timm.models.get_pretrained_cfg(name)
         file = files.find(cfg.weights)
         if cfg.weights and file is None:
-            raise UserError(f"WEIGHTS: there is no file {cfg.weights!r}; {RANDOM} samples them")
+            raise UserError(f"WEIGHTS: file not found: {cfg.weights!r}; {RANDOM} samples them")
         if file is None and not config.hf_hub_id:
             raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
         net, label = timm_pretrained(name, file, img_size=cfg.image_size)

@@ -98,8 +98,8 @@ def told(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is no checkpoint of weights: {error}") from error
     except (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error,
             zipfile.BadZipFile, SafetensorError, MemoryError, struct.error) as error:
-        raise UserError(f"{file} is no checkpoint of weights, or is cut off: {explain(error)}; if "
-                        "it was downloaded, get it again") from error
+        raise UserError(f"{file} is no checkpoint of weights, or is corrupt or incomplete: "
+                        f"{explain(error)}; if it was downloaded, get it again") from error
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -159,7 +159,7 @@ def _zip(file: Path, size: int) -> Content:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
-        raise Malformed("it is cut off: the end of its archive is missing; get it again"
+        raise Malformed("it is incomplete: the end of its archive is missing; get it again"
                         ) from error
     with archive:
         unpacked = sum(member.file_size for member in archive.infolist())
@@ -257,11 +257,11 @@ def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
     for key in unpickle(stream, load):
         count = stream.read(8)
         if len(count) < 8:
-            raise Malformed("it is cut off: get it again")
+            raise Malformed("it is incomplete: get it again")
         num_bytes = struct.unpack("<q", count)[0] * sizes.get(str(key), 1)
         place = stream.tell()
         if num_bytes < 0 or place + num_bytes > size:
-            raise Malformed("it is cut off: get it again")
+            raise Malformed("it is incomplete: get it again")
         source.places[str(key)] = (place, num_bytes)
         stream.seek(place + num_bytes)
     return tree

@@ -98,7 +98,7 @@ class Lazy:
             return torch.empty(self.shape, dtype=self.dtype)
         content = self.storage.source.read(self.storage.key)
         if len(content) < self.storage.num * self.storage.dtype.itemsize:
-            raise Malformed(f"its storage {self.storage.key!r} is cut off")
+            raise Malformed(f"its storage {self.storage.key!r} is incomplete")
         numbers = torch.frombuffer(content, dtype=self.dtype,
                                    count=len(content) // self.dtype.itemsize)
         return numbers.as_strided(self.shape, self.stride, self.offset)
@@ -130,7 +130,7 @@ def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any]) -> Any:
         return _Machine(load_storage).run(stream)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
             StopIteration) as error:
-        raise Malformed(f"no whole pickle ({explain(error)})") from error
+        raise Malformed(f"its pickle is corrupt or incomplete ({explain(error)})") from error
 
 
 class _Mark:
