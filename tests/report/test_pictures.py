@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from tta_apm import cli
@@ -34,7 +33,7 @@ def tick_labels(figure):
 
 def boxes(figure):
     """Each text that is drawn, with its box in pixels."""
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     hidden = {id(label) for label, shown in tick_labels(figure) if not shown}
     return [(text, text.get_window_extent()) for text in figure.findobj(Text)
             if text.get_visible() and text.get_text().strip() and id(text) not in hidden]
@@ -66,10 +65,14 @@ def overlapping(figure):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved; they are saved, too."""
-    figures, save = [], style.save
-    monkeypatch.setattr(style, "save", lambda figure, path: (
-        figures.append(figure), save(figure, path))[1])
+    """The figures that would be saved, at the resolution of the files."""
+    figures = []
+
+    def save(figure, path):
+        figure.set_dpi(style.DOTS_PER_INCH)
+        figures.append(figure)
+        return path
+    monkeypatch.setattr(style, "save", save)
     return figures
 
 
@@ -92,6 +95,7 @@ def test_the_measure_sees_what_it_is_for():
     assert overlapping(figure) == [("another text", "one text")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("apm STEPS 1", "apm STEPS 3", "apm_surviving"),
                                    (LONG, LONG.replace("10", "20"), "apm_surviving " + "X" * 80)])
 @pytest.mark.parametrize("corruptions", [("fog", "snow"), CORRUPTIONS])

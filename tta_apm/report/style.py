@@ -1,7 +1,7 @@
 """Style: one look for all pictures. Imports matplotlib only when a picture is made, no pyplot.
 
-A picture is 8 inches wide and 160 dots an inch, so that its 10 point text is read at the width of
-a README.
+A picture is 8 inches wide and has 160 dots an inch, so that its 10 point text is read at the width
+of a README.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ COLOURS = {"blue": "#0072B2", "vermillion": "#D55E00", "green": "#009E73", "purp
 GREY = "#767676"  # of references: a teacher, zero
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # a second sign beside the colour
 WIDTH = 8.0  # inches
+DOTS_PER_INCH = 160
 TEXT_SIZE = 10.0  # points
 LEGEND_HANDLE = 0.75  # inches that an entry of a legend takes beside its text
 FORMATS = (".png", ".svg")
@@ -132,6 +133,6 @@ def save(picture: Figure, path: Path) -> Path:
     metadata: Mapping[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "tta-apm"}):
-        picture.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
+        picture.savefig(content, format=path.suffix[1:], dpi=DOTS_PER_INCH, metadata=metadata)
     atomic_write(path, content.getvalue())
     return path
