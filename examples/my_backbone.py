@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tta_apm import Method, register
+from tta_apm.backbones import classifiers, clip
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.build import KINDS, Kind, build, untrained as untrained_backbone
+from tta_apm.backbones.build import KINDS, Kind
 
 # In a package, an entry point of the group tta_apm.backbone_kinds does instead of KINDS.register.
 PAIR = Kind(__name__, {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
@@ -38,16 +39,14 @@ class Pair(Backbone):
 
 def load(section, task, device):
     """The two networks with their weights: see Kind."""
-    classes = dict(class_names=task.class_names, templates=task.templates, outputs=task.outputs)
-    return Pair(build("classifier", section["MODEL"], section["WEIGHTS"], device=device, **classes),
-                build("clip", section["CLIP_MODEL"], section["CLIP_WEIGHTS"], device=device,
-                      **classes))
+    of_clip = {"MODEL": section["CLIP_MODEL"], "WEIGHTS": section["CLIP_WEIGHTS"]}
+    return Pair(classifiers.load(section, task, device), clip.load(of_clip, task, device))
 
 
 def untrained(model, task, device):
     """The two networks with random weights: see Kind."""
-    return Pair(*(untrained_backbone(kind, name, class_names=task.class_names, device=device)
-                  for kind, name in (("classifier", model), ("clip", PAIR.section["CLIP_MODEL"]))))
+    return Pair(classifiers.untrained(model, task, device),
+                clip.untrained(PAIR.section["CLIP_MODEL"], task, device))
 
 
 @register("vote")

@@ -17,7 +17,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.classifiers import load_classifier
 from tta_apm.backbones.clip import load_clip
-from tta_apm.backbones.inputs import Inputs
+from tta_apm.backbones.inputs import InputKeys
 from tta_apm.backbones.weights import downloads, files
 from tta_apm.data.dataset import Outputs
 from tta_apm.data.digits import CLASS_NAMES
@@ -67,8 +67,8 @@ def test_a_network_without_a_config_is_asked_for_all(users_file):
 
 
 def test_the_config_of_a_run_tells(users_file):
-    given = Inputs(32, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    backbone = load_timm("a_users_network", users_file, given=given)
+    given = InputKeys(32, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    backbone = load_timm("a_users_network", users_file, keys=given)
     assert backbone.image_size == 32
     assert numbers(backbone) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert backbone.preprocessing == (
@@ -84,7 +84,7 @@ def test_timms_config_beside_the_file_tells(users_file):
     assert backbone.image_size == 48 and numbers(backbone) == (list(HALF), [0.25] * 3)
     assert backbone.preprocessing.endswith("by config.json beside mine.pth")
     # The run's own config comes first, of another architecture nothing is believed.
-    assert load_timm("a_users_network", users_file, given=Inputs(32)).image_size == 32
+    assert load_timm("a_users_network", users_file, keys=InputKeys(32)).image_size == 32
     content["architecture"] = "another"
     users_file.with_name("config.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match="nothing tells"):
@@ -122,13 +122,13 @@ def test_where_all_tags_agree_they_tell(tmp_path):
 ])
 def test_wrong_inputs_are_told(section, message):
     with pytest.raises(UserError, match=message):
-        Inputs.of(section, "CLASSIFIER")
+        InputKeys.of(section, "CLASSIFIER")
 
 
 def test_networks_that_normalise_inside_take_no_mean():
     with pytest.raises(UserError, match="robustbench's networks, which normalise inside"):
         load_classifier("robustbench/Hendrycks2020AugMix_WRN", "x.pt", num_classes=10,
-                        device="cpu", given=Inputs(mean=HALF))
+                        device="cpu", keys=InputKeys(mean=HALF))
 
 
 # timm's own weights
@@ -184,7 +184,7 @@ def test_mean_and_std_of_a_clip_are_asked_for(models, clip_file):
     with pytest.raises(UserError, match="mean and std of images toy was trained: set CLIP.MEAN, "
                        "CLIP.STD, or put open_clip's open_clip_config.json of it beside open"):
         clip("toy", clip_file)
-    backbone = clip("toy", clip_file, given=Inputs(mean=HALF, std=(0.25,) * 3))
+    backbone = clip("toy", clip_file, keys=InputKeys(mean=HALF, std=(0.25,) * 3))
     assert numbers(backbone) == (list(HALF), [0.25] * 3)
     assert backbone.preprocessing.endswith("by CLIP.MEAN and CLIP.STD, GELU by CLIP.MODEL")
 

@@ -13,6 +13,7 @@ import tta_apm
 from places import ROOT
 from tta_apm import cli, config
 from tta_apm.backbones.build import KINDS, PACKAGED, Kind, build, find_kind, untrained
+from tta_apm.bench.code import closure_files
 from tta_apm.errors import UserError
 from tta_apm.registry import DATASETS
 
@@ -65,6 +66,8 @@ def test_a_kind_a_method_and_a_data_set_join_a_sweep_as_plugins(tmp_path):
     assert np.array_equal(dataset.pixels, 255 - tta_apm.load_dataset("digits").pixels)
     cells = tta_apm.load_results(tmp_path).cells
     assert set(cells.dataset) == {"negative_digits"} and set(cells.corruption) == {"fog"}
+    names = {file.name for file in closure_files(find_kind("pair").module)}  # a cell's code
+    assert {"my_backbone.py", "clip.py", "classifiers.py"} <= names
     backbone = untrained("pair", "timm/digits_resnet", class_names=["one", "two"], device="cpu")
     assert [logits.shape for logits in backbone(torch.rand(3, 3, 32, 32))] == [(3, 2)] * 2
 

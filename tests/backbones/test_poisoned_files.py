@@ -219,7 +219,7 @@ GEOMETRIES = {
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_no_tensor_reaches_outside_its_storage(geometry, tmp_path):
     archive(rebuild("0", *GEOMETRIES[geometry]), tmp_path / "x.pt")
-    with pytest.raises(UserError, match="x.pt is no checkpoint of weights: a tensor"):
+    with pytest.raises(UserError, match="x.pt is not a checkpoint of weights: a tensor"):
         files.read(tmp_path / "x.pt")
 
 
@@ -236,13 +236,13 @@ def test_a_tensor_inside_its_storage_is_read(tmp_path):
     (b"\x80\x02\x82\x01.", "instruction EXT1"),
     (b"\x80\x05\x97.", "instruction NEXT_BUFFER"),
     (b"\x80\x02K\x00K\x01K\x02s.", "takes a int for a dict"),
-    (b"\x80\x02]q\x00h\x00a.", "nested too deeply, or holds itself"),
+    (b"\x80\x02]q\x00h\x00a.", "nested too deeply, or contains itself"),
     (b"\x80\x02]" + b"q\x00h\x00h\x00\x86" * 60 + b".", "more than|nested too deeply"),
     (b"\x80\x02" + b"]" * 300 + b"a" * 299 + b".", "nested too deeply"),
 ])
 def test_a_pickle_that_is_none_is_told(content, message, tmp_path):
     archive(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=f"x.pt is no checkpoint of weights.*({message})"):
+    with pytest.raises(UserError, match=f"x.pt is not a checkpoint of weights.*({message})"):
         files.read(tmp_path / "x.pt")
 
 
@@ -276,7 +276,7 @@ def test_a_file_that_is_cut_off_is_told(save, cut, tmp_path):
     save({"w": torch.rand(1000), "v": torch.rand(1000)}, tmp_path / "x.pt")
     content = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(content[:int(cut * len(content))])
-    with pytest.raises(UserError, match="x.pt is no checkpoint.*incomplete.*get it again"):
+    with pytest.raises(UserError, match="x.pt is not a checkpoint.*incomplete.*get it again"):
         files.read(tmp_path / "x.pt")
 
 

@@ -62,7 +62,7 @@ def test_the_packaged_clip_has_the_words_of_its_prompts(digits_clip):
     (torch.tensor([True] * 3 + [False] * 9_000_000), "its a would unpack to more than 64 MiB")])
 def test_rows_that_are_not_those_of_the_matrix_are_told(rows, message, tmp_path):
     save_file({"a": torch.ones(3, 2), "a.rows": rows}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=f"a.safetensors is no checkpoint of weights: {message}"):
+    with pytest.raises(UserError, match=f"a.safetensors is not a checkpoint of weights: {message}"):
         files.read(tmp_path / "a.safetensors")
 
 

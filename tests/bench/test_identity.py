@@ -219,9 +219,9 @@ def test_what_is_recorded_is_shown_where_the_images_are_not(run, pictures, tmp_p
 # Code
 
 @pytest.mark.parametrize("name", [
-    "data/prepare/zenodo", "data/hub", "backbones/weights/downloads", "fields/pretrain",
-    "training/backbones", "report/table", "cli", "config/__init__", "config/rows",
-    "bench/records"])
+    "data/prepare/zenodo", "data/hub", "backbones/build", "backbones/weights/downloads",
+    "fields/pretrain", "training/backbones", "report/table", "cli", "config/__init__",
+    "config/rows", "bench/records"])
 def test_code_without_a_say_in_numbers_is_not_in_the_closure(name):
     file = Path(cli.__file__).parent / f"{name}.py"
     assert file.is_file()

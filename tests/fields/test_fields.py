@@ -304,7 +304,7 @@ def write_other_recipe(path: Path) -> None:
 
 @pytest.mark.parametrize("name, write, message", [
     ("nowhere.pth", None, "student not found"),
-    ("empty.pth", write_nothing, "no checkpoint of weights"),
+    ("empty.pth", write_nothing, "not a checkpoint of weights"),
     ("other.pth", write_other_weights, "neither a student"),
     ("half.safetensors", write_half, "is corrupt or incomplete"),
     ("config.safetensors", write_other_recipe, "not hold the student that its config describes"),

@@ -174,7 +174,7 @@ def test_bad_files_are_told_by_name(clip, tmp_path):
     with pytest.raises(UserError, match="file not found: 'elsewhere.pth'"):
         Coop(clip, weights="elsewhere.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
-    with pytest.raises(UserError, match="no checkpoint of weights"):
+    with pytest.raises(UserError, match="not a checkpoint of weights"):
         Coop(clip, weights=str(tmp_path / "text.pth"))
 
 

@@ -25,10 +25,9 @@ class Backbone(nn.Module):
             (bicubic, antialiased). None takes any size.
         mean, std: per channel, of the network's training.
         name: architecture, for the record.
-        weights: what the weights are and their hash, for the record.
+        weights: name and hash of the weights, for the record.
         keep: the outputs of the network that are classes of the data set, None for all.
-        notes: what else the record should say of how the network takes images: who told its mean
-            and std, its activation.
+        notes: for the record: the source of mean and std, the activation.
     """
 
     kind: str
@@ -40,8 +39,8 @@ class Backbone(nn.Module):
                  name: str, weights: str, keep: Sequence[int] | None = None,
                  notes: str = "") -> None:
         super().__init__()
-        #: How images are made ready for the network, in words, for the record.
-        self.preprocessing = inputs.text(image_size, mean, std, notes)
+        #: Preprocessing of images, in words, for the record.
+        self.preprocessing = inputs.describe(image_size, mean, std, notes)
         self.image_size = image_size
         self.name = name
         self.weights = weights
@@ -65,7 +64,7 @@ class Backbone(nn.Module):
         return (images - self.mean).div_(self.std)
 
     def kept(self, logits: Tensor) -> Tensor:
-        """Those of the network's logits [B,...] that are classes of the data set, [B,K]."""
+        """The logits [B,K] of the data set's classes, out of the network's [B,...]."""
         return logits if self.keep is None else logits[:, self.keep]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tta_apm.backbones import libraries
 from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone
 from tta_apm.backbones.build import Task
-from tta_apm.backbones.inputs import Inputs, settle
+from tta_apm.backbones.inputs import InputKeys, resolve
 from tta_apm.backbones.libraries import SECTION, LoadedNetwork, Request
 from tta_apm.backbones.own_networks import is_own, make_network
 from tta_apm.backbones.sharing import once_per_batch
@@ -51,7 +51,7 @@ class Classifier(Backbone):
 def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> Classifier:
     """See Kind."""
     return load_classifier(section["MODEL"], section["WEIGHTS"], num_classes=task.num_outputs,
-                           device=device, keep=task.keep, given=Inputs.of(section, SECTION))
+                           device=device, keep=task.keep, keys=InputKeys.of(section, SECTION))
 
 
 def untrained(model: str, task: Task, device: torch.device | str) -> Classifier:
@@ -63,7 +63,7 @@ def untrained(model: str, task: Task, device: torch.device | str) -> Classifier:
 
 
 def load_classifier(model: str, weights: str, *, num_classes: int, device: torch.device | str,
-                    keep: Sequence[int] | None = None, given: Inputs = Inputs()) -> Classifier:
+                    keep: Sequence[int] | None = None, keys: InputKeys = InputKeys()) -> Classifier:
     """Load a classifier.
 
     Args:
@@ -75,19 +75,19 @@ def load_classifier(model: str, weights: str, *, num_classes: int, device: torch
             names one of several sets of weights in a file: see docs/checkpoints.md.
         num_classes: of the network.
         keep: see Backbone.
-        given: what a config says of the images that the network takes.
+        keys: of a config, on the images that the network takes.
 
     Raises:
         UserError: for an unknown model, for weights that are not here and cannot be downloaded,
-            do not fit or have other classes, and for a file of which nothing tells what images its
-            network takes.
+            do not fit or have other classes, and for a file whose images are unknown: no source
+            states their size, mean and std.
     """
     family, name = split(model)
-    loaded = FAMILIES[family].load(Request(name, weights, num_classes, keep, given))
-    size, mean, std, by = loaded.told
+    loaded = FAMILIES[family].load(Request(name, weights, num_classes, keep, keys))
+    size, mean, std, source = loaded.inputs
     return on_device(Classifier(loaded.net, image_size=size, mean=mean, std=std, name=model,
                                 weights=loaded.weights, keep=loaded.keep,
-                                notes=by and f"by {by}"), device)
+                                notes=source and f"by {source}"), device)
 
 
 def split(model: str) -> tuple[str, str]:
@@ -111,14 +111,14 @@ def on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
 
 def load_own(request: Request) -> LoadedNetwork:
     """A network of the user's own."""
-    told = settle(request.given, [], section=SECTION, model=request.name, sized=False,
-                  advice="let the network take images in [0,1] and set MEAN 0 and STD 1")
+    spec = resolve(request.keys, [], section=SECTION, model=request.name, needs_size=False,
+                   advice="let the network take images in [0,1] and set MEAN 0 and STD 1")
     if not request.weights:
-        return LoadedNetwork(make_network(request.name), request.keep, told, "as built")
+        return LoadedNetwork(make_network(request.name), request.keep, spec, "as built")
     loaded = files.load_classes(lambda num_classes: make_network(request.name),
                                 libraries.open_file(request.weights), request.name,
                                 num_classes=request.num_classes, keep=request.keep)
-    return LoadedNetwork(loaded.net, loaded.keep, told, loaded.label)
+    return LoadedNetwork(loaded.net, loaded.keep, spec, loaded.label)
 
 
 def untrained_own(name: str, num_classes: int) -> tuple[nn.Module, int | None]:

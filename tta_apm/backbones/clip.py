@@ -22,25 +22,25 @@ from tta_apm.backbones import grids, inputs, text_cache
 from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.clip_templates import indistinguishable
-from tta_apm.backbones.inputs import Inputs, settle
+from tta_apm.backbones.inputs import InputKeys, resolve
 from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.backbones.weights import downloads, files
 from tta_apm.backbones.weights.archives import Entry
 from tta_apm.backbones.weights.inert import Lazy
 from tta_apm.errors import UserError, explain, nearest
 
-# Models of ours that open_clip then knows like its own.
+# Our models, which open_clip then lists like its own.
 open_clip.add_model_config(files.PACKAGED)
 
 SECTION = "CLIP"  # of the config, for errors
 # Prompts that the text tower takes at a time.
 CHUNK = 512
 
-# What open_clip writes beside its weights: the model and how images are made ready for it.
+# The file that open_clip writes beside its weights: model and preprocessing.
 CONFIG = "open_clip_config.json"
-# What OpenAI's archives hold beside the weights.
+# Entries of OpenAI's archives that are no weights.
 SIZES = {"input_resolution", "context_length", "vocab_size"}
-# What tells a file of Apple's MobileCLIP, as open_clip's convert_state_dict asks for it.
+# Names that only files of Apple's MobileCLIP have, as in open_clip's convert_state_dict.
 APPLE = ("image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight",
          "image_encoder.model.patch_emb.0.block.conv.weight")
 
@@ -86,10 +86,10 @@ class ClipBackbone(Backbone):
 
     @once_per_batch
     def encode_grid(self, images: Tensor, layer: int | None = None) -> grids.Encoded:
-        """Features of images [B,3,H,W] in [0,1] and of their places, from one pass of the tower.
+        """Features of images [B,3,H,W] in [0,1] and of their patches, from one pass of the tower.
 
         Args:
-            layer: whose activations to hand out too (see grids.encode).
+            layer: whose activations to return too (see grids.encode).
 
         Raises:
             UserError: for a tower that has no grid of features, or no such layer.
@@ -132,7 +132,7 @@ def encode_classes(model: open_clip.CLIP, tokenizer: Callable[..., Tensor],
 def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> ClipBackbone:
     """See Kind."""
     return load_clip(section["MODEL"], section["WEIGHTS"], class_names=task.class_names,
-                     templates=task.templates, device=device, given=Inputs.of(section, SECTION))
+                     templates=task.templates, device=device, keys=InputKeys.of(section, SECTION))
 
 
 def untrained(model: str, task: Task, device: torch.device | str) -> ClipBackbone:
@@ -147,7 +147,7 @@ def untrained(model: str, task: Task, device: torch.device | str) -> ClipBackbon
 
 
 def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates: Sequence[str],
-              device: torch.device | str, given: Inputs = Inputs()) -> ClipBackbone:
+              device: torch.device | str, keys: InputKeys = InputKeys()) -> ClipBackbone:
     """Load a CLIP.
 
     Args:
@@ -156,12 +156,12 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
         templates: see encode_classes.
         weights: one of the model's pretrained tags, a file, or the name of a packaged file.
             "FILE#SET" names one of several sets of weights in a file: see docs/checkpoints.md.
-        given: what a config says of the images that the network takes.
+        keys: of a config, on the images that the network takes.
 
     Raises:
         UserError: for an unknown model or tag, for a model whose activation is not that of the
             weights, for weights that are not here and cannot be downloaded or do not fit, and for
-            a file of which nothing tells the mean and std of images.
+            a file whose mean and std of images no source states.
     """
     check_model(SECTION, model, open_clip.list_models())
     file = files.open_weights(weights)
@@ -177,9 +177,9 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
     net.load_state_dict(selected.tensors)
     knowledge = [(f"open_clip's tag {weights}", tag)] if tag else _known_of(model, file)
     activation = _activation(model, str(file.path), knowledge)
-    told = settle(given, [(who, inputs.pixels(content)) for who, content in knowledge],
-                  section=SECTION, model=model, sized=False,
-                  advice=f"put open_clip's {CONFIG} of it beside {file.path.name}")
+    spec = resolve(keys, [(source, inputs.parse(content)) for source, content in knowledge],
+                   section=SECTION, model=model, needs_size=False,
+                   advice=f"put open_clip's {CONFIG} of it beside {file.path.name}")
     label = files.describe(weights if tag else selected.label, file.path)
     net.to(device).eval()
     features = None
@@ -191,9 +191,9 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
         if same := indistinguishable(class_names, features):
             print(f"{model}: {same}", file=sys.stderr)
     return ClipBackbone(net, tokenizer, class_names=class_names, templates=templates,
-                        text_features=features, image_size=image_size(net), mean=told.mean,
-                        std=told.std, name=model, weights=label,
-                        notes=f"by {told.by}, {activation}").to(device)
+                        text_features=features, image_size=image_size(net), mean=spec.mean,
+                        std=spec.std, name=model, weights=label,
+                        notes=f"by {spec.source}, {activation}").to(device)
 
 
 def image_size(net: open_clip.CLIP) -> int:
@@ -203,7 +203,7 @@ def image_size(net: open_clip.CLIP) -> int:
 
 
 def _renamed(net: open_clip.CLIP, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
-    """The names that open_clip gives today to what it, or Apple, saved under others."""
+    """Entries of old files of open_clip, or of Apple's, under today's names of open_clip."""
     if any(name in entries for name in APPLE):
         tensors = {name: entry.read() if isinstance(entry, Lazy) else entry
                    for name, entry in entries.items()}
@@ -214,21 +214,22 @@ def _renamed(net: open_clip.CLIP, entries: Mapping[str, Entry]) -> Mapping[str, 
 
 
 def _known_of(model: str, file: files.Weights) -> list[tuple[str, dict[str, Any]]]:
-    """What is known of a file, from whom: quick_gelu, mean, std; the surest first."""
+    """Sources of a file's quick_gelu, mean and std, each with what it states; the surest first."""
     found: list[tuple[str, dict[str, Any]]] = []
-    if file.content.is_script and any(SIZES <= entries.keys() for entries in file.sets.values()):
-        # Only OpenAI published CLIPs so, all trained alike.
+    has_sizes = any(SIZES <= entries.keys() for entries in file.state_dicts.values())
+    if file.content.is_script and has_sizes:
+        # Only OpenAI published CLIPs as TorchScript, all trained alike.
         found.append(("OpenAI's archive", {"quick_gelu": True, "mean": OPENAI_DATASET_MEAN,
                                            "std": OPENAI_DATASET_STD}))
-    config = inputs.beside(file.path, CONFIG)
+    config = inputs.read_beside(file.path, CONFIG)
     described, preprocessing = config.get("model_cfg"), config.get("preprocess_cfg")
     if isinstance(described, dict) and _is_alike(described, open_clip.get_model_config(model)):
         found.append((f"{CONFIG} beside {file.path.name}", {
             "quick_gelu": bool(described.get("quick_gelu")),
             **(preprocessing if isinstance(preprocessing, dict) else {})}))
-    tags = [inputs.pixels(open_clip.get_pretrained_cfg(model, tag))
+    tags = [inputs.parse(open_clip.get_pretrained_cfg(model, tag))
             for tag in open_clip.list_pretrained_tags_by_model(model)]
-    found.append((f"all of open_clip's {model}", inputs.agreed(tags)))
+    found.append((f"all of open_clip's {model}", inputs.common(tags)))
     if (files.PACKAGED / f"{model}.json").is_file():
         found.append(("this package", {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}))
     return found
@@ -243,25 +244,25 @@ def _is_alike(described: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
 
 
 def _activation(model: str, file: str, knowledge: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """The activation, and who tells it, in words; UserError if `model` has another than `file`."""
+    """The activation and its source, in words; UserError if `model` has another than `file`."""
     has_quick = bool(open_clip.get_model_config(model).get("quick_gelu"))
     name = "QuickGELU" if has_quick else "GELU"
-    for who, content in knowledge:
+    for source, content in knowledge:
         if "quick_gelu" in content:
             if bool(content["quick_gelu"]) == has_quick:
-                return f"{name} by {who}"
+                return f"{name} by {source}"
             base = model.removesuffix("-quickgelu")
             right = base if has_quick else f"{base}-quickgelu"
             advice = f"use CLIP.MODEL {right!r}" if right in open_clip.list_models() else (
                 "no model of open_clip has it in this architecture")
             other = "GELU" if has_quick else "QuickGELU"
-            raise UserError(f"{file} was trained with {other}, as {who} tells, and {model!r} has "
-                            f"{name}: {advice}")
+            raise UserError(f"{file} was trained with {other}, as {source} tells, and {model!r} "
+                            f"has {name}: {advice}")
     return f"{name} by CLIP.MODEL"
 
 
 def _check_tag(model: str, tag: str) -> dict[str, Any]:
-    """What open_clip knows of the weights `tag` of `model`."""
+    """open_clip's config of the pretrained weights `tag` of `model`."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:

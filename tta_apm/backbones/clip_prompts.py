@@ -19,20 +19,20 @@ from tta_apm.backbones.weights import files, fit
 from tta_apm.backbones.weights.archives import Entry
 from tta_apm.errors import UserError
 
-# What a block of the text tower keeps of a token for the backward pass, in widths: measured 11
-# with GELU and 15 with QuickGELU, of which 8 and 12 are the MLP's.
+# Activations that a block of the text tower keeps per token for the backward pass, in widths:
+# measured 11 with GELU and 15 with QuickGELU, of which 8 and 12 are the MLP's.
 WIDTHS_PER_BLOCK = 16
-# Of the text features: as they come, in the order of the classes, of length one; and gradients.
+# Copies of the text features: as computed, in the order of the classes, of unit length; gradients.
 COPIES = 6
 
-# Embeddings that a file of CoOp or CoCoOp holds for the classes it was trained on.
+# Entries of a file of CoOp or CoCoOp that belong to the classes it was trained on.
 OF_CLASSES = ("token_prefix", "token_suffix")
 
 
 class Context(nn.Module):
     """A learned context: CoOp's, or CoCoOp's, which a meta-net shifts for each image.
 
-    Its state_dict is what the authors' code stores (Zhou et al., IJCV and CVPR 2022).
+    Its state_dict is that of the authors' code (Zhou et al., IJCV and CVPR 2022).
 
     Args:
         ctx: [M,W].
@@ -135,7 +135,7 @@ class ContextPrompts(nn.Module):
         return features.unflatten(0, (images, -1))
 
     def bytes_per_image(self) -> int:
-        """About what a forward and a backward pass hold for one image's context."""
+        """Approximate memory of a forward and a backward pass for one image's context."""
         tokens = [len(self.ends[group.classes]) * (1 + self.num_context + group.num_tokens)
                   for group in self.groups]
         held = max(tokens) if self.class_chunk else sum(tokens)
@@ -177,7 +177,7 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Con
         raise UserError(f"file not found: {weights!r} of a learned context")
     kind = "CoCoOp" if meta_net else "CoOp"
     shapes = {name: fit.shapes(entries)[full] for name in ("ctx", "meta_net.linear1.weight")
-              for entries in file.sets.values() for full in fit.shapes(entries)
+              for entries in file.state_dicts.values() for full in fit.shapes(entries)
               if full == name or full.endswith(f".{name}")}
     if len(shapes.get("ctx", ())) != 2:
         found = f"its 'ctx' is {list(shapes['ctx'])}" if "ctx" in shapes else "it lacks 'ctx'"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the check of a config imports this file, without torch
     from torch import Tensor
 
 IMAGENET = "imagenet"
-SAME_COSINE = 1 - 1e-6  # of two features that differ by rounding alone
+SAME_COSINE = 1 - 1e-6  # of two features that differ only by rounding
 
 _SETS: dict[str, tuple[str, ...]] = {
     # CLIP (Radford et al. 2021), section 3.1.4: the default where no ensemble is used.
@@ -76,7 +76,7 @@ def templates(name: str) -> tuple[str, ...]:
 
 
 def indistinguishable(class_names: Sequence[str], text_features: Tensor) -> str:
-    """A sentence on classes whose text features [K,D] are the same, "" if there are none.
+    """A sentence on classes with equal text features [K,D], "" if there are none.
 
     Names can be equal (ImageNet has two such pairs), or so long that the tokenizer cuts them off
     where they differ.
@@ -86,7 +86,7 @@ def indistinguishable(class_names: Sequence[str], text_features: Tensor) -> str:
     if not pairs:
         return ""
     first, second = pairs[0]
-    a, b = (class_names[place][:60] for place in (first, second))
+    a, b = (class_names[index][:60] for index in (first, second))
     return (f"{len(pairs)} pairs of classes cannot be told apart by their prompts, such as {first} "
             f"{a!r} and {second} {b!r}: the names are equal to the tokenizer, or cut off before "
             "they differ")

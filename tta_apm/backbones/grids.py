@@ -1,7 +1,7 @@
-"""Grids: what a CLIP's image tower makes of each place of an image.
+"""Grids: the features of a CLIP's image tower for each patch of an image.
 
-A place's feature is what the tower's head makes of that place alone, so that it lies in the joint
-space of image and text like the feature of the whole image. Shapes: B images, h·w places, D
+A patch's feature is the output of the tower's head for that patch alone, so that it lies in the
+joint space of image and text like the feature of the whole image. Shapes: B images, h·w patches, D
 features of the joint space, C channels of a layer.
 """
 
@@ -17,29 +17,29 @@ from torch import Tensor
 
 from tta_apm.errors import UserError
 
-# Of open_clip's ResNet: the stem and four.
+# Of open_clip's ResNet: the stem and four stages.
 STAGES = 5
 
 
 class Encoded(NamedTuple):
-    """An image tower's answers, from one pass."""
+    """An image tower's outputs, from one pass."""
 
     features: Tensor  # [B,D], of the whole images
-    grid: Tensor  # [B,h,w,D], of the places
-    tokens: Tensor | None  # [B,h',w',C], a layer's activations at the places; None if not wanted
+    grid: Tensor  # [B,h,w,D], of the patches
+    tokens: Tensor | None  # [B,h',w',C], a layer's activations per patch; None if not wanted
 
 
 def encode(tower: Any, images: Tensor, layer: int | None = None) -> Encoded:
-    """Features of images and of their places.
+    """Features of images and of their patches.
 
     Args:
         tower: open_clip's ViT or ResNet, or a timm model in its wrapper.
         images: normalised [B,3,H,W].
-        layer: whose activations to hand out too: a block of a ViT, a stage of other networks;
+        layer: whose activations to return too: a block of a ViT, a stage of other networks;
             negative counts from the end.
 
     Raises:
-        UserError: for a tower that has no places, or no such layer.
+        UserError: for a tower without a grid of patches, or without such a layer.
     """
     if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
         return _of_vit(tower, images, layer)
@@ -58,7 +58,7 @@ def _of_vit(tower: VisionTransformer, images: Tensor, layer: int | None) -> Enco
 
 
 def _of_resnet(tower: ModifiedResNet, images: Tensor, layer: int | None) -> Encoded:
-    """A place's feature is the attention pooling's answer if it paid attention to it alone."""
+    """A patch's feature is the output of the attention pooling with all attention on that patch."""
     features, final, tokens = _pass(tower, images, STAGES - 1, layer)
     pool = tower.attnpool
     code = pool.positional_embedding[1:].unflatten(0, final.shape[1:3])
@@ -87,14 +87,14 @@ def _of_timm(tower: TimmModel, images: Tensor, layer: int | None) -> Encoded:
             raise _no_layer(layer) from error
         tokens = tokens.permute(0, 2, 3, 1)
     features = tower.head(trunk.forward_head(final))
-    places, alone = _alone(trunk, final)
-    grid = tower.head(trunk.forward_head(alone)).unflatten(0, (len(images), *places))
+    sides, alone = _alone(trunk, final)
+    grid = tower.head(trunk.forward_head(alone)).unflatten(0, (len(images), *sides))
     return Encoded(features, grid, tokens)
 
 
 def _alone(trunk: Any, final: Tensor) -> tuple[tuple[int, int], Tensor]:
-    """The grid's sides, and each place of a trunk's last activations as if it were an image."""
-    if final.dim() == 3:  # tokens [B, prefix + h·w, C]; every token is made the place's
+    """The grid's sides, and each patch of a trunk's last activations as if it were an image."""
+    if final.dim() == 3:  # tokens [B, prefix + h·w, C]; all tokens become the patch's
         prefix = getattr(trunk, "num_prefix_tokens", 0)
         tokens = final[:, prefix:]
         side = isqrt(tokens.shape[1])

@@ -1,8 +1,8 @@
-"""inputs: the size, mean and std that a network's images want, and who says so.
+"""inputs: the size, mean and std of a network's images, and the source that states them.
 
-They belong to weights, not to architectures. Those of a library come with its tag; for a file they
-are read from the config beside it, taken over where all weights that the library has of the
-architecture agree, or asked for. Nothing is guessed.
+They belong to weights, not to architectures. A library states them for each of its pretrained tags.
+For a file they come from the config beside it, from the library where all of its weights of that
+architecture agree, or from the user. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from tta_apm.errors import UserError
 
 
-class Inputs(NamedTuple):
-    """What a config says of a backbone's images; 0 and () where it says nothing.
+class InputKeys(NamedTuple):
+    """IMAGE_SIZE, MEAN and STD of a config's section; 0 and () where they are not set.
 
     Attributes:
         image_size: side in pixels.
@@ -29,74 +29,76 @@ class Inputs(NamedTuple):
     std: Sequence[float] = ()
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], name: str) -> Inputs:
-        """Those that a section of a config gives.
+    def of(cls, section: Mapping[str, Any], name: str) -> InputKeys:
+        """The keys of a section of a config.
 
         Raises:
             UserError: for a mean or std that is not three numbers of that kind.
         """
-        inputs = cls(section.get("IMAGE_SIZE", 0), section.get("MEAN", ()), section.get("STD", ()))
-        if inputs.image_size < 0:
-            raise UserError(f"{name}.IMAGE_SIZE {inputs.image_size}: give the side of the images "
+        keys = cls(section.get("IMAGE_SIZE", 0), section.get("MEAN", ()), section.get("STD", ()))
+        if keys.image_size < 0:
+            raise UserError(f"{name}.IMAGE_SIZE {keys.image_size}: give the side of the images "
                             "in pixels")
-        for key, values in (("MEAN", inputs.mean), ("STD", inputs.std)):
+        for key, values in (("MEAN", keys.mean), ("STD", keys.std)):
             if len(values) and not _is_three(values, positive=key == "STD"):
                 raise UserError(f"{name}.{key} {list(values)}: give three numbers, of the channels "
                                 "of images in [0,1]")
-        return inputs
+        return keys
 
 
-class Told(NamedTuple):
-    """Inputs that are known, whole."""
+class InputSpec(NamedTuple):
+    """The images that a network takes."""
 
     image_size: int | None  # None: any
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    by: str  # who says so, for the record
+    source: str  # what states them, for the record
 
 
-def settle(given: Inputs, sources: Iterable[tuple[str, Mapping[str, Any]]], *, section: str,
-           model: str, advice: str, sized: bool = True) -> Told:
+def resolve(keys: InputKeys, sources: Iterable[tuple[str, Mapping[str, Any]]], *, section: str,
+            model: str, advice: str, needs_size: bool = True) -> InputSpec:
     """The size, mean and std of a backbone's images.
 
     Args:
-        given: what the config says; it comes first.
-        sources: who else says something, and what: image_size, mean or std; the best first.
+        keys: of the config, which come first.
+        sources: others that state image_size, mean or std, each with its name; the best first.
         section: of the config, "" if it has no keys for them.
         advice: what else a user can do, if something stays unknown.
-        sized: whether the size is asked for; else any will do.
+        needs_size: whether the size must be known; else any will do.
 
     Raises:
-        UserError: names what nobody tells.
+        UserError: for a value that no source states.
     """
-    known: dict[str, Any] = {key: value for key, value in given._asdict().items() if value}
-    by = {key: f"{section}.{key.upper()}" for key in known}
-    for who, content in sources:
-        for key in given._fields:
+    known: dict[str, Any] = {key: value for key, value in keys._asdict().items() if value}
+    stated_by = {key: f"{section}.{key.upper()}" for key in known}
+    for source, content in sources:
+        for key in keys._fields:
             if key in content and key not in known:
-                known[key], by[key] = content[key], who
-    unknown = [key for key in given._fields if key not in known and (sized or key != "image_size")]
+                known[key], stated_by[key] = content[key], source
+    unknown = [key for key in keys._fields
+               if key not in known and (needs_size or key != "image_size")]
     if unknown:
-        keys = ", ".join(f"{section}.{key.upper()}" for key in unknown)
-        todo = f"set {keys}, or {advice}" if section else advice
+        names = ", ".join(f"{section}.{key.upper()}" for key in unknown)
+        todo = f"set {names}, or {advice}" if section else advice
         raise UserError(f"nothing tells with what {' and '.join(unknown)} of images {model} was "
                         f"trained: {todo}")
-    used = dict.fromkeys(by[key] for key in ("image_size", "mean", "std") if key in by)
-    return Told(known.get("image_size"), tuple(known["mean"]), tuple(known["std"]),
-                " and ".join(used))
+    used = dict.fromkeys(stated_by[key] for key in ("image_size", "mean", "std")
+                         if key in stated_by)
+    return InputSpec(known.get("image_size"), tuple(known["mean"]), tuple(known["std"]),
+                     " and ".join(used))
 
 
-def agreed(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all of a library's weights of an architecture say alike."""
+def common(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries that all of a library's weights of an architecture have in common."""
     return {key: value for key, value in (contents[0] if contents else {}).items()
             if all(other.get(key) == value for other in contents)}
 
 
-def beside(file: Path, name: str) -> dict[str, Any]:
+def read_beside(file: Path, name: str) -> dict[str, Any]:
     """The JSON file `name` in the folder of `file`; {} if there is none.
 
     Raises:
-        UserError: if it is no object of JSON.
+        UserError: if it cannot be read or is not a JSON object.
     """
     path = file.with_name(name)
     if not path.is_file():
@@ -106,12 +108,12 @@ def beside(file: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}, beside the weights, cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}, beside the weights, holds no object of JSON")
+        raise UserError(f"{path}, beside the weights, is not a JSON object")
     return content
 
 
-def pixels(content: Any) -> dict[str, Any]:
-    """Mean, std and size in a dict as timm and open_clip write it, as far as they are sound."""
+def parse(content: Any) -> dict[str, Any]:
+    """Mean, std and size in a dict as timm and open_clip write it; invalid ones are left out."""
     found: dict[str, Any] = {}
     if not isinstance(content, Mapping):
         return found
@@ -125,8 +127,9 @@ def pixels(content: Any) -> dict[str, Any]:
     return found
 
 
-def text(image_size: int | None, mean: Sequence[float], std: Sequence[float], notes: str) -> str:
-    """Inputs in words, for the record."""
+def describe(image_size: int | None, mean: Sequence[float], std: Sequence[float],
+             notes: str) -> str:
+    """Size, mean and std in words, for the record."""
     def numbers(values: Sequence[float]) -> str:
         return " ".join(f"{value:.4g}" for value in values)
     size = f"{image_size} px" if image_size else "any size"

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from tta_apm.backbones import inputs
-from tta_apm.backbones.inputs import Inputs, Told, settle
+from tta_apm.backbones.inputs import InputKeys, InputSpec, resolve
 from tta_apm.backbones.weights import downloads, files
 from tta_apm.compat import import_robustbench
 from tta_apm.errors import UserError, explain, nearest
 
-# robustbench's own default folder of downloads.
+# robustbench downloads to this folder by default.
 ROBUSTBENCH_FOLDER = Path("models")
 SECTION = "CLASSIFIER"  # of the config, for errors
 
@@ -32,23 +32,29 @@ class Request(NamedTuple):
         weights: as in the config.
         num_classes: outputs of the network.
         keep: see Backbone.
-        given: what the config says of its images.
+        keys: of the config, on its images.
     """
 
     name: str
     weights: str
     num_classes: int
     keep: Sequence[int] | None
-    given: Inputs
+    keys: InputKeys
 
 
 class LoadedNetwork(NamedTuple):
-    """A network with its weights, which of its outputs to keep, and what it takes for images."""
+    """A network with its weights.
+
+    Attributes:
+        keep: see Backbone.
+        inputs: the images that it takes.
+        weights: their name and hash, for the record.
+    """
 
     net: nn.Module
     keep: Sequence[int] | None
-    told: Told
-    weights: str  # and their hash
+    inputs: InputSpec
+    weights: str
 
 
 def load_timm(request: Request) -> LoadedNetwork:
@@ -62,8 +68,8 @@ def load_timm(request: Request) -> LoadedNetwork:
         loaded = files.load_classes(
             lambda num_classes: timm.create_model(name, num_classes=num_classes), file,
             f"timm's {name}", num_classes=request.num_classes, keep=request.keep)
-        told = timm_inputs(name, file.path, request.given)
-        return LoadedNetwork(loaded.net, loaded.keep, told, loaded.label)
+        spec = timm_inputs(name, file.path, request.keys)
+        return LoadedNetwork(loaded.net, loaded.keep, spec, loaded.label)
     config = timm.models.get_pretrained_cfg(name)
     if not config or not config.hf_hub_id:
         raise UserError(f"timm has no weights for {name!r}: set CLASSIFIER.WEIGHTS to a file")
@@ -71,8 +77,8 @@ def load_timm(request: Request) -> LoadedNetwork:
     net, label = timm_pretrained(name)
     data = resolve_model_data_config(net)
     data["image_size"] = data["input_size"][-1]
-    told = settle(request.given, [("timm's tag", data)], section=SECTION, model=name, advice="")
-    return LoadedNetwork(net, request.keep, told, label)
+    spec = resolve(request.keys, [("timm's tag", data)], section=SECTION, model=name, advice="")
+    return LoadedNetwork(net, request.keep, spec, label)
 
 
 def untrained_timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
@@ -93,13 +99,13 @@ def _check_timm(name: str) -> None:
 
 
 def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tuple[Any, str]:
-    """A network of timm with its pretrained weights, and what these are.
+    """A network of timm with its pretrained weights, and their name and hash.
 
-    timm puts them into place, as some of its tags need their names changed or a background class
-    left out; it is handed the tensors, and opens no file.
+    timm loads them, as some of its tags need renamed tensors or drop a background class; it gets
+    the tensors and opens no file.
 
     Args:
-        file: that holds them; None downloads them, if need be.
+        file: with the weights; None downloads them if they are not cached.
         options: for timm.create_model.
     """
     import timm
@@ -118,29 +124,29 @@ def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tupl
     return net, files.describe(label, file)
 
 
-def timm_inputs(name: str, file: Path, given: Inputs, section: str = SECTION) -> Told:
-    """What images a network of timm takes whose weights come from `file`.
+def timm_inputs(name: str, file: Path, keys: InputKeys, section: str = SECTION) -> InputSpec:
+    """The images that a network of timm takes, with weights from `file`.
 
     Raises:
-        UserError: where neither the config, nor the config.json of timm beside the file, nor all
-            weights of that architecture in timm tell.
+        UserError: if neither the config, nor timm's config.json beside the file, nor all weights of
+            that architecture in timm state them.
     """
     import timm
-    config = inputs.beside(file, "config.json")
+    config = inputs.read_beside(file, "config.json")
     architecture = name.partition(".")[0]
     if config.get("architecture") != architecture:
         config = {}
-    # A name with a tag means what that tag says.
+    # A name with a tag stands for that tag alone.
     tags = [name] if "." in name else timm.list_models(f"{architecture}.*", include_tags=True) or (
         [architecture] if timm.models.get_pretrained_cfg(architecture) else [])
-    known = [inputs.pixels(vars(timm.models.get_pretrained_cfg(tag))) for tag in tags]
-    who = f"timm's {name}" if len(tags) == 1 else f"all of timm's {architecture}"
+    known = [inputs.parse(vars(timm.models.get_pretrained_cfg(tag))) for tag in tags]
+    source = f"timm's {name}" if len(tags) == 1 else f"all of timm's {architecture}"
     advice = (f"name the tag that it was trained like, such as timm/{sorted(tags)[0]}"
               if len(tags) > 1 else f"put timm's config.json of it beside {file.name}")
-    return settle(given, [(f"config.json beside {file.name}",
-                           inputs.pixels(config.get("pretrained_cfg"))),
-                          (who, inputs.agreed(known))],
-                  section=section, model=f"timm's {name}", advice=advice)
+    return resolve(keys, [(f"config.json beside {file.name}",
+                           inputs.parse(config.get("pretrained_cfg"))),
+                          (source, inputs.common(known))],
+                   section=section, model=f"timm's {name}", advice=advice)
 
 
 def load_torchvision(request: Request) -> LoadedNetwork:
@@ -155,20 +161,20 @@ def load_torchvision(request: Request) -> LoadedNetwork:
             lambda num_classes: models.get_model(name, num_classes=num_classes),
             file, f"torchvision's {name}", num_classes=request.num_classes, keep=request.keep)
         known = [_preset_inputs(preset) for preset in choices]
-        told = settle(request.given, [(f"all of torchvision's {name}", inputs.agreed(known))],
-                      section=SECTION, model=f"torchvision's {name}",
-                      advice="see torchvision's documentation of the weights that it has")
-        return LoadedNetwork(loaded.net, loaded.keep, told, loaded.label)
+        spec = resolve(request.keys, [(f"all of torchvision's {name}", inputs.common(known))],
+                       section=SECTION, model=f"torchvision's {name}",
+                       advice="see torchvision's documentation of the weights that it has")
+        return LoadedNetwork(loaded.net, loaded.keep, spec, loaded.label)
     if weights and weights not in choices.__members__:
         raise UserError(f"CLASSIFIER.WEIGHTS: torchvision's {name} has no {weights!r}, and "
                         f"there is no such file: {nearest(weights, choices.__members__)}")
     preset = choices[weights or "DEFAULT"]
     _check_classes(len(preset.meta["categories"]), request.num_classes, f"torchvision's {preset}")
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(preset.url).name
-    net = _download(lambda: models.get_model(name, weights=preset), preset.url, place)
-    told = settle(request.given, [(f"torchvision's {preset}", _preset_inputs(preset))],
-                  section=SECTION, model=name, advice="")
-    return LoadedNetwork(net, request.keep, told, files.describe(str(preset), place))
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(preset.url).name
+    net = _download(lambda: models.get_model(name, weights=preset), preset.url, cached)
+    spec = resolve(request.keys, [(f"torchvision's {preset}", _preset_inputs(preset))],
+                   section=SECTION, model=name, advice="")
+    return LoadedNetwork(net, request.keep, spec, files.describe(str(preset), cached))
 
 
 def untrained_torchvision(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
@@ -180,7 +186,7 @@ def untrained_torchvision(name: str, num_classes: int) -> tuple[nn.Module, int |
 
 
 def _preset_inputs(preset: Any) -> dict[str, Any]:
-    """What torchvision says of the images of one of its weights."""
+    """The size, mean and std of images that torchvision states for one of its weights."""
     transform = preset.transforms()
     return {"image_size": transform.crop_size[0], "mean": tuple(transform.mean),
             "std": tuple(transform.std)}
@@ -190,7 +196,7 @@ def load_robustbench(request: Request) -> LoadedNetwork:
     """A network of robustbench's corruption leaderboards."""
     name, weights = request.name, request.weights
     entry, dataset, image_size = robustbench_entry(name, request.num_classes)
-    if any(request.given):
+    if any(request.keys):
         raise UserError("CLASSIFIER.IMAGE_SIZE, MEAN and STD are not for robustbench's networks, "
                         "which normalise inside")
     from robustbench.model_zoo.enums import ThreatModel
@@ -202,26 +208,26 @@ def load_robustbench(request: Request) -> LoadedNetwork:
 
     drive = entry["gdrive_id"]
     is_one_file = isinstance(drive, str) and bool(drive)  # others are several, or elsewhere
-    inside = Path(dataset.value, threat.value, f"{name}.pt")
-    place = ROBUSTBENCH_FOLDER / inside
+    relative = Path(dataset.value, threat.value, f"{name}.pt")
+    file = ROBUSTBENCH_FOLDER / relative
     if not is_one_file and weights:
         raise UserError(f"robustbench loads {name!r} in a way of its own: leave "
                         "CLASSIFIER.WEIGHTS empty")
     if not is_one_file:
         net = _download(lambda: load(ROBUSTBENCH_FOLDER), f"robustbench's {name}", None)
     elif weights:
-        place, key = open_file(weights).path, open_file(weights).key
+        file, key = open_file(weights).path, open_file(weights).key
         if key:
             raise UserError(f"CLASSIFIER.WEIGHTS {weights!r}: robustbench chooses among the sets "
                             "of weights in a file itself")
-        net = _robustbench_from(place, inside, load)
+        net = _robustbench_from(file, relative, load)
     else:
         net = _download(lambda: load(ROBUSTBENCH_FOLDER),
-                        f"https://drive.google.com/uc?id={drive}", place)
-    label = files.describe(place.name, place) if is_one_file else name
+                        f"https://drive.google.com/uc?id={drive}", file)
+    label = files.describe(file.name, file) if is_one_file else name
     # The models normalise inside, where they do.
-    told = Told(image_size, (0.0,) * 3, (1.0,) * 3, "robustbench, inside")
-    return LoadedNetwork(net, request.keep, told, label)
+    spec = InputSpec(image_size, (0.0,) * 3, (1.0,) * 3, "robustbench, inside")
+    return LoadedNetwork(net, request.keep, spec, label)
 
 
 def untrained_robustbench(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
@@ -232,8 +238,8 @@ def untrained_robustbench(name: str, num_classes: int) -> tuple[nn.Module, int |
 
 
 def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any, int | None]:
-    """What robustbench knows of a model of its corruption leaderboards, the data set that the
-    number of classes tells, and the side of its images."""
+    """robustbench's entry of a model of its corruption leaderboards, the data set of that many
+    classes, and the side of its images."""
     import_robustbench()
     from robustbench.model_zoo import model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
@@ -247,18 +253,18 @@ def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any,
     return models[name], dataset, 224 if dataset is BenchmarkDataset.imagenet else None
 
 
-def _robustbench_from(file: Path, inside: Path, load: Callable[[str], nn.Module]) -> nn.Module:
-    """What robustbench makes of `file`, which it only takes in a folder of its own layout."""
+def _robustbench_from(file: Path, relative: Path, load: Callable[[str], nn.Module]) -> nn.Module:
+    """The network that robustbench loads from `file`; it takes files in its own folders only."""
     with tempfile.TemporaryDirectory() as folder, files.reading(instead=file):
-        place = Path(folder) / inside
-        place.parent.mkdir(parents=True)
-        place.touch()  # or it would be downloaded
+        stand_in = Path(folder) / relative
+        stand_in.parent.mkdir(parents=True)
+        stand_in.touch()  # or it would be downloaded
         try:
             return load(folder)
         except UserError:
             raise
-        except Exception as error:  # robustbench makes of a file what it likes
-            raise UserError(f"{file} is no checkpoint of robustbench's {inside.stem}: "
+        except Exception as error:  # robustbench may raise anything
+            raise UserError(f"{file} is not a checkpoint of robustbench's {relative.stem}: "
                             f"{explain(error)}") from error
 
 

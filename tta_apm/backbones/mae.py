@@ -22,7 +22,7 @@ from tta_apm.backbones.weights import files
 from tta_apm.backbones.weights.archives import Entry
 from tta_apm.errors import UserError
 
-HEAD = "classifier"  # what the names of the probing head start with
+HEAD = "classifier"  # prefix of the probing head's names
 OFFICIAL = ("https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large_full.pth",
             "https://dl.fbaipublicfiles.com/mae/ttt/prob_lr1e-3_wd.2_blk12_ep20.pth")
 MASK_RATIO = 0.75  # in pretraining
@@ -37,7 +37,7 @@ class Tower(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """The three towers, and what they want of an image."""
+    """The three towers, and the images that they take."""
 
     patch: int
     encoder: Tower
@@ -65,7 +65,7 @@ ARCHITECTURES = {
 class MaeVit(nn.Module):
     """A masked autoencoder (He et al., CVPR 2022) and the head that classifies its latents.
 
-    Patches are visited in any order and number: each comes with its place in the image. So only
+    Patches are encoded in any order and number: each comes with its index in the image. So only
     visible patches are embedded and only hidden ones are predicted.
     """
 
@@ -100,27 +100,27 @@ class MaeVit(nn.Module):
         patches = images.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch)
         return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
-    def forward(self, patches: Tensor, places: Tensor) -> Tensor:
-        """Encode patches [N,V,P] at places [N,V] -> latents [N,1+V,D], the class token's first."""
+    def forward(self, patches: Tensor, indices: Tensor) -> Tensor:
+        """Encode patches [N,V,P] at indices [N,V] -> latents [N,1+V,D], the class token's first."""
         # As a product: patches come without an image around them.
         weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
         tokens = F.linear(patches, weight, self.patch_embed.proj.bias)
-        tokens = tokens + self.pos_embed[0, 1:][places]
+        tokens = tokens + self.pos_embed[0, 1:][indices]
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         return self.norm(self.blocks(torch.cat([first, tokens], 1)))
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents [N,1+L,D] of whole images [N,3,H,W]."""
-        places = torch.arange(self.num_patches, device=images.device)
-        return self(self.patchify(images), places.expand(len(images), -1))
+        indices = torch.arange(self.num_patches, device=images.device)
+        return self(self.patchify(images), indices.expand(len(images), -1))
 
     def reconstruct(self, latents: Tensor, order: Tensor, mask_token: Tensor) -> Tensor:
         """Predict the hidden patches.
 
         Args:
             latents: of the visible patches, [N,1+V,D].
-            order: places of all patches [N,L], the visible ones first.
-            mask_token: in place of the hidden patches, [1,1,D] or [N,1,D].
+            order: indices of all patches [N,L], the visible ones first.
+            mask_token: instead of the hidden patches, [1,1,D] or [N,1,D].
 
         Returns:
             Normalised values of the hidden patches [N,L-V,P], in their order.
@@ -128,8 +128,8 @@ class MaeVit(nn.Module):
         num_latents = latents.shape[1]
         hidden = mask_token.expand(len(latents), 1 + order.shape[1] - num_latents, -1)
         tokens = torch.cat([self.decoder_embed(latents), hidden], 1)
-        places = F.pad(order + 1, (1, 0))  # the class token's place is 0
-        tokens = self.decoder_blocks(tokens + self.decoder_pos_embed[0][places])
+        positions = F.pad(order + 1, (1, 0))  # the class token's position is 0
+        tokens = self.decoder_blocks(tokens + self.decoder_pos_embed[0][positions])
         return self.decoder_pred(self.decoder_norm(tokens[:, num_latents:]))
 
     def classify(self, latents: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class MaskedAutoencoder(Backbone):
     """A frozen masked autoencoder with its probing head.
 
     Args:
-        net, architecture: the network, and what it wants of images.
+        net, architecture: the network, and its towers and images.
         name, weights, keep: see Backbone.
     """
 
@@ -164,14 +164,14 @@ class MaskedAutoencoder(Backbone):
         return self.classify(self.net.encode(self.prepare(images)))
 
 
-def take(patches: Tensor, places: Tensor) -> Tensor:
-    """Of each image's patches [B,L,P] those at its places [B,...] -> [B,...,P]."""
+def take(patches: Tensor, indices: Tensor) -> Tensor:
+    """Each image's patches [B,L,P] at its indices [B,...] -> [B,...,P]."""
     image = torch.arange(len(patches), device=patches.device)
-    return patches[image.view(-1, *[1] * (places.dim() - 1)), places]
+    return patches[image.view(-1, *[1] * (indices.dim() - 1)), indices]
 
 
 def normalized(patches: Tensor) -> Tensor:
-    """Patches [...,P], each with mean 0 and variance 1: what an MAE learns to predict."""
+    """Patches [...,P], each with mean 0 and variance 1: the targets of an MAE."""
     variance, mean = torch.var_mean(patches, -1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
@@ -205,21 +205,21 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
         UserError: for an unknown model, for weights that are not here or do not fit.
     """
     check_model("MAE", model, ARCHITECTURES)
-    given = [_find(name.strip()) for name in weights.split(",")]
-    if len(given) > 2:
-        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(given)} files; give one, or that of "
+    found = [_find(name.strip()) for name in weights.split(",")]
+    if len(found) > 2:
+        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(found)} files; give one, or that of "
                         "encoder and decoder and that of the head")
     head = _part(_on_meta(model, num_classes), is_head=True)
-    outputs, keep = files.settle_outputs(given[-1], head, model, num_classes=num_classes,
+    outputs, keep = files.settle_outputs(found[-1], head, model, num_classes=num_classes,
                                          keep=keep, rename=partial(_only, head))
     net = _on_meta(model, outputs)
     parts = []
-    for file, is_head in ((given[0], False), (given[-1], True)):
+    for file, is_head in ((found[0], False), (found[-1], True)):
         wanted = _part(net, is_head=is_head)
         parts.append(file.select(model, wanted, partial(_only, wanted)))
     net.load_state_dict({name: tensor.float() for part in parts
                          for name, tensor in part.tensors.items()}, assign=True)
-    label = ", ".join(files.describe(part.label, file.path) for part, file in zip(parts, given))
+    label = ", ".join(files.describe(part.label, file.path) for part, file in zip(parts, found))
     return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=label,
                              keep=keep).to(device)
 
@@ -234,7 +234,7 @@ def _find(name: str) -> files.Weights:
 
 
 def _on_meta(model: str, num_classes: int) -> MaeVit:
-    """The network without values: files bring them."""
+    """The network without values, which files fill in."""
     with torch.device("meta"):
         return MaeVit(ARCHITECTURES[model], num_classes)
 
@@ -246,14 +246,14 @@ def _part(net: MaeVit, *, is_head: bool) -> dict[str, Tensor]:
 
 
 def _only(wanted: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
-    """What a file holds for one part; it may hold the other one as well."""
+    """The entries of one part in a file, which may hold the other part as well."""
     return {name: entry for name, entry in entries.items() if name in wanted}
 
 
 def pretraining_loss(net: MaeVit, images: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error of the hidden patches, each normalised, of images [N,3,H,W].
 
-    Each image has a mask of its own, drawn from `generator`.
+    Each image has a mask of its own, sampled from `generator`.
     """
     patches = net.patchify(images)
     order = torch.rand(patches.shape[:2], generator=generator, device=images.device).argsort(1)
@@ -264,7 +264,7 @@ def pretraining_loss(net: MaeVit, images: Tensor, generator: torch.Generator) ->
 
 
 def initialize(net: MaeVit) -> None:
-    """Draw the weights for training from scratch, as the authors do."""
+    """Initialise the weights for training from scratch, as the authors do."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

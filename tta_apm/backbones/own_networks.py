@@ -24,7 +24,7 @@ def make_network(model: str) -> nn.Module:
             tta_apm.backbones.
 
     Raises:
-        UserError: if there is no such function, or what it gives is no nn.Module.
+        UserError: if there is no such function, or it returns no nn.Module.
     """
     make = _function(model)
     try:

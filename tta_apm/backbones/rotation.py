@@ -1,4 +1,4 @@
-"""Rotation: a classifier with a second branch that tells how an image was rotated, for TTT."""
+"""Rotation: a classifier with a second branch that predicts an image's rotation, for TTT."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Joint(nn.Module):
 
 
 class Model(NamedTuple):
-    """A network and what it wants of its images."""
+    """A network and the images that it takes."""
 
     make: Callable[[int], Joint]  # of K
     image_size: int = 32
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    # Whether it was trained on random crops of any area, as for ImageNet, or on shifted images, as
-    # for CIFAR.
+    # Whether it was trained on random crops of any area, as for ImageNet; else on shifted images,
+    # as for CIFAR.
     resized_crops: bool = False
 
 
@@ -61,7 +61,7 @@ class Rotation(Backbone):
     """A frozen classifier that was trained jointly with a rotation branch.
 
     Args:
-        net, model: the Y-shaped network, and what it wants of images.
+        net, model: the Y-shaped network, and the images that it takes.
         name, weights, keep: see Backbone.
     """
 
@@ -209,30 +209,30 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
     file = files.open_weights(weights)
     if file is None:
         raise UserError(f"ROTATION.WEIGHTS: file not found: {weights!r}")
-    _join_parts(file.sets, MODELS[model].make(num_classes))
+    _join_parts(file.state_dicts, MODELS[model].make(num_classes))
     loaded = files.load_classes(MODELS[model].make, file, model, num_classes=num_classes, keep=keep)
     assert isinstance(loaded.net, Joint)
     return Rotation(loaded.net, MODELS[model], name=model, weights=loaded.label,
                     keep=loaded.keep).to(device)
 
 
-def _join_parts(sets: dict[str, dict[str, Entry]], net: Joint) -> None:
-    """Put what the authors' code stores, two dicts "net" and "head", into one set with the names
-    of `net`.
+def _join_parts(state_dicts: dict[str, dict[str, Entry]], net: Joint) -> None:
+    """Join the two state dicts of the authors' code, "net" and "head", into one with the names of
+    `net`.
 
     Their head is a list of layers, in the order of the rotation branch.
     """
-    for path in [path for path in sets if path.rpartition("/")[2] == "net"]:
+    for path in [path for path in state_dicts if path.rpartition("/")[2] == "net"]:
         head = path.removesuffix("net") + "head"
-        if head not in sets:
+        if head not in state_dicts:
             continue
-        layers = {str(place): name for place, (name, _) in enumerate(net.rotation.named_children())}
+        layers = {str(index): name for index, (name, _) in enumerate(net.rotation.named_children())}
         joined = {}
-        for name, entry in sets.pop(path).items():
+        for name, entry in state_dicts.pop(path).items():
             name = name.removeprefix("module.")  # of DataParallel
             part = "trunk" if hasattr(net.trunk, name.split(".")[0]) else "classifier"
             joined[f"{part}.{name}"] = entry
-        for name, entry in sets.pop(head).items():
-            place, _, rest = name.removeprefix("module.").partition(".")
-            joined[f"rotation.{layers.get(place, place)}.{rest}"] = entry
-        sets[f"{path} and {head}"] = joined
+        for name, entry in state_dicts.pop(head).items():
+            index, _, rest = name.removeprefix("module.").partition(".")
+            joined[f"rotation.{layers.get(index, index)}.{rest}"] = entry
+        state_dicts[f"{path} and {head}"] = joined

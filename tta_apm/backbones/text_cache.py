@@ -1,8 +1,8 @@
 """Text features on disk: the text tower of a large CLIP takes minutes over 80,000 prompts.
 
 A file per model, weights, class names and templates, in $XDG_CACHE_HOME/tta_apm/text_features or
-below ~/.cache. A file that does not read is written again; a folder that cannot be written to is
-done without.
+below ~/.cache. An unreadable file is written again. If the folder is not writable, nothing is
+cached.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from tta_apm.cache import cache_folder
 from tta_apm.errors import UserError
 
 NAME = "text_features"
-# To be raised when the way from prompts to features changes.
+# Raise it when the computation of features from prompts changes.
 FORMAT = 1
 
 
 def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_names: Sequence[str],
            templates: Sequence[str], device: str) -> Tensor:
-    """Text features [K,D] of the disk, or of `compute()`, which are then kept there.
+    """Text features [K,D] from the disk, or from `compute()`, which are then stored there.
 
     Args:
-        model: name of the architecture, which settles the tokenizer.
-        weights: with a hash of their content.
+        model: name of the architecture, which determines the tokenizer.
+        weights: name and hash of their content.
         class_names: K names.
         templates: in their order.
-        device: its type; each rounds in its own way.
+        device: its type, since each rounds differently.
     """
     key = json.dumps([FORMAT, model, weights, list(class_names), list(templates), device])
     where = folder()
@@ -51,7 +51,7 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
 
 
 def folder() -> Path | None:
-    """Where the files lie; None where there is no home, as in containers."""
+    """The folder of the files; None if there is no home folder, as in containers."""
     caches = cache_folder()
     return None if caches is None else caches / NAME
 

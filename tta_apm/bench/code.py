@@ -21,9 +21,9 @@ from typing import NamedTuple
 # downloads, the stopwatch, the record. What is forgotten here only makes a hash change too often.
 WITHOUT_NUMBERS = frozenset(f"tta_apm.{name}" for name in (
     "errors", "registry", "atomic", "cache", "config", "bench.measure", "bench.records",
-    "backbones.text_cache", "backbones.weights.downloads", "backbones.weights.lookalikes",
-    "console", "lock", "online", "plugins", "progress", "data.hub", "data.prepare",
-    "data.provenance", "api"))
+    "backbones.build", "backbones.text_cache", "backbones.weights.downloads",
+    "backbones.weights.lookalikes", "console", "lock", "online", "plugins", "progress", "data.hub",
+    "data.prepare", "data.provenance", "api"))
 # Fields of syntax trees that hold no meaning, or that some versions of Python have and others not.
 SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores", "type_params"})
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tta_apm.apm.losses import grid_targets
-from tta_apm.backbones.inputs import Inputs, Told
+from tta_apm.backbones.inputs import InputKeys, InputSpec
 from tta_apm.errors import UserError, nearest
 from tta_apm.fields.config import NO_TEACHER, PretrainConfig
 
@@ -65,12 +65,12 @@ def feature_dim(cfg: PretrainConfig, teacher: Teacher | None) -> int:
 
 def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
     """A ViT of timm at the config's image size, its position embedding resampled to that."""
-    net, label, told = _timm_net(name, cfg)
+    net, label, spec = _timm_net(name, cfg)
     if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
         raise UserError("it is no ViT of timm: it has no grid of tokens")
     net = net.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1)
-                 for values in (told.mean, told.std))
+                 for values in (spec.mean, spec.std))
 
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = net.forward_features((images - mean) / std)
@@ -81,8 +81,8 @@ def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
     return Teacher(label, net.num_features, encode)
 
 
-def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, Told]:
-    """A network of timm, what its weights are, and what images it takes."""
+def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, InputSpec]:
+    """A network of timm, the name and hash of its weights, and the images that it takes."""
     import timm
 
     from tta_apm.backbones.libraries import timm_inputs, timm_pretrained
@@ -95,7 +95,7 @@ def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, Told]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(cfg.seed)
                 net = timm.create_model(name, img_size=cfg.image_size)
-            return net, f"random, seed {cfg.seed}", _told(net, cfg)
+            return net, f"random, seed {cfg.seed}", _input_spec(net, cfg)
         config = timm.models.get_pretrained_cfg(name)
         file = files.find(cfg.weights)
         if cfg.weights and file is None:
@@ -106,17 +106,16 @@ def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, Told]:
     except TypeError as error:  # only networks with a position embedding have an image size
         raise UserError("it is no ViT of timm: it takes no img_size") from error
     if file is not None:
-        given = Inputs(cfg.image_size)
-        return net, label, timm_inputs(name, file, given, section="")
-    return net, label, _told(net, cfg)
+        return net, label, timm_inputs(name, file, InputKeys(cfg.image_size), section="")
+    return net, label, _input_spec(net, cfg)
 
 
-def _told(net: Any, cfg: PretrainConfig) -> Told:
-    """What timm says of a network's images; the config sets their size."""
+def _input_spec(net: Any, cfg: PretrainConfig) -> InputSpec:
+    """The mean and std that timm states for a network; the config sets the size."""
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(net)
-    return Told(cfg.image_size, tuple(data["mean"]), tuple(data["std"]), "timm")
+    return InputSpec(cfg.image_size, tuple(data["mean"]), tuple(data["std"]), "timm")
 
 
 def _clip(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:

@@ -1,1 +1,1 @@
-"""Weights: files of all kinds are found, checked and read, and nothing in them runs."""
+"""Weights: checkpoints of all formats are found, checked and read; none can run code."""

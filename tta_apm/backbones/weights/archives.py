@@ -1,8 +1,8 @@
-"""archives: what a file of weights holds, whatever a trainer left it in.
+"""archives: the contents of a file of weights, in whatever format a trainer wrote it.
 
-It is told by its first bytes, not by its name: torch's archive (a zip), torch's older format (some
-pickles and the numbers behind them), a pickle alone, TorchScript, numpy's .npz, safetensors. None
-of them is read by its own library where that could run code or take unbounded memory.
+The format is recognised by the first bytes, not by the file's name: torch's archive (a zip), its
+older format (pickles, then the numbers), a pickle alone, TorchScript, numpy's .npz, safetensors.
+None is read by its own library where that could run code or take unbounded memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tta_apm.backbones.weights.inert import (
-    Inert, Lazy, Malformed, Named, Source, finished, storage_of, unpickle)
+    Inert, Lazy, Malformed, Named, StorageReader, finished, storage_of, unpickle)
 from tta_apm.backbones.weights.zero_rows import put_back
 from tta_apm.errors import UserError, explain
 
-# Of torch.serialization: what its older format starts with, and the pickles around the one that
-# counts.
+# The first pickle of torch.serialization's older format.
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 # A zip may unpack to so many times its size, or to so many bytes.
 MAX_UNPACKED, MAX_UNPACKED_BYTES = 20, 64 << 20
@@ -38,7 +37,7 @@ MAX_VALUES = 1_000_000
 SNIFFED = 1024
 MAX_HEADER = 100_000_000  # bytes, in safetensors' own rules
 
-# Bytes at the start of files that people take for weights, and what these are.
+# Files that people take for weights: their first bytes, and what they are.
 _OTHERS = (
     (b"<", "a web page (HTML or XML), such as one that asks for a log-in or a confirmation: get "
            "the file itself"),
@@ -56,10 +55,10 @@ _TAR = (b"ustar", 257)
 
 
 class Content:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-        tree: nested dicts, lists and Inert objects, with tensors at the ends.
+        tree: nested dicts, lists and Inert objects, whose leaves are tensors.
         is_script: whether it is an archive of TorchScript.
     """
 
@@ -69,12 +68,12 @@ class Content:
 
 
 def read(file: Path) -> Content:
-    """What `file` holds; numbers of tensors are left where they are.
+    """The contents of `file`; the values of tensors are not read yet.
 
     Raises:
-        UserError: for a file that is no checkpoint: says what it is instead, and what to do.
+        UserError: for a file that is not a checkpoint: what it is instead, and what to do.
     """
-    with told(file):
+    with naming(file):
         with open(file, "rb") as stream:
             head = stream.read(SNIFFED)
             size = file.stat().st_size
@@ -90,15 +89,15 @@ def read(file: Path) -> Content:
 
 
 @contextmanager
-def told(file: Path) -> Iterator[None]:
-    """UserError that names `file`, for all that can be wrong with it."""
+def naming(file: Path) -> Iterator[None]:
+    """Turn any error in reading `file` into a UserError that names it."""
     try:
         yield
     except Malformed as error:
-        raise UserError(f"{file} is no checkpoint of weights: {error}") from error
+        raise UserError(f"{file} is not a checkpoint of weights: {error}") from error
     except (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error,
             zipfile.BadZipFile, SafetensorError, MemoryError, struct.error) as error:
-        raise UserError(f"{file} is no checkpoint of weights, or is corrupt or incomplete: "
+        raise UserError(f"{file} is not a checkpoint of weights, or is corrupt or incomplete: "
                         f"{explain(error)}; if it was downloaded, get it again") from error
 
 
@@ -109,7 +108,7 @@ def is_safetensors(head: bytes) -> bool:
 
 def metadata(file: Path) -> dict[str, str]:
     """The texts beside the tensors of a .safetensors file."""
-    with told(file), safe_open(file, "pt") as content:
+    with naming(file), safe_open(file, "pt") as content:
         return content.metadata() or {}
 
 
@@ -133,7 +132,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 # Zip: torch's archive, TorchScript, .npz
 
-class _Archive:
+class _ZipStorages:
     """The storages of torch's archive."""
 
     def __init__(self, file: Path, folder: str) -> None:
@@ -170,7 +169,8 @@ def _zip(file: Path, size: int) -> Content:
         if len(pickles) == 1:
             folder = pickles[0].removesuffix("data.pkl")
             _check_byte_order(archive, folder)
-            tree = unpickle(io.BytesIO(archive.read(pickles[0])), _loader(_Archive(file, folder)))
+            tree = unpickle(io.BytesIO(archive.read(pickles[0])),
+                            _loader(_ZipStorages(file, folder)))
             return Content(tree, is_script=any(name.startswith(f"{folder}code/")
                                                for name in names))
         if names and all(name.endswith(".npy") for name in names):
@@ -187,7 +187,7 @@ def _check_byte_order(archive: zipfile.ZipFile, folder: str) -> None:
                         "and save it as .safetensors")
 
 
-def _loader(source: Source) -> Callable[[Any], Any]:
+def _loader(source: StorageReader) -> Callable[[Any], Any]:
     def load(key: Any) -> Any:
         if not isinstance(key, tuple) or len(key) != 5 or key[0] != "storage":
             raise Malformed("its storages are named in an unknown way")
@@ -197,7 +197,7 @@ def _loader(source: Source) -> Callable[[Any], Any]:
 
 
 def _npy(archive: zipfile.ZipFile, name: str) -> Any:
-    """An array of numbers; an Inert for one of objects, which would be a pickle."""
+    """An array of numbers; an Inert for an array of objects, which would be a pickle."""
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
@@ -212,28 +212,28 @@ def _npy(archive: zipfile.ZipFile, name: str) -> Any:
 
 # Pickles: torch's older format, and one alone
 
-class _Behind:
-    """The storages of torch's older format, which lie behind the pickles."""
+class _TrailingStorages:
+    """The storages of torch's older format, which follow its pickles."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.places: dict[str, tuple[int, int]] = {}  # of their first byte, and their bytes
+        self.spans: dict[str, tuple[int, int]] = {}  # offset and number of bytes
         self.contents: dict[str, bytearray] = {}  # views of one storage share it
 
     def read(self, key: str) -> bytearray:
-        if key not in self.places:
+        if key not in self.spans:
             raise Malformed(f"the numbers of its storage {key!r} are missing")
         if key not in self.contents:
-            place, num_bytes = self.places[key]
+            offset, num_bytes = self.spans[key]
             with open(self.file, "rb") as stream:
-                stream.seek(place)
+                stream.seek(offset)
                 self.contents[key] = bytearray(stream.read(num_bytes))
         return self.contents[key]
 
 
 def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
-    source = _Behind(file)
-    sizes: dict[str, int] = {}  # of a number of each storage, in bytes
+    source = _TrailingStorages(file)
+    sizes: dict[str, int] = {}  # bytes of a number in each storage
 
     def load(key: Any) -> Any:
         if not isinstance(key, tuple) or len(key) < 5 or key[0] not in ("storage", "module"):
@@ -259,28 +259,28 @@ def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
         if len(count) < 8:
             raise Malformed("it is incomplete: get it again")
         num_bytes = struct.unpack("<q", count)[0] * sizes.get(str(key), 1)
-        place = stream.tell()
-        if num_bytes < 0 or place + num_bytes > size:
+        offset = stream.tell()
+        if num_bytes < 0 or offset + num_bytes > size:
             raise Malformed("it is incomplete: get it again")
-        source.places[str(key)] = (place, num_bytes)
-        stream.seek(place + num_bytes)
+        source.spans[str(key)] = (offset, num_bytes)
+        stream.seek(offset + num_bytes)
     return tree
 
 
-# From a tree to sets of weights
+# From a tree to state dicts
 
 Numbers = Tensor | Lazy
 Entry = Numbers | Inert
 
 
-def sets(content: Content) -> dict[str, dict[str, Entry]]:
-    """The sets of weights in a file: tensors by name, for each container that has some.
+def state_dicts(content: Content) -> dict[str, dict[str, Entry]]:
+    """The state dicts in a file: tensors by name, for each container that has some.
 
-    A container is named by the way to it, such as "model/state_dict", "" for the whole file. The
-    modules of a pickled network are no containers: their names are joined by dots.
+    A container is named by its path, such as "model/state_dict", "" for the whole file. The modules
+    of a pickled network are no containers: their names are joined by dots.
 
     Raises:
-        Malformed: for a file of too many values, or one that holds itself.
+        Malformed: for a file of too many values, or one that contains itself.
     """
     found: dict[str, dict[str, Entry]] = {}
     waiting: list[tuple[str, str, Any, int]] = [("", "", content.tree, 0)]
@@ -293,7 +293,7 @@ def sets(content: Content) -> dict[str, dict[str, Entry]]:
         path, prefix, value, depth = waiting.pop()
         value = finished(value)
         if depth > MAX_DEPTH:
-            raise Malformed("it is nested too deeply, or holds itself")
+            raise Malformed("it is nested too deeply, or contains itself")
         if isinstance(value, (Tensor, Lazy)):
             _put(found, path, prefix, value)
             continue
@@ -317,7 +317,7 @@ def sets(content: Content) -> dict[str, dict[str, Entry]]:
 def _put(found: dict[str, dict[str, Entry]], path: str, prefix: str, value: Entry) -> None:
     entries, name = found.setdefault(path, {}), prefix.removesuffix(".")
     if name in entries:
-        raise Malformed(f"it holds two things called {name!r}")
+        raise Malformed(f"it holds two entries called {name!r}")
     entries[name] = value
 
 
@@ -347,12 +347,12 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def plain(content: Content) -> Any:
-    """The tree with its tensors read, for a library that takes it from there."""
+    """The tree with its tensors read, for a library that goes on from there."""
     made: dict[int, Any] = {}
 
     def make(value: Any, depth: int) -> Any:
         if depth > MAX_DEPTH or len(made) > MAX_VALUES:
-            raise Malformed("it is nested too deeply, or holds itself or too many values")
+            raise Malformed("it is nested too deeply, or contains itself or too many values")
         if id(value) not in made:
             made[id(value)] = remake(finished(value), depth)
         return made[id(value)]

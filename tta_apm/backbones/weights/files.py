@@ -1,4 +1,4 @@
-"""Files of weights: where they are, what is in them, and how to say that one is missing.
+"""Files of weights: finding them, reading them, and explaining what is wrong with them.
 
 Everything that reads weights does so here: files of users, of this package, of the libraries'
 downloads; what a library insists on reading itself runs within `reading()`.
@@ -76,7 +76,7 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-# What is in them
+# Reading them
 
 class Weights:
     """A file of weights that was found.
@@ -92,17 +92,17 @@ class Weights:
 
     @cached_property
     def content(self) -> archives.Content:
-        """What the file holds. UserError if it is no checkpoint."""
+        """The contents of the file. UserError if it is not a checkpoint."""
         return archives.read(self.path)
 
     @cached_property
-    def sets(self) -> dict[str, dict[str, archives.Entry]]:
-        """See archives.sets. UserError for a file without tensors."""
-        with archives.told(self.path):
-            sets = archives.sets(self.content)
-        if not sets:
-            raise UserError(f"{self.path} is no checkpoint of weights: it holds no tensors")
-        return sets
+    def state_dicts(self) -> dict[str, dict[str, archives.Entry]]:
+        """See archives.state_dicts. UserError for a file without tensors."""
+        with archives.naming(self.path):
+            found = archives.state_dicts(self.content)
+        if not found:
+            raise UserError(f"{self.path} is not a checkpoint of weights: it holds no tensors")
+        return found
 
     def select(self, network: str, wanted: dict[str, Tensor],
                rename: fitting.Rename | None = None) -> Selected:
@@ -116,15 +116,17 @@ class Weights:
         Raises:
             UserError: if the file has none that fit, or several and no key says which.
         """
-        found = fitting.fits(self.sets, wanted, rename)
+        found = fitting.fits(self.state_dicts, wanted, rename)
         choice = fitting.choose(found, self.key)
         if choice.fit is None:
             self._refuse(network, found, choice.others, wanted)
         assert choice.fit is not None
-        with archives.told(self.path):
+        with archives.naming(self.path):
             tensors = fitting.read(choice.fit, wanted)
-        told = self.key or choice.others or choice.fit.is_averaged
-        label = f"{self.path.name}{KEY}{choice.fit.label}" if told else self.path.name
+        is_one_of_several = self.key or choice.others or choice.fit.is_averaged
+        label = self.path.name
+        if is_one_of_several:
+            label += f"{KEY}{choice.fit.label}"
         return Selected(tensors, label)
 
     def _refuse(self, network: str, found: Sequence[fitting.Fit], fitting_sets: Sequence[str],
@@ -138,8 +140,8 @@ class Weights:
         if self.key and whole:
             raise UserError(f"{self.path} has no set of weights {self.key!r}; those that fit "
                             f"{network} are {', '.join(map(repr, whole))}")
-        largest = max(self.sets.values(), key=len)
-        hint = fitting.kinds(self.sets)
+        largest = max(self.state_dicts.values(), key=len)
+        hint = fitting.kinds(self.state_dicts)
         like = lookalike(fitting.shapes(largest)) or (
             lookalike(fitting.shapes(found[0].all)) if found else "")
         hint += f"; it looks like {like}" if like else ""
@@ -150,7 +152,7 @@ class Weights:
 
 
 class Selected(NamedTuple):
-    """The tensors of a network, and which they are: their file and set."""
+    """The tensors of a network, and a label: their file and, of several, their state dict."""
 
     tensors: dict[str, Tensor]
     label: str
@@ -163,14 +165,14 @@ def open_weights(weights: str) -> Weights | None:
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that holds one set of weights, by name, whatever network they are of.
+    """The tensors of a file that holds one state dict, by name, of whatever network.
 
-    Where there are several it is that of the names that libraries give it.
+    If there are several, the one under a name that libraries use is taken.
 
     Raises:
-        UserError: if the file is no checkpoint, or holds several.
+        UserError: if the file is not a checkpoint, or holds several.
     """
-    sets = Weights(file).sets
+    sets = Weights(file).state_dicts
     names = [name for name in (*_USUAL, *sets) if name in sets and (name in _USUAL or len(
         sets) == 1)]
     if not names:
@@ -179,7 +181,7 @@ def read(file: Path) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in entries):
             entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
-    with archives.told(file):
+    with archives.naming(file):
         return {name: entry.read() if isinstance(entry, archives.Lazy) else entry
                 for name, entry in entries.items() if not isinstance(entry, archives.Inert)}
 
@@ -188,8 +190,8 @@ def read(file: Path) -> dict[str, Tensor]:
 _USUAL = ("state_dict_ema", "model_ema", "state_dict", "model", "")
 
 
-class Classes(NamedTuple):
-    """A network with its weights, and which of its outputs are classes of the data set."""
+class LoadedClasses(NamedTuple):
+    """A network with the weights of a file, and its outputs that are classes of the data set."""
 
     net: nn.Module
     keep: Sequence[int] | None
@@ -198,7 +200,7 @@ class Classes(NamedTuple):
 
 def load_classes(make: Callable[[int], nn.Module], weights: Weights, network: str, *,
                  num_classes: int, keep: Sequence[int] | None = None,
-                 rename: fitting.Rename | None = None) -> Classes:
+                 rename: fitting.Rename | None = None) -> LoadedClasses:
     """A network that classifies, with the weights of a file.
 
     Args:
@@ -219,13 +221,13 @@ def load_classes(make: Callable[[int], nn.Module], weights: Weights, network: st
     wanted = net.state_dict()
     selected = weights.select(network, wanted, rename)
     net.load_state_dict(selected.tensors)
-    return Classes(net, keep, describe(selected.label, weights.path))
+    return LoadedClasses(net, keep, describe(selected.label, weights.path))
 
 
 def settle_outputs(weights: Weights, wanted: dict[str, Tensor], network: str, *,
                    num_classes: int, keep: Sequence[int] | None,
                    rename: fitting.Rename | None = None) -> tuple[int, Sequence[int] | None]:
-    """How many outputs a network must have for the head in a file, and which of them to keep.
+    """The number of outputs that a network needs for the head in a file, and those to keep.
 
     Args: see load_classes; `wanted` is the state_dict of the network with `num_classes`.
 
@@ -247,7 +249,7 @@ def settle_outputs(weights: Weights, wanted: dict[str, Tensor], network: str, *,
 def _num_classes(weights: Weights, wanted: dict[str, Tensor], num_classes: int,
                  rename: fitting.Rename | None) -> int:
     """The classes of a file's head, if all but the head fits; else `num_classes`."""
-    found = fitting.fits(weights.sets, wanted, rename)
+    found = fitting.fits(weights.state_dicts, wanted, rename)
     if any(fit.is_whole for fit in found):
         return num_classes
     for fit in found:
@@ -261,30 +263,30 @@ def _num_classes(weights: Weights, wanted: dict[str, Tensor], num_classes: int,
     return num_classes
 
 
-# What libraries read themselves
+# Files that libraries read themselves
 
 @contextmanager
 def reading(instead: Path | None = None) -> Iterator[None]:
-    """Within, whatever library calls torch.load gets what this module reads, and runs nothing.
+    """Inside, torch.load and its like are this module's reader, so that no file runs code.
 
     Args:
-        instead: the file to read whichever is asked for.
+        instead: the file to read in place of the one that is asked for.
     """
     def load(file: Any, *args: Any, **options: Any) -> Any:
         path = instead or Path(file)
         content = archives.read(path)
-        with archives.told(path):
+        with archives.naming(path):
             return archives.plain(content)
 
     with _LOCK:
-        places = [(torch, "load"), (torch.serialization, "load"), (torch.jit, "load")]
-        before = [getattr(module, name) for module, name in places]
+        functions = [(torch, "load"), (torch.serialization, "load"), (torch.jit, "load")]
+        before = [getattr(module, name) for module, name in functions]
         try:
-            for module, name in places:
+            for module, name in functions:
                 setattr(module, name, load)
             yield
         finally:
-            for (module, name), function in zip(places, before):
+            for (module, name), function in zip(functions, before):
                 setattr(module, name, function)
 
 

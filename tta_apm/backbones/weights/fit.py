@@ -1,4 +1,4 @@
-"""fit: which of the weights in a file are those of a network, and how to say that none are."""
+"""fit: the state dict of a file that fits a network, or a sentence on why none does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from tta_apm.backbones.weights.archives import Entry, Numbers
 from tta_apm.backbones.weights.inert import Inert, Lazy
 
-#: From the names of a file to those of a network; of one that is named so already, to the same.
+#: Entries under the names of a file -> under those of a network; the latter stay as they are.
 Rename = Callable[[Mapping[str, Entry]], Mapping[str, Entry]]
 
-SHOWN = 3  # names of each kind that an error tells
-# Counters that old files lack and torch fills in.
+SHOWN = 3  # names of each kind in an error
+# Counters that old files lack and torch initialises.
 _MAY_LACK = ("num_batches_tracked",)
-# What files hold beside the weights: tables that a network makes itself, counters of profilers and
-# of averaged models, the sizes in OpenAI's archives.
+# Entries of files that are no weights: tables that a network computes itself, counters of profilers
+# and of averaged models, the sizes in OpenAI's archives.
 _MAY_HAVE = ("num_batches_tracked", "attn_mask", "position_ids", "relative_position_index",
              "relative_coords_table", "total_ops", "total_params", "n_averaged",
              "input_resolution", "context_length", "vocab_size")
@@ -27,13 +27,13 @@ _AVERAGED = {"ema", "averaged", "swa", "shadow"}
 
 
 class Fit(NamedTuple):
-    """How a set of weights fits a network.
+    """How a state dict fits a network.
 
     Attributes:
-        label: where in its file it is: the way to its container and the prefix of its names.
-        found: what it has, under the network's names, those that are missing left out.
+        label: its position in the file: the path of its container and the prefix of its names.
+        found: the entries that the network has, under the network's names.
         missing, reshaped, extra: names that do not fit.
-        all: the whole set, under the same names.
+        all: the whole state dict, under the same names.
     """
 
     label: str
@@ -52,12 +52,12 @@ class Fit(NamedTuple):
         return bool(_AVERAGED & set(re.split(r"[/._]", self.label.lower())))
 
 
-def fits(sets: Mapping[str, Mapping[str, Entry]], wanted: Mapping[str, Tensor],
+def fits(state_dicts: Mapping[str, Mapping[str, Entry]], wanted: Mapping[str, Tensor],
          rename: Rename | None = None) -> list[Fit]:
-    """How each set of a file, under each of its prefixes, fits the names and shapes of `wanted`,
-    the best first. Sets that hold none of the names are left out."""
+    """How each state dict of a file, under each of its prefixes, fits the names and shapes of
+    `wanted`, the best first. Those that hold none of the names are left out."""
     found = []
-    for path, entries in sets.items():
+    for path, entries in state_dicts.items():
         for prefix in _prefixes(entries, wanted, rename):
             inside = {name.removeprefix(prefix): entry for name, entry in entries.items()
                       if name.startswith(prefix)}
@@ -68,18 +68,18 @@ def fits(sets: Mapping[str, Mapping[str, Entry]], wanted: Mapping[str, Tensor],
 
 def _prefixes(entries: Mapping[str, Entry], wanted: Mapping[str, Tensor],
               rename: Rename | None) -> list[str]:
-    """What stands before names of the network in those of a file, such as "module."."""
+    """Prefixes of the network's names in those of a file, such as "module."."""
     counts: dict[str, int] = {}
     if rename is not None and wanted.keys() & rename(entries).keys():
         counts[""] = len(wanted.keys() & rename(entries).keys())
     tails = set(wanted)
     for name in entries:
         parts = name.split(".")
-        for place in range(len(parts)):
-            if ".".join(parts[place:]) in tails:
-                prefix = "".join(f"{part}." for part in parts[:place])
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in tails:
+                prefix = "".join(f"{part}." for part in parts[:depth])
                 counts[prefix] = counts.get(prefix, 0) + 1
-    # Where few names are found under a prefix, most are under another: "1." of a longer one.
+    # A prefix with few of the names is part of another, e.g. "1." of a longer one.
     most = max(counts.values(), default=0)
     return [prefix for prefix, count in counts.items() if 2 * count >= most]
 
@@ -99,24 +99,24 @@ def _fit(label: str, entries: Mapping[str, Entry], wanted: Mapping[str, Tensor])
 
 
 def _is_like(entry: Numbers, wanted: Tensor) -> bool:
-    """Whether a tensor has the shape and kind of another: whole numbers are no weights."""
-    one = wanted.numel() == 1 and entry.shape.numel() == 1  # [] and [1], as CLIPs have it
+    """Whether an entry has the shape of a tensor, and both are floating point or neither."""
+    one = wanted.numel() == 1 and entry.shape.numel() == 1  # [] and [1], as in CLIPs
     return (entry.shape == wanted.shape or one) and (
         entry.dtype.is_floating_point == wanted.dtype.is_floating_point)
 
 
 class Choice(NamedTuple):
-    """The set of weights to take, or why none is."""
+    """The state dict to load, if any."""
 
     fit: Fit | None
-    others: list[str]  # that fit as well
+    others: list[str]  # labels of those that fit as well
 
 
 def choose(found: Sequence[Fit], key: str) -> Choice:
-    """The one whole set among `found`, or that which `key` names.
+    """The one whole state dict among `found`, or the one that `key` names.
 
-    Of raw and averaged weights the averaged ones are taken, as timm does. Of others that are left
-    none is, unless they are the same tensors.
+    Of raw and averaged weights the averaged ones are taken, as timm does. Of several others none
+    is, unless they are the same tensors.
     """
     whole: list[Fit] = []
     for fit in found:
@@ -132,25 +132,25 @@ def choose(found: Sequence[Fit], key: str) -> Choice:
 
 
 def _same(one: Fit, other: Fit) -> bool:
-    """Whether two sets are the same tensors of the file."""
-    return all(_place(entry) is not None and _place(entry) == _place(other.found.get(name))
+    """Whether two state dicts are the same tensors of the file."""
+    return all(_location(entry) is not None and _location(entry) == _location(other.found.get(name))
                for name, entry in one.found.items())
 
 
-def _place(entry: Entry | None) -> tuple[object, ...] | None:
+def _location(entry: Entry | None) -> tuple[object, ...] | None:
     return (entry.storage.key, entry.offset, entry.shape) if isinstance(entry, Lazy) else None
 
 
 def read(fit: Fit, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a set that is whole, in the shapes of `wanted`."""
+    """The tensors of a whole state dict, in the shapes of `wanted`."""
     return {name: (entry.read() if isinstance(entry, Lazy) else entry).reshape(wanted[name].shape)
             for name, entry in fit.found.items()}
 
 
-# What to say
+# Errors
 
 def mismatch(fit: Fit, wanted: Mapping[str, Tensor]) -> str:
-    """What is missing, of another shape and too much in a set that is not whole."""
+    """The missing, misshapen and extra tensors of a state dict, in words."""
     parts = []
     if fit.missing:
         parts.append(f"{len(fit.missing)} of its {len(wanted)} tensors are missing "
@@ -174,13 +174,13 @@ def _some(names: Collection[str]) -> str:
     return f"{shown}, ..." if len(names) > SHOWN else shown
 
 
-def kinds(sets: Mapping[str, Mapping[str, Entry]]) -> str:
-    """What stands in the file where tensors are looked for, if it is something else."""
-    names = {entry.type_name for entries in sets.values() for name, entry in entries.items()
+def kinds(state_dicts: Mapping[str, Mapping[str, Entry]]) -> str:
+    """The types of weights that are not stored as tensors, in words; "" if there are none."""
+    names = {entry.type_name for entries in state_dicts.values() for name, entry in entries.items()
              if isinstance(entry, Inert) and name.endswith(("weight", "bias"))}
     return f"; its weights are stored as {_some(sorted(names))}" if names else ""
 
 
 def shapes(entries: Mapping[str, Entry]) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors of a set."""
+    """Names and shapes of the tensors of a state dict."""
     return {name: entry.shape for name, entry in entries.items() if not isinstance(entry, Inert)}

@@ -1,8 +1,8 @@
-"""inert: what a pickle holds, read without running anything that it names.
+"""inert: the contents of a pickle, read without running anything that it names.
 
 A pickle is a program for a small machine, two of whose instructions call what the program names.
-Here they call nothing: a name becomes a Named, a call an Inert that keeps what it was given, and
-only the few names in MAKERS, which stand for plain data and tensors, are made by functions of ours.
+Here they call nothing: a name becomes a Named, and a call an Inert that keeps the arguments. Only
+the few names in MAKERS, for plain data and tensors, are replaced by functions of ours.
 Python's `pickletools` decodes the instructions and runs none. So no torch decides what is safe, and
 no environment variable switches it off.
 """
@@ -37,11 +37,11 @@ _NAMED_DTYPES = {*_DTYPES.values(), "uint16", "uint32", "uint64", "float8_e4m3fn
 
 
 class Malformed(Exception):
-    """The bytes are no pickle, or one that means harm; the text says what is wrong."""
+    """The bytes are not a valid pickle, or a harmful one; the text says what is wrong."""
 
 
-class Source(Protocol):
-    """Where the numbers of a file lie."""
+class StorageReader(Protocol):
+    """Reads the values of a file's tensors."""
 
     def read(self, key: str) -> bytearray:
         """The bytes of the storage `key`. Malformed if it is missing."""
@@ -59,7 +59,7 @@ class Named(NamedTuple):
 
 @dataclass(eq=False)
 class Inert:
-    """An object that was not made: what it is of, and what it was given."""
+    """An object that was not constructed: its class, arguments and state."""
 
     kind: Any
     args: Any = ()
@@ -74,9 +74,9 @@ class Inert:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Numbers of one type in a row."""
+    """A contiguous run of numbers of one dtype, as torch stores tensors."""
 
-    source: Source
+    source: StorageReader
     key: str
     dtype: torch.dtype
     num: int
@@ -84,7 +84,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor whose numbers are read when they are wanted."""
+    """A tensor whose values are read on demand."""
 
     storage: Storage
     dtype: torch.dtype
@@ -93,7 +93,7 @@ class Lazy:
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """The tensor itself. Malformed if its numbers are not there."""
+        """The tensor itself. Malformed if its values are incomplete."""
         if not prod(self.shape):
             return torch.empty(self.shape, dtype=self.dtype)
         content = self.storage.source.read(self.storage.key)
@@ -106,7 +106,7 @@ class Lazy:
 
 @dataclass(eq=False)
 class _Array:
-    """A numpy dtype or array while it is put together."""
+    """A numpy dtype or array under construction."""
 
     text: str = ""
     args: Any = ()
@@ -114,17 +114,17 @@ class _Array:
 
 
 def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any]) -> Any:
-    """What the next pickle of `stream` holds; the stream is left behind it.
+    """The contents of the next pickle of `stream`, which is left at the pickle's end.
 
     Args:
-        load_storage: from a persistent id to what it stands for.
+        load_storage: from a persistent id to its storage.
 
     Returns:
         None, booleans, numbers, texts, bytes, lists, tuples, dicts, Lazy tensors; Named and Inert
         for all else.
 
     Raises:
-        Malformed: see there.
+        Malformed: for bytes that are not a valid pickle.
     """
     try:
         return _Machine(load_storage).run(stream)
@@ -169,13 +169,13 @@ class _Machine:
         return result
 
     def since_mark(self) -> list[Any]:
-        place = len(self.stack) - 1
-        while self.stack[place] is not _MARK:
-            place -= 1
-            if place < 0:
+        mark = len(self.stack) - 1
+        while self.stack[mark] is not _MARK:
+            mark -= 1
+            if mark < 0:
                 raise Malformed("a pickle without a mark")
-        items = self.stack[place + 1:]
-        del self.stack[place:]
+        items = self.stack[mark + 1:]
+        del self.stack[mark:]
         return items
 
     def last(self, num: int) -> list[Any]:
@@ -198,7 +198,7 @@ class _Machine:
             if isinstance(key, _KEYS):
                 content[key] = value
 
-    # Calls, of which none is made
+    # Calls, none of which is executed
 
     def call(self, kind: Any, args: Any) -> None:
         maker = MAKERS.get(str(kind)) if isinstance(kind, Named) else None
@@ -283,17 +283,17 @@ _STEPS: dict[str, _Step] = {
     "PERSID": lambda machine, text: machine.stack.append(machine.load_storage(text)),
     "BINPERSID": lambda machine, _: machine.stack.append(machine.load_storage(*machine.last(1)))}
 for _verb in ("", "BIN", "LONG_BIN"):
-    _STEPS[f"{_verb}GET"] = lambda machine, place: machine.stack.append(machine.memo[place])
-    _STEPS[f"{_verb}PUT"] = lambda machine, place: machine.memo.__setitem__(place,
+    _STEPS[f"{_verb}GET"] = lambda machine, index: machine.stack.append(machine.memo[index])
+    _STEPS[f"{_verb}PUT"] = lambda machine, index: machine.memo.__setitem__(index,
                                                                             machine.stack[-1])
 _STEPS["MEMOIZE"] = lambda machine, _: machine.memo.__setitem__(len(machine.memo),
                                                                 machine.stack[-1])
 
 
-# What is made after all: plain data and tensors, each by a function of ours that checks what it is
-# given. NotImplemented leaves an Inert.
+# The exceptions: plain data and tensors, each constructed by a function of ours that checks its
+# arguments. NotImplemented leaves an Inert.
 
-def storage_of(source: Source, kind: Any, key: Any, num: Any) -> Any:
+def storage_of(source: StorageReader, kind: Any, key: Any, num: Any) -> Any:
     """The storage that a persistent id of torch describes."""
     name = kind.name if isinstance(kind, Named) and kind.module.startswith("torch") else ""
     if name not in _DTYPES or not isinstance(num, int) or num < 0:
@@ -321,9 +321,9 @@ def _view(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride:
     numbers = [offset, *_of(shape, tuple), *_of(stride, tuple)]
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or (
             len(shape) != len(stride) or len(shape) > MAX_DIMS):
-        raise Malformed("a tensor of no possible shape")
+        raise Malformed("a tensor of an impossible shape")
     held = storage.num * storage.dtype.itemsize // dtype.itemsize
-    # Some numbers may be meant many times over (`expand`): a view of them takes no memory.
+    # A view may repeat numbers (`expand`), which takes no memory.
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
     if prod(shape) and last >= held:
         raise Malformed("a tensor that reaches outside its storage")

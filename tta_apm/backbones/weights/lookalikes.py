@@ -1,5 +1,4 @@
-"""lookalikes: the network of which a set of weights is, told by names and shapes, where it is sure.
-"""
+"""lookalikes: guess the network of a state dict by names and shapes, where that is certain."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ Shapes = Mapping[str, torch.Size]
 
 
 def lookalike(shapes: Shapes) -> str:
-    """Of which network weights of these shapes are, in words; "" where that is not sure."""
+    """The network that has weights of these shapes, in words; "" where that is uncertain."""
     return _clip(shapes) or _vit(shapes) or _residual(shapes)
 
 
