@@ -153,7 +153,7 @@ def test_error_maps_have_their_scale_beside_them(tmp_path, drawn):
     for aspect in (0.5, 1.0, 2.0):
         rows = [[Panel("a name of a file that is long.jpg", np.zeros((8, 8, 3)), aspect=aspect),
                  *(Panel(f"step {step}\nloss 0.5", np.random.default_rng(step).random((6, 6)),
-                         aspect=aspect) for step in range(4))]] * 2
+                         aspect=aspect) for step in range(7))]] * 2
         draw_panels(rows, tmp_path / "panels.png", "squared error")
     check(drawn)
 
