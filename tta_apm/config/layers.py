@@ -12,6 +12,14 @@ from tta_apm.registry import METHODS
 
 
 def parse_overrides(overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """KEY VALUE pairs as a tree of sections: APM.STEPS 30 is {"APM": {"STEPS": Word("30")}}.
+
+    Args:
+        where: they stand, for the sentence.
+
+    Raises:
+        UserError: for a key without a value, given twice, or set both as a whole and in part.
+    """
     if len(overrides) % 2:
         raise UserError(f"{where}: overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no "
                         "value")

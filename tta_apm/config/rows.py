@@ -38,6 +38,7 @@ class Row:
 
     @property
     def scope(self) -> str:
+        """What its result for an image depends on: see Method.scope."""
         return self.signature.scope
 
     @property
