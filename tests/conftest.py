@@ -107,13 +107,14 @@ def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation):
 
 @pytest.fixture
 def make_method(backbones, digits_source):
-    """Builds a method by its name, in a small size."""
-    def make(name):
+    """Builds a method by its name, in a small size; "NAME BACKBONE KIND" takes another backbone."""
+    def make(row):
+        name, _, kind = row.partition(" BACKBONE ")
         cls = METHODS.load(name)
         keywords = dict(SMALL.get(name, {}))
         if "source" in METHODS.signature(name).defaults:
             keywords["source"] = digits_source
-        return cls(backbones[cls.needs], **keywords)
+        return cls(backbones[kind or cls.needs], **keywords)
     return make
 
 

@@ -35,6 +35,8 @@ class Method(nn.Module, ABC):
         needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation". Where a
             row says BACKBONE clip, one that needs a classifier is given a CLIP's image tower as
             one.
+        also_takes: another kind of backbone that it takes as well, where a row says BACKBONE and
+            its name; "" for none.
         scope: what the result for an image depends on: "image" (that image alone: fresh for
             each), "batch" (also the others in its batch) or "stream" (also all batches before).
         survives: what state is carried from image to image when scope is "stream", e.g.
@@ -44,6 +46,7 @@ class Method(nn.Module, ABC):
     """
 
     needs: ClassVar[str] = "classifier"
+    also_takes: ClassVar[str] = ""
     scope: ClassVar[str] = "image"
     survives: ClassVar[str] = ""
     skip_setup: ClassVar[Mapping[str, Any]] = {}

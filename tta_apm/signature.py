@@ -42,6 +42,11 @@ class Signature:
         return self.attributes.get("needs", "classifier")
 
     @property
+    def also_takes(self) -> str:
+        """Another kind of backbone that a method takes, "" for none: see Method.also_takes."""
+        return self.attributes.get("also_takes", "")
+
+    @property
     def scope(self) -> str:
         """What a method's result for an image depends on: see Method.scope."""
         return self.attributes.get("scope", "image")

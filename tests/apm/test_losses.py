@@ -201,7 +201,7 @@ def test_the_losses_fall(digits_clip, digits_test, monkeypatch, weights, asked):
     method = Apm(digits_clip, image_size=32, patch=8, code=64, hidden=(256, 128), lr=1e-3,
                  steps=40, **weights)
     method.chunk = 4
-    targets = method._targets(images, method._ask(images))
+    targets = method._targets(images, method.teacher.ask(images))
     losses = []
     plain = FastStudent.outputs
 

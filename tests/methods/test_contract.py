@@ -13,6 +13,9 @@ from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
 NAMES = METHODS.names()
+# Of methods that take another kind of backbone, too, a second row.
+ROWS = [*NAMES, *(f"{name} BACKBONE {METHODS.signature(name).also_takes}" for name in NAMES
+                  if METHODS.signature(name).also_takes)]
 
 
 # Side results of those that give some; all others must give none.
@@ -21,11 +24,11 @@ DETAILS = dict.fromkeys(["apm", "apm_surviving", "one_sample"], {"teacher_predic
 
 def of_scope(*scopes: str) -> pytest.MarkDecorator:
     """Run a test for the methods of these scopes only."""
-    names = [name for name in NAMES if METHODS.signature(name).scope in scopes]
-    return pytest.mark.parametrize("method", names, indirect=True)
+    rows = [row for row in ROWS if METHODS.signature(row.split()[0]).scope in scopes]
+    return pytest.mark.parametrize("method", rows, indirect=True)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=ROWS)
 def method(request, make_method) -> Method:
     return make_method(request.param)
 
@@ -89,20 +92,21 @@ def test_stream_methods_remember(method, digits_test):
     assert not torch.equal(alone, after_others)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_details_are_per_image_or_none_at_all(name, make_method, digits_test):
-    method = make_method(name)
+@pytest.mark.parametrize("row", ROWS)
+def test_details_are_per_image_or_none_at_all(row, make_method, digits_test):
+    method = make_method(row)
     for count in (6, 2):
         run(method, digits_test[0][:count], [count])
-        assert method.details.keys() == DETAILS.get(name, set())
+        assert method.details.keys() == DETAILS.get(row.split()[0], set())
         assert checked_details(method.details, count).keys() == method.details.keys()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_changed_that_is_not_its_own(name, make_method, backbones, digits_test):
+@pytest.mark.parametrize("row", ROWS)
+def test_nothing_is_changed_that_is_not_its_own(row, make_method, backbones, digits_test):
     """By the guard of the sweeps: constructor, reset, forward and details."""
-    guard = Guard(0, backbones[METHODS.load(name).needs])
-    method = guard.call(make_method, name)
+    name, _, kind = row.partition(" BACKBONE ")
+    guard = Guard(0, backbones[kind or METHODS.load(name).needs])
+    method = guard.call(make_method, row)
     images = digits_test[0][:8].clone()
     with torch.no_grad():
         for part in images.split(4):
@@ -113,13 +117,13 @@ def test_nothing_is_changed_that_is_not_its_own(name, make_method, backbones, di
     assert torch.equal(images, digits_test[0][:8])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_global_random_numbers_neither_matter_nor_move(name, make_method, digits_test):
+@pytest.mark.parametrize("row", ROWS)
+def test_global_random_numbers_neither_matter_nor_move(row, make_method, digits_test):
     """A guard would put the generators back, which foreign loops do not."""
     logits = []
     for seed in (1, 2):
         with Randomness(seed):
-            method = make_method(name)  # torch's layers draw weights, which are then overwritten
+            method = make_method(row)  # torch's layers draw weights, which are then overwritten
             before = global_state()
             logits.append(run(method, digits_test[0][:8], [4, 4]))
             after = global_state()

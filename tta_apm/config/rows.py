@@ -72,11 +72,13 @@ def _backbone(chosen: dict[str, Any], name: str, signature: Signature, where: st
     """The kind of backbone that the word BACKBONE names, taken out of `chosen`; "" without it."""
     if "BACKBONE" not in chosen or "backbone" in signature.settings:
         return ""
-    if signature.needs != "classifier":
+    kinds = CLASSIFIERS if signature.needs == "classifier" else tuple(
+        kind for kind in (signature.needs, signature.also_takes) if kind)
+    if len(kinds) == 1:
         raise UserError(f"{where}: {name} runs on one kind of backbone, {signature.needs!r}: "
                         "leave BACKBONE out")
     kind: str = convert(chosen.pop("BACKBONE"), type_of("BACKBONE", "", ""), f"{where}: BACKBONE")
-    choose(where, "BACKBONE", kind, CLASSIFIERS)
+    choose(where, "BACKBONE", kind, kinds)
     return kind
 
 

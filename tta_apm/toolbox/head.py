@@ -54,10 +54,12 @@ class Head:
 
         def keep(layer: nn.Linear, inputs: tuple[Tensor]) -> None:
             seen[:] = [(layer, inputs[0])]
-        hooks = [module.register_forward_pre_hook(keep) for module in self.classifier.modules()
+        inside = self.classifier
+        hooks = [module.register_forward_pre_hook(keep) for module in inside.modules()
                  if isinstance(module, nn.Linear)]
         try:
-            logits = self.classifier(images)
+            # Not the classifier itself: an answer worked out for another method runs no layer.
+            logits = inside.kept(inside.net(inside.prepare(images)))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,0 +1,262 @@
+"""Teacher: the frozen network whose feature of an image a student is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isqrt
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.backbones.clip import ClipBackbone
+from tta_apm.errors import UserError, explain, nearest
+from tta_apm.toolbox.head import Head
+
+# Side in pixels of the images that a classifier is tried on which takes any size.
+SIDE = 32
+
+
+class TeacherOutputs(NamedTuple):
+    """The teacher's outputs for B images; None for what was not asked for."""
+
+    features: Tensor  # [B,D]
+    grid: Tensor | None = None  # [B,h,w,D]
+    tokens: Tensor | None = None  # of a layer, the mean over patches [B,C]
+
+    def of(self, part: slice) -> TeacherOutputs:
+        """The outputs for some of the images."""
+        return TeacherOutputs(self.features[part],
+                              None if self.grid is None else self.grid[part],
+                              None if self.tokens is None else self.tokens[part])
+
+
+class Teacher(Protocol):
+    """What APM asks of a frozen network."""
+
+    feature_dim: int  # D
+    token_dim: int  # C, 0 without tokens
+    reads_length: bool  # whether the logits depend on the length of a feature
+
+    def ask(self, images: Tensor) -> TeacherOutputs:
+        """The outputs for images [B,3,H,W] in [0,1], from one pass."""
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B,K] of features [B,D], by the network's own head."""
+
+
+class ClipTeacher:
+    """A CLIP: its image features, classified by their cosines with its text features.
+
+    Args:
+        clip: the network.
+        wants_grid: whether to give the features of places.
+        trigger_layer: whose tokens to give, None for none.
+
+    Raises:
+        UserError: for a CLIP that has no grid, or no such layer.
+    """
+
+    reads_length = False
+
+    def __init__(self, clip: ClipBackbone, *, wants_grid: bool, trigger_layer: int | None) -> None:
+        self.clip = clip
+        self.feature_dim = clip.text_features.shape[1]
+        self.wants_grid = wants_grid
+        self.trigger_layer = trigger_layer
+        self.token_dim = 0
+        if self._asks_for_more():
+            size = clip.image_size or SIDE
+            with torch.no_grad():
+                tokens = self.ask(clip.mean.new_zeros(1, 3, size, size)).tokens
+            self.token_dim = 0 if tokens is None else tokens.shape[1]
+
+    def _asks_for_more(self) -> bool:
+        return self.wants_grid or self.trigger_layer is not None
+
+    def ask(self, images: Tensor) -> TeacherOutputs:
+        if not self._asks_for_more():
+            return TeacherOutputs(self.clip.encode_image(images))
+        features, grid, tokens = self.clip.encode_grid(images, self.trigger_layer)
+        return TeacherOutputs(features, grid, None if tokens is None else tokens.mean((1, 2)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.clip.classify(features)
+
+
+class ClassifierTeacher:
+    """A classifier: what its last linear layer is given, classified by that layer with its bias.
+
+    Args:
+        classifier: the network. It is tried once, on two images of noise.
+        layer: a module of the network, by its name; its output [B,D] is the feature then, and the
+            network behind it classifies. "" is the input of the last linear layer.
+        wants_grid: whether to give the features of places: those of the last activations of which
+            the feature is the mean over places, or a token before them (ViTs).
+
+    Raises:
+        UserError: for a network without a linear head, a layer that is not there, has no feature
+            [B,D] or is not all that the logits come from, and where there is no grid.
+    """
+
+    reads_length = True
+
+    def __init__(self, classifier: Classifier, *, layer: str, wants_grid: bool) -> None:
+        self.classifier = classifier
+        self.name = f"the classifier {classifier.name}"
+        self.token_dim = 0
+        self._side = classifier.image_size or SIDE
+        self._head = Head(classifier, "apm")
+        self._layer = self._find_layer(layer) if layer else None
+        self._layer_name = layer
+        self._grid: nn.Module | None = None
+        noise = self._noise()
+        try:
+            logits, self.feature_dim = self._try(noise)
+        except UserError:
+            raise
+        except Exception as error:  # a user's network may raise anything
+            raise UserError(
+                f"apm: {self.name} does not take images of {noise.shape[-1]} pixels; give it "
+                f"its image_size ({explain(error)})") from error
+        if self._layer and not torch.allclose(self.classify(self.ask(noise).features), logits,
+                                              rtol=1e-4, atol=1e-4):
+            raise UserError(f"apm: feature_layer {layer!r}: the logits of {self.name} do not come "
+                            "from its output alone; name a layer that all paths go through")
+        if wants_grid:
+            self._grid = self._find_grid(noise)
+
+    @torch.no_grad()
+    def ask(self, images: Tensor) -> TeacherOutputs:
+        seen: list[Any] = []
+        with _outputs_of([self._grid] if self._grid else [], seen):
+            features, _ = self._features(images)
+        if self._grid is None:
+            return TeacherOutputs(features)
+        grid = _places(seen[-1][1], features)
+        if grid is None:
+            raise self._no_grid()
+        return TeacherOutputs(features, grid)
+
+    def classify(self, features: Tensor) -> Tensor:
+        if self._layer is None:
+            return self._head.logits(features)
+        handle = self._layer.register_forward_hook(lambda *_: features.clone())
+        try:  # what comes before the layer has no say
+            return self._logits(features.new_zeros(len(features), 3, self._side, self._side))
+        finally:
+            handle.remove()
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B,D] and logits [B,K] of images [B,3,H,W] in [0,1]."""
+        if self._layer is None:
+            logits, features = self._head.features(images)
+            return features, logits
+        seen: list[Any] = []
+        with _outputs_of([self._layer], seen):
+            logits = self._logits(images)
+        if not seen:
+            raise UserError(f"apm: feature_layer {self._layer_name!r} of {self.name} does not run")
+        output = seen[-1][1]
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UserError(f"apm: feature_layer {self._layer_name!r} of {self.name} gives {shape} "
+                            f"for {len(images)} images, not one vector for each; name a layer "
+                            "after the pooling")
+        return output, logits
+
+    def _logits(self, images: Tensor) -> Tensor:
+        classifier = self.classifier
+        return classifier.kept(classifier.net(classifier.prepare(images)))
+
+    @torch.no_grad()
+    def _try(self, images: Tensor) -> tuple[Tensor, int]:
+        features, logits = self._features(images)
+        return logits, features.shape[1]
+
+    def _find_layer(self, name: str) -> nn.Module:
+        layers = dict(self.classifier.net.named_modules())
+        layers.pop("")
+        if name not in layers:
+            raise UserError(f"apm: feature_layer {name!r}: {self.name} has no such layer; "
+                            f"{nearest(name, layers)}")
+        return layers[name]
+
+    @torch.no_grad()
+    def _find_grid(self, images: Tensor) -> nn.Module:
+        """The module that gives the last activations of which the features are pooled."""
+        seen: list[Any] = []
+        with _outputs_of(list(self.classifier.net.modules()), seen):
+            features, _ = self._features(images)
+        for module, output in reversed(seen):
+            if isinstance(output, Tensor) and _places(output, features) is not None:
+                return module
+        raise self._no_grid()
+
+    def _no_grid(self) -> UserError:
+        return UserError(f"apm: {self.name} has no grid for L_grid: its feature is neither the "
+                         "mean over a feature map of several places nor a token beside those of "
+                         "places; use grid_weight 0")
+
+    def _noise(self) -> Tensor:
+        """Two images of noise, of a size that the network takes."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(2, 3, self._side, self._side, generator=generator)
+        return noise.to(self.classifier.mean)
+
+
+def teacher_of(backbone: ClipBackbone | Classifier, *, feature_layer: str, wants_grid: bool,
+               trigger_layer: int | None) -> Teacher:
+    """The teacher that a backbone is; UserError for what its kind does not have."""
+    if not isinstance(backbone, Classifier):
+        if feature_layer:
+            raise UserError(f"apm: feature_layer {feature_layer!r} is for a classifier: of a CLIP "
+                            "the student fits the image feature")
+        return ClipTeacher(backbone, wants_grid=wants_grid, trigger_layer=trigger_layer)
+    if trigger_layer is not None:
+        raise UserError("apm: trigger vit takes the tokens of a CLIP's image tower: use trigger "
+                        "conv with a classifier")
+    return ClassifierTeacher(backbone, layer=feature_layer, wants_grid=wants_grid)
+
+
+@contextmanager
+def _outputs_of(modules: list[nn.Module], seen: list[Any]) -> Iterator[None]:
+    """Append each of these modules and its output to `seen` as they run."""
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        # What comes next may work in place.
+        seen.append((module, output.clone() if isinstance(output, Tensor) else output))
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _places(output: Tensor, features: Tensor) -> Tensor | None:
+    """Activations [B,h,w,D] of places if `features` [B,D] are pooled of `output`, else None.
+
+    Args:
+        output: a map [B,D,h,w] or [B,h,w,D] whose mean the features are; or tokens [B,n,D], those
+            of a square of places last, of which the features are the mean or the first token.
+    """
+    count, width = features.shape
+    if output.dim() == 4 and len(output) == count:
+        for grid in (output.permute(0, 2, 3, 1), output):
+            if (grid.shape[3] == width and grid.shape[1:3].numel() > 1
+                    and _alike(grid.mean((1, 2)), features)):
+                return grid
+    if output.dim() == 3 and len(output) == count and output.shape[2] == width:
+        side = isqrt(output.shape[1])
+        places = output[:, output.shape[1] - side**2:]
+        has_token = output.shape[1] > side**2
+        if side > 1 and (_alike(places.mean(1), features)
+                         or has_token and _alike(output[:, 0], features)):
+            return places.unflatten(1, (side, side))
+    return None
+
+
+def _alike(found: Tensor, features: Tensor) -> bool:
+    return torch.allclose(found, features, rtol=1e-3, atol=1e-4 * features.abs().max().item())
