@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import tta_apm
-from tta_apm.data import cifar_jpeg, digits
-from tta_apm.data.dataset import Clean
+
+if TYPE_CHECKING:  # the list of names answers at once
+    from tta_apm.data.dataset import Clean
 
 PACKAGED = Path(tta_apm.__file__).parent / "backbones" / "shipped"
 
@@ -27,12 +28,28 @@ class Data:
     out: Path  # folder of the weights
 
 
-DIGITS = Data(lambda data_dir: digits.train_split(),
-              lambda data_dir: digits.digits(data_dir=data_dir, frost_dir=None),
-              max_shift=1, flip=False, autocast=False, out=PACKAGED)
-CIFAR = Data(cifar_jpeg.train_part,
-             lambda data_dir: cifar_jpeg.cifar10_jpeg(data_dir=data_dir, frost_dir=None),
-             max_shift=4, flip=True, autocast=True, out=Path("weights"))
+def _digits_train(data_dir: str) -> Clean:
+    from tta_apm.data.digits import train_split
+    return train_split()
+
+
+def _digits_test(data_dir: str) -> Clean:
+    from tta_apm.data.digits import digits
+    return digits(data_dir=data_dir, frost_dir=None)
+
+
+def _cifar_train(data_dir: str) -> Clean:
+    from tta_apm.data.cifar_jpeg import train_part
+    return train_part(data_dir)
+
+
+def _cifar_test(data_dir: str) -> Clean:
+    from tta_apm.data.cifar_jpeg import cifar10_jpeg
+    return cifar10_jpeg(data_dir=data_dir, frost_dir=None)
+
+
+DIGITS = Data(_digits_train, _digits_test, max_shift=1, flip=False, autocast=False, out=PACKAGED)
+CIFAR = Data(_cifar_train, _cifar_test, max_shift=4, flip=True, autocast=True, out=Path("weights"))
 
 
 @dataclass(frozen=True)
