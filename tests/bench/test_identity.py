@@ -350,7 +350,7 @@ def test_links_to_nothing_and_in_circles_are_named(run, tmp_path):
     assert "a link to a folder that it lies in" in run()[1].err
     (rows / "circle").unlink()
     (rows / "nothing").symlink_to(tmp_path / "nowhere")
-    assert "a link to nothing" in run()[1].err
+    assert "a broken link" in run()[1].err
 
 
 def test_what_systems_leave_in_folders_is_passed_over(run, tmp_path):

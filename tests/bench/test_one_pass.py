@@ -5,14 +5,22 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+import torch
 import yaml
 
 from small_methods import SMALL
 from tta_apm import cli
 from tta_apm.bench import together
+from tta_apm.bench.isolation import Guard
+from tta_apm.bench.one_pass import OnePass
 from tta_apm.bench.records import Record, load_record
+from tta_apm.bench.run import Run
+from tta_apm.bench.shared_work import SharedWork
 from tta_apm.bench.together import Room, slow_ones
 from tta_apm.data.corruptions.dataset import Corrupted
+from tta_apm.data.dataset import Domain
+from tta_apm.data.digits import digits_c
+from tta_apm.data.streams import Stream
 from tta_apm.registry import METHODS
 
 NAMES = METHODS.names()
@@ -135,14 +143,32 @@ def records(folder) -> dict[str, Record]:
     return {f"{record.row} {record.corruption}": record for record in found}
 
 
+class Unwatched:
+    def update(self, images, correct):
+        pass
+
+
 @pytest.mark.slow
-def test_every_method_gives_the_same_alone_together_and_in_any_order(sweep):
-    """Also those whose state goes on from one domain to the next."""
-    small = ("SETTING", "continual", "NUM_IMAGES", "8")
-    code, alone, _ = sweep(NAMES, "alone", *small, "TOGETHER", "1")
-    assert code == cli.OK and len(alone) == 2 * len(NAMES)
-    code, found, _ = sweep(NAMES[::-1], "together", *small)
-    assert code == cli.OK and found == alone
+def test_every_method_gives_the_same_alone_together_and_in_any_order(make_method, backbones):
+    data = digits_c(data_dir="", frost_dir=None)
+    stream = Stream(data, [Domain("digits_c", "fog", 5)], num_images=8, batch_size=4, seed=1)
+
+    def run(name):
+        backbone = backbones[METHODS.signature(name).needs]
+        return Run(make_method(name), Guard(1, backbone), torch.device("cpu"), carries_on=False)
+
+    def content(evaluations):
+        (evaluation,) = evaluations.values()
+        return evaluation.predictions.to_bytes()
+
+    alone = {name: content(run(name).meet(stream)) for name in NAMES}
+    runs = {name: run(name) for name in NAMES}
+    for names in (NAMES, NAMES[::-1]):
+        company = [runs[name] for name in names]
+        shared = SharedWork(list(backbones.values()), torch.device("cpu"))
+        found = OnePass(company, stream, torch.device("cpu"), shared, Unwatched(),
+                        may_part=False).run()
+        assert {name: content(found[runs[name]].evaluations) for name in NAMES} == alone
 
 
 def test_a_batch_is_fetched_once_for_all_rows(sweep, monkeypatch):

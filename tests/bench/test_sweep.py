@@ -169,7 +169,7 @@ def test_cells_of_other_code_are_refused(sweep):
 @pytest.mark.parametrize("damage, message", [
     (lambda folder: truncate(next(folder.rglob("fog*.json"))), "is incomplete or not a record"),
     (lambda folder: truncate(next(folder.rglob("fog*.npz"))), "is corrupt or incomplete"),
-    (lambda folder: (folder / "cells/notes.txt").write_text("mine"), "is no file of a sweep"),
+    (lambda folder: (folder / "cells/notes.txt").write_text("mine"), "is not a file of a sweep"),
     (lambda folder: (folder / "cells/foreign.json").write_text("{}"), "or not a record of ours"),
 ])
 def test_damaged_and_foreign_files_are_named(sweep, damage, message):

@@ -29,7 +29,7 @@ class Builder:
     """Makes runs, and keeps the backbones that they share.
 
     Attributes:
-        runs: those that were built and not yet let go.
+        runs: those that were built and not yet released.
         held_mb: what each row that was ever built holds, by its text.
     """
 
@@ -54,19 +54,19 @@ class Builder:
         return self.runs[series]
 
     def keep(self, wanted: Collection[Series]) -> None:
-        """Let go of all runs but those that are wanted."""
+        """Release all runs but those that are wanted."""
         unwanted = self.runs.keys() - set(wanted)
         for series in unwanted:
             del self.runs[series]
         if unwanted:
             gc.collect()  # hooks and the method they are of hold one another
 
-    def let_go(self, series: Series) -> None:
-        """Let go of one run."""
+    def release(self, series: Series) -> None:
+        """Release one run."""
         self.keep([other for other in self.runs if other is not series])
 
     def forget(self, backbone: torch.nn.Module | None) -> None:
-        """Let go of a backbone that was changed, and of the runs that share it."""
+        """Drop a backbone that was changed, and release the runs that share it."""
         self.backbones = {kind: other for kind, other in self.backbones.items()
                           if other is not backbone}
         self.keep([series for series, run in self.runs.items()

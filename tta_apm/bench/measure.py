@@ -152,7 +152,8 @@ def _gradients_counted(counter: FlopCounterMode) -> Iterator[list[float]]:
             return result
         return run
 
-    # Nothing tells the two passes apart from outside; Tensor.backward looks up the first of these.
+    # The counter cannot separate forward from backward, so wrap the two functions that start a
+    # backward pass; Tensor.backward calls the first.
     kept = torch.autograd.backward, torch.autograd.grad
     torch.autograd.backward, torch.autograd.grad = (counted(function) for function in kept)
     try:

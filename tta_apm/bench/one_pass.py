@@ -80,12 +80,12 @@ class OnePass:
         """
         batches = batches_ahead(self.stream, self.device)
         start = time.perf_counter()
-        for place, batch in enumerate(batches):
+        for index, batch in enumerate(batches):
             fetching = time.perf_counter() - start
-            if place == 0:
+            if index == 0:
                 self._each(lambda run: run.begin(self.stream, batch, self.shared))
             self._meet(batch)
-            if place == 0:
+            if index == 0:
                 self._check_backbones()
                 self._part(fetching, len(batch.indices))
             if not self.runs:
@@ -146,8 +146,8 @@ class OnePass:
             return
         slow = slow_ones(fetching, [run.seconds for run in self.runs],
                          len(self.stream) / num_images)
-        self.slow += [run for place, run in enumerate(self.runs) if place in slow]
-        self.runs = [run for place, run in enumerate(self.runs) if place not in slow]
+        self.slow += [run for index, run in enumerate(self.runs) if index in slow]
+        self.runs = [run for index, run in enumerate(self.runs) if index not in slow]
 
     def _held_by_others(self, run: Run) -> float:
         """In MiB, of the device's memory."""

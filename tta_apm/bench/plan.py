@@ -205,7 +205,7 @@ def _settings(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
     streams = schedule(cfg.SETTING, wanted)
     last = max(place for place, stream in enumerate(streams) if domain in stream)
     first = 0 if carries_on(cfg.SETTING, row.scope) else last
-    if row.scope != "image":  # the company that a method's predictions depend on
+    if row.scope != "image":  # the streams seen before
         settings["streams"] = [[str(other) for other in stream]
                                for stream in streams[first:last + 1]]
     return settings

@@ -244,11 +244,11 @@ def _records(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         if path.is_dir():
             yield from _records(path, (*above, here))
         elif path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to nothing: mend or remove it")
+            raise UserError(f"{path} is a broken link: repair or remove it")
         elif path.suffix == ".json":
             yield path
         elif path.suffix != ".npz":
-            raise UserError(f"{path} is no file of a sweep: move it out of {folder}")
+            raise UserError(f"{path} is not a file of a sweep: move it out of {folder}")
 
 
 def check_npz(content: bytes) -> None:

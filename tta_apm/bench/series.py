@@ -31,9 +31,9 @@ class Series:
         self.carries_on = carries_on(setting, self.row.scope)
 
     def needed(self, todo: Collection[str]) -> list[int]:
-        """The places of the streams to go through for the cells that `todo` names: all up to the
+        """The indices of the streams to go through for the cells that `todo` names: all up to the
         last such cell where state is carried over, else those with such a cell."""
-        needed = [place for place, domains in enumerate(self.streams)
+        needed = [index for index, domains in enumerate(self.streams)
                   if any(self.cells[domain].name in todo for domain in domains)]
         return list(range(needed[-1] + 1)) if needed and self.carries_on else needed
 

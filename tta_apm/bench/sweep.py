@@ -87,8 +87,8 @@ class Sweep:
     def _check(self, every: Sequence[Series], room: Room) -> None:
         """Build the method of each row: a bad setting is told now, not after an hour.
 
-        As many as run together first are kept, as building may take minutes; the others are let
-        go, as they would take memory from those that run.
+        The rows of the first group are kept, as building may take minutes. The others are
+        released, as they would take memory from those that run.
         """
         kept: Group = []
         firsts: dict[str, Series] = {}
@@ -124,13 +124,13 @@ class Sweep:
         """
         members, later = self._members(group)
         shared = SharedWork(_shared_backbones(members), self.device)
-        places = sorted({place for member in members for place in member.needed})
-        for place in places:
-            present = [member for member in members if place in member.needed]
+        indices = sorted({index for member in members for index in member.needed})
+        for index in indices:
+            present = [member for member in members if index in member.needed]
             if not present:
                 continue
             try:
-                later += self._pass(place, present, shared, may_part=place == places[0])
+                later += self._pass(index, present, shared, may_part=index == indices[0])
             except Spoiled:
                 for member in members:
                     self.builder.forget(member.run.guard.backbone)
@@ -147,7 +147,7 @@ class Sweep:
         self.builder.keep(group)
         cramped: list[Group] = []
         able = list(group)
-        # Twice, as whoever changes the backbone takes with it the runs that were built before.
+        # Twice: a row that changes the backbone makes those built before it unusable.
         for series in [*group, *group]:
             if series not in able:
                 continue
@@ -158,11 +158,11 @@ class Sweep:
                 if len(group) > 1 and error.__cause__ and beyond_the_machine(error.__cause__):
                     cramped.append([series])
                 else:
-                    self._lose(series, series.needed(self.todo), error)
+                    self._fail_streams(series, series.needed(self.todo), error)
         self.progress.end()
         return [Member(series, self.builder.run_of(series), self.todo) for series in able], cramped
 
-    def _pass(self, place: int, members: Sequence[Member], shared: SharedWork, *, may_part: bool
+    def _pass(self, index: int, members: Sequence[Member], shared: SharedWork, *, may_part: bool
               ) -> list[Group]:
         """One stream for all that need it; returns the rows that must run later, in groups.
 
@@ -170,18 +170,18 @@ class Sweep:
             Spoiled: see OnePass.
         """
         series = members[0].series
-        stream = self._stream(series.streams[place], series.seed)
+        stream = self._stream(series.streams[index], series.seed)
         self.progress.start([member.series.row for member in members], stream.domains)
         by_run = {member.run: member for member in members}
         one = OnePass(list(by_run), stream, self.device, shared, self.progress, may_part=may_part)
         for run, outcome in one.run().items():
-            self._record(by_run[run], place, outcome)
+            self._record(by_run[run], index, outcome)
         for run, error in one.failed.items():
-            self._drop(by_run[run], place, error)
+            self._drop(by_run[run], index, error)
         for run in one.slow:
             run.rewind()
         for run in one.cramped:
-            self.builder.let_go(by_run[run].series)
+            self.builder.release(by_run[run].series)
         slow = [by_run[run].series for run in one.slow]
         return [*([slow] if slow else []), *([by_run[run].series] for run in one.cramped)]
 
@@ -190,15 +190,15 @@ class Sweep:
                       batch_size=self.cfg.BATCH_SIZE, seed=seed, order=self.cfg.ORDER,
                       concentration=self.cfg.DIRICHLET)
 
-    def _num_images(self, series: Series, places: Sequence[int]) -> int:
+    def _num_images(self, series: Series, indices: Sequence[int]) -> int:
         """Of some of its streams."""
         count = self.cfg.NUM_IMAGES if self.cfg.NUM_IMAGES > 0 else len(self.dataset.labels)
-        return count * sum(len(series.streams[place]) for place in places)
+        return count * sum(len(series.streams[index]) for index in indices)
 
-    def _record(self, member: Member, place: int, outcome: Outcome) -> None:
+    def _record(self, member: Member, index: int, outcome: Outcome) -> None:
         """Save the cells that a stream completes."""
-        member.needed.remove(place)
-        self.progress.settle(self._num_images(member.series, [place]))
+        member.needed.remove(index)
+        self.progress.settle(self._num_images(member.series, [index]))
         for domain, part in outcome.evaluations.items():
             evaluation = member.collector.add(domain, part)
             if evaluation is not None:
@@ -217,20 +217,20 @@ class Sweep:
             self.todo.remove(cell.name)
         self.progress.finish(cell, evaluation)
 
-    def _drop(self, member: Member, place: int, error: BaseException) -> None:
-        """A row failed in the stream at `place`: so do all streams that depend on that."""
+    def _drop(self, member: Member, index: int, error: BaseException) -> None:
+        """A row failed in the stream at `index`: so do all streams that depend on that."""
         to_the_end = member.series.carries_on or isinstance(error, Trespass)
-        lost = [other for other in member.needed if to_the_end or other == place]
+        lost = [other for other in member.needed if to_the_end or other == index]
         member.needed = [other for other in member.needed if other not in lost]
-        self._lose(member.series, lost, error)
+        self._fail_streams(member.series, lost, error)
         if member.run.guard.backbone_changes():
             self.builder.forget(member.run.guard.backbone)
 
-    def _lose(self, series: Series, places: Sequence[int], error: BaseException) -> None:
-        """Fail all domains of the streams at `places`."""
-        self.progress.settle(self._num_images(series, places))
-        for domain in dict.fromkeys(domain for place in places
-                                    for domain in series.streams[place]):
+    def _fail_streams(self, series: Series, indices: Sequence[int], error: BaseException) -> None:
+        """Fail all domains of the streams at `indices`."""
+        self.progress.settle(self._num_images(series, indices))
+        for domain in dict.fromkeys(domain for index in indices
+                                    for domain in series.streams[index]):
             self._fail(series.cells[domain], error)
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
@@ -273,14 +273,14 @@ class Member:
         todo: names of the cells that are wanted.
 
     Attributes:
-        needed: places of the streams that are still to be met.
+        needed: indices of the streams that are still to be met.
     """
 
     def __init__(self, series: Series, run: Run, todo: Collection[str]) -> None:
         self.series = series
         self.run = run
         self.needed = series.needed(todo)
-        self.collector = Collector([series.streams[place] for place in self.needed])
+        self.collector = Collector([series.streams[index] for index in self.needed])
 
 
 def _shared_backbones(members: Sequence[Member]) -> list[Backbone]:

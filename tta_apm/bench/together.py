@@ -36,7 +36,7 @@ class Room:
 
 
 def slow_ones(fetching: float, seconds: Sequence[float], num_batches: float) -> set[int]:
-    """The places of the rows that should not hold up the recording of the others.
+    """The indices of the rows that should not hold up the recording of the others.
 
     A domain is recorded when all rows of a pass are through it. Rows stay together if that takes up
     to ten minutes; beyond, the slow ones make another pass later, which costs them less than a
@@ -49,9 +49,9 @@ def slow_ones(fetching: float, seconds: Sequence[float], num_batches: float) -> 
     """
     order = sorted(range(len(seconds)), key=seconds.__getitem__)
     total = fetching
-    for number, place in enumerate(order):
-        total += seconds[place]
-        is_similar = seconds[place] <= SIMILAR * (fetching + seconds[order[0]])
+    for number, index in enumerate(order):
+        total += seconds[index]
+        is_similar = seconds[index] <= SIMILAR * (fetching + seconds[order[0]])
         if number and total * num_batches > LONGEST and not is_similar:
             return set(order[number:])
     return set()
@@ -80,8 +80,8 @@ def _left_to_the_group() -> list[float]:
                     if line.startswith("0::"))
     except (OSError, StopIteration):
         return found
-    place = Path("/sys/fs/cgroup") / line[3:].strip("/")
-    for folder in (place, *place.parents):
+    group = Path("/sys/fs/cgroup") / line[3:].strip("/")
+    for folder in (group, *group.parents):
         try:
             limit = (folder / "memory.max").read_text().strip()
             if limit != "max":

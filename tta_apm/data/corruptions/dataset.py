@@ -48,7 +48,7 @@ class Corrupted(DataSet):
                 clean[part], domain.corruption, domain.severity, indices=indices[part],
                 constants=self.constants, frost_dir=self.frost_dir)
 
-        # In threads: numpy and scipy let one another work.
+        # In threads: numpy and scipy release the GIL.
         parts = np.array_split(np.arange(len(clean)), min(len(clean), num_workers()) or 1)
         return np.concatenate(in_threads(corrupt, parts))
 
