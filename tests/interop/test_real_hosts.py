@@ -17,6 +17,7 @@ from places import SHARED
 from tta_apm import cli
 from tta_apm.backbones.build import build
 from tta_apm.data.digits import CLASS_NAMES, TEMPLATE_SET
+from tta_apm.errors import UserError
 from tta_apm.interop.hosts import backbones, hosted
 from tta_apm.registry import METHODS
 
@@ -68,17 +69,20 @@ def in_online_tta(clones, data, capfd, caplog):
     return run
 
 
-def ours(name: str, keywords: dict) -> hosted.Hosted:
+def ours(name: str, keywords: dict) -> hosted.Method:
     """A method of ours over the backbone of the commands, as in a plain loop."""
-    kind = METHODS.signature(name).needs
+    backbone = backbone_of(METHODS.signature(name).needs)
+    return hosted.make_method(name, keywords, backbone, seed=1)
+
+
+def backbone_of(kind: str):
     words = BACKBONE[kind]
     section = {key.split(".")[1]: value for key, value in zip(words[::2], words[1::2])}
     if kind == "classifier":
         section |= {"MEAN": (0.485, 0.456, 0.406), "STD": (0.229, 0.224, 0.225)}
     template = backbones.templates(TEMPLATE_SET)
-    backbone = build(kind, section["MODEL"], section["WEIGHTS"], class_names=CLASS_NAMES,
-                     templates=template, device="cpu", section=section)
-    return hosted.make_method(name, keywords, backbone, seed=1)
+    return build(kind, section["MODEL"], section["WEIGHTS"], class_names=CLASS_NAMES,
+                 templates=template, device="cpu", section=section)
 
 
 def words_of(name: str, theirs: str) -> list[str]:
@@ -130,6 +134,43 @@ def test_ttab_gives_what_a_plain_loop_gives(clones, data, trace, capfd, name):
     again = [method(batch).argmax(1) for batch in trace.batches]
     assert len(trace.predictions) == 16
     assert trace.predictions == torch.cat(again).tolist()
+
+
+THEIRS = ("source", "bntest", "bnalpha", "bnema", "ttaug", "cotta", "rmt", "rotta", "adacontrast",
+          "gtta", "lame", "memo", "tent", "eata", "sar", "deyo", "rpl", "roid", "santa")
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_online_ttas_methods_adapt_our_networks(clones, digits_source, images, name):
+    from tta_apm.interop.hosts.online_tta_methods import OnlineTta
+    few = ["TEST.N_AUGMENTATIONS", 2, "SOURCE.NUM_SAMPLES", 32, "RMT.NUM_SAMPLES_WARM_UP", 16]
+    method = OnlineTta(backbone_of("classifier"), repo=str(clones["online-tta"]), name=name,
+                       options=few, source=digits_source)
+    first = method(images[:8])
+    assert first.shape == (8, 10) and method.resolved == {"dataset": "cifar10_c", "image_size": 32}
+    method(images[8:16])
+    method.reset()
+    assert torch.equal(method(images[:8]), first)
+
+
+def test_online_ttas_methods_take_the_size_of_our_images(clones):
+    from tta_apm.backbones.classifiers import Classifier
+    from tta_apm.interop.hosts.online_tta_methods import OnlineTta
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 8), torch.nn.BatchNorm2d(4), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(4, 1000))
+    classifier = Classifier(net, mean=(0, 0, 0), std=(1, 1, 1))
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    repo = str(clones["online-tta"])
+    method = OnlineTta(classifier, repo=repo, name="cotta", options=["TEST.N_AUGMENTATIONS", 1])
+    method(images)
+    assert method.adapted.img_size == (224, 224)
+    assert method.resolved == {"dataset": "imagenet_c", "image_size": 224}
+    method = OnlineTta(classifier, repo=repo, name="cotta", cfg="cfgs/cifar10_c/cotta.yaml")
+    with pytest.raises(UserError, match="cifar10_c has 10 classes of 32x32 pixels"):
+        method(images)
+    with pytest.raises(UserError, match="the host's own CLIP"):
+        OnlineTta(classifier, repo=repo, name="tpt")
 
 
 def test_what_is_not_there_is_told(clones, data, capfd):

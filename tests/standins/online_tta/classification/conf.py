@@ -8,6 +8,8 @@ _C = cfg = CfgNode()
 _C.SETTING = "continual"
 _C.RNG_SEED = 1
 _C.DATA_DIR = "."
+_C.CKPT_DIR = "ckpt"
+_C.MIXED_PRECISION = False
 _C.TRACE = "trace.json"
 _C.MODEL = CfgNode({"ADAPTATION": "source", "USE_CLIP": False, "ARCH": "Standard",
                     "WEIGHTS": "", "EPISODIC": False, "RESET_AFTER_NUM_UPDATES": 0})
