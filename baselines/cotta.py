@@ -11,7 +11,7 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted, follow
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.norm_layers import check_batch
 
@@ -98,7 +98,7 @@ class Cotta(Method):
         certainty = self.anchor(images).softmax(-1).amax(-1).mean()
         if certainty >= self.confidence:
             return self.teacher(images)
-        views = [self.teacher(draw_view(images, self.generator)) for _ in range(self.num_views)]
+        views = [self.teacher(random_view(images, self.generator)) for _ in range(self.num_views)]
         return torch.stack(views).mean(0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.norm_layers import check_batch
 
@@ -127,7 +127,7 @@ class Rmt(Method):
         with torch.enable_grad():
             logits, features = logits_and_features(self.student, images)
             view_logits, view_features = logits_and_features(
-                self.student, draw_view(images, self.generator, flip=self.flip))
+                self.student, random_view(images, self.generator, flip=self.flip))
             loss = (symmetric_cross_entropy(logits, teacher_logits)
                     + symmetric_cross_entropy(view_logits, teacher_logits)).mean() / 2
             if self.lambda_contrast:

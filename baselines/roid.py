@@ -12,7 +12,7 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import check_batch, norm_layers, train_only
@@ -112,8 +112,8 @@ class Roid(Method):
         chosen = logits[counts]
         losses = soft_likelihood_ratio(chosen)
         if counts.sum() > 1 or not self.uses_batch_statistics:
-            view = draw_view(images[counts], self.generator, padding="reflect",
-                             blur_and_noise=False)
+            view = random_view(images[counts], self.generator, padding="reflect",
+                               blur_and_noise=False)
             losses = losses + symmetric_cross_entropy(self.model(view), chosen)
         return (losses * weights[counts]).sum() / len(images)
 

@@ -15,7 +15,7 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted, follow
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import norm_layers, train_only
 
@@ -103,7 +103,7 @@ class Rotta(Method):
         images, ages = self.memory.content()
         with torch.enable_grad(), taking_statistics(self.student, self.teacher):
             targets = self.teacher(images).softmax(-1)
-            logits = self.student(draw_view(images, self.generator))
+            logits = self.student(random_view(images, self.generator))
             # The older, the less: from 1/2 for a new image.
             timeliness = torch.sigmoid(-ages.to(logits))
             losses = -(targets * logits.log_softmax(-1)).sum(-1)

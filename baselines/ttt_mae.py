@@ -83,7 +83,7 @@ class TttMae(Method):
         generators = image_generators(images, self.seed)
         weights = adapt(
             stack(self.initial, len(images)),
-            lambda stacked: self.loss(stacked, patches, self.draw(generators)),
+            lambda stacked: self.loss(stacked, patches, self.sample_masks(generators)),
             steps=self.steps,
             optimizer=self.make_optimizer)
         everywhere = torch.arange(self.num_patches, device=images.device).expand(
@@ -94,7 +94,7 @@ class TttMae(Method):
         """An SGD without momentum as yet, for the encoders of a chunk of images."""
         return torch.optim.SGD(leaves, lr=self.lr, momentum=self.momentum)
 
-    def draw(self, generators: list[Generator]) -> Tensor:
+    def sample_masks(self, generators: list[Generator]) -> Tensor:
         """Random orders of the patches [B,masks,L]; the first `num_visible` are not hidden."""
         noise = torch.stack([torch.rand(self.masks, self.num_patches, generator=generator)
                              for generator in generators])

@@ -11,7 +11,7 @@ from tta_apm_baselines.cotta import Cotta
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 
 VIEWS = dict(confidence=1.0, num_views=3)
 NO_VIEWS = dict(confidence=0.0)
@@ -28,7 +28,7 @@ def plain(net, batches, *, lr, confidence, restore, num_views=32, symmetric=Fals
     for images in batches:
         with torch.no_grad():
             sure = source(images).softmax(1).max(1)[0].mean() >= confidence
-            views = [images] if sure else [draw_view(images, generator) for _ in range(num_views)]
+            views = [images] if sure else [random_view(images, generator) for _ in range(num_views)]
             taught = sum(teacher(view) for view in views) / len(views)
         logits = student(images)
         loss = 0
@@ -73,8 +73,8 @@ def test_views_only_where_the_source_network_is_unsure(digits_resnet, images, mo
 
     def counted(batch, generator):
         drawn.append(len(batch))
-        return draw_view(batch, generator)
-    monkeypatch.setattr("tta_apm_baselines.cotta.draw_view", counted)
+        return random_view(batch, generator)
+    monkeypatch.setattr("tta_apm_baselines.cotta.random_view", counted)
     method = Cotta(digits_resnet, num_views=2)
     with torch.no_grad():
         certainty = method.anchor(images[:20]).softmax(1).amax(1).mean().item()

@@ -13,7 +13,7 @@ from tta_apm_baselines.rmt import (
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.entropy import entropy
 
 WITHOUT_SOURCE = dict(lambda_contrast=0.0, lambda_source=0.0, num_warm_up=0)
@@ -210,19 +210,19 @@ def test_penultimate_features_are_what_the_head_takes(name):
 
 def test_a_view_is_drawn_once_for_the_batch_but_for_its_noise(images):
     twice = images[:1].repeat(2, 1, 1, 1)
-    views = draw_view(twice, torch.Generator().manual_seed(1))
+    views = random_view(twice, torch.Generator().manual_seed(1))
     assert views.shape == twice.shape and 0 <= views.min() and views.max() <= 1
     assert 0 < (views[0] - views[1]).abs().max() < 0.05
     assert (views - twice).abs().max() > 0.1
-    assert torch.equal(views, draw_view(twice, torch.Generator().manual_seed(1)))
-    assert not torch.equal(views, draw_view(twice, torch.Generator().manual_seed(2)))
+    assert torch.equal(views, random_view(twice, torch.Generator().manual_seed(1)))
+    assert not torch.equal(views, random_view(twice, torch.Generator().manual_seed(2)))
 
 
 def test_half_of_the_views_are_mirrored(images):
     mirrored = 0
     for seed in range(40):
-        view = draw_view(images[:4], torch.Generator().manual_seed(seed), flip=False)
-        flipped = draw_view(images[:4], torch.Generator().manual_seed(seed))
+        view = random_view(images[:4], torch.Generator().manual_seed(seed), flip=False)
+        flipped = random_view(images[:4], torch.Generator().manual_seed(seed))
         mirrored += bool((flipped - view.flip(-1)).abs().mean() < (flipped - view).abs().mean())
     assert 10 < mirrored < 30
 
@@ -231,7 +231,7 @@ def test_a_view_keeps_the_middle_of_an_image_and_shows_no_black_edge():
     images = torch.zeros(1, 3, 32, 32)
     images[:, :, 12:20, 12:20] = 1
     for seed in range(10):
-        view = draw_view(1 - 0.5 * images, torch.Generator().manual_seed(seed))
+        view = random_view(1 - 0.5 * images, torch.Generator().manual_seed(seed))
         edge = torch.cat([view[..., :3, :].flatten(), view[..., :3].flatten()])
         assert edge.min() > edge.max() - 0.1
         assert (view < 0.8 * edge.mean()).any()

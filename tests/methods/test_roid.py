@@ -12,7 +12,7 @@ from tta_apm_baselines.roid import Roid, smoothed_prior
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 
 
 def plain(net, batches, *, lr, prior="probabilities", seed=42):
@@ -35,7 +35,7 @@ def plain(net, batches, *, lr, prior="probabilities", seed=42):
         new, sure = ([(v - min(vs)) / (max(vs) - min(vs)) for v in vs] for vs in (new, sure))
         kept = [i for i, v in enumerate(new) if v >= sum(new) / len(new)]
         average = 0.9 * average + 0.1 * ps.mean(0)
-        view = draw_view(images[kept], generator, padding="reflect", blur_and_noise=False)
+        view = random_view(images[kept], generator, padding="reflect", blur_and_noise=False)
         loss = 0
         for i, other in zip(kept, net(view)):
             p, q = logits[i].softmax(0), other.softmax(0)

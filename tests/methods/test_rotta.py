@@ -12,7 +12,7 @@ from tta_apm_baselines.rotta import Memory, Rotta
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
-from tta_apm.toolbox.augment import draw_view
+from tta_apm.toolbox.augment import random_view
 
 SMALL = dict(memory=16, update_every=16)
 
@@ -95,7 +95,7 @@ def plain(net, batches, *, lr, memory, update_every, statistics=0.05, momentum=0
             items = sum(bank.classes, [])
             content = torch.stack([item[0] for item in items])
             targets = teacher.train()(content).softmax(1)
-            logits = student.train()(draw_view(content, generator))
+            logits = student.train()(random_view(content, generator))
             loss = sum(-(t * s.log_softmax(0)).sum() / (1 + math.exp(item[2] / memory))
                        for t, s, item in zip(targets, logits, items)) / len(items)
             for p, v, g in zip(params, speed, torch.autograd.grad(loss, params)):

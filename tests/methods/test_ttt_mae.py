@@ -35,7 +35,7 @@ def parts(method, images):
     """Stacked weights, patches and orders of a first step."""
     net = method.backbone.net
     return (stack(method.initial, len(images)), net.patchify(method.backbone.prepare(images)),
-            method.draw(image_generators(images, method.seed)))
+            method.sample_masks(image_generators(images, method.seed)))
 
 
 def test_the_defaults_are_the_papers(tiny):
@@ -53,12 +53,12 @@ def test_a_mask_leaves_its_share_of_the_patches(tiny, ratio, num_visible):
 def test_masks_are_random_orders_fresh_at_each_draw_and_keyed_by_the_image(tiny, images):
     method = TttMae(tiny, masks=5)
     generators = image_generators(images, 0)
-    first, second = method.draw(generators), method.draw(generators)
+    first, second = method.sample_masks(generators), method.sample_masks(generators)
     assert first.shape == (3, 5, 64)
     assert torch.equal(first.sort(-1).values, torch.arange(64).expand(3, 5, 64))
     masks = torch.cat([first.flatten(0, 1), second.flatten(0, 1)])[:, :16].sort(-1).values
     assert len(masks.unique(dim=0)) == 30  # none twice, of images and steps
-    assert torch.equal(method.draw(image_generators(images[1:2], 0)), first[1:2])
+    assert torch.equal(method.sample_masks(image_generators(images[1:2], 0)), first[1:2])
 
 
 def test_what_is_trained_is_the_encoder_with_class_and_mask_token(tiny):
@@ -131,7 +131,7 @@ def test_an_episode_is_a_plain_loop_over_a_copy_of_the_network(tiny, images):
         generators = image_generators(image, method.seed)
         for _ in range(4):
             optimizer.zero_grad()
-            published_loss(net, prepared, method.draw(generators)[0], 16).backward()
+            published_loss(net, prepared, method.sample_masks(generators)[0], 16).backward()
             optimizer.step()
         expected.append(net.classify(net.encode(prepared)).detach())
     found = method(images)

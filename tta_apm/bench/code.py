@@ -35,7 +35,7 @@ class Import(NamedTuple):
     names: str
 
 
-class Source(NamedTuple):
+class ParsedFile(NamedTuple):
     """What is known of a source file."""
 
     digest: str  # of its tree, without imports of modules that are followed
@@ -154,16 +154,16 @@ def _home(file: Path) -> Path:
 
 
 @cache
-def _read(file: Path, time_ns: int) -> Source:
+def _read(file: Path, time_ns: int) -> ParsedFile:
     """What is known of a file as it is at that time."""
     package = _package(file)
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # it is told where it is imported
-        return Source(hashlib.sha256(file.read_bytes()).hexdigest()[:16], ())
+        return ParsedFile(hashlib.sha256(file.read_bytes()).hexdigest()[:16], ())
     imports: list[Import] = []
     digest = hashlib.sha256("\n".join(_meaning(tree, imports, package)).encode())
-    return Source(digest.hexdigest()[:16], tuple(imports))
+    return ParsedFile(digest.hexdigest()[:16], tuple(imports))
 
 
 def _package(file: Path) -> str:

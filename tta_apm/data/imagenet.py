@@ -28,7 +28,7 @@ from tta_apm.errors import UserError
 TEMPLATE_SET = "imagenet"
 
 
-class Layout(NamedTuple):
+class Variant(NamedTuple):
     """Where a data set lies and what it holds when it is whole."""
 
     title: str
@@ -39,24 +39,24 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "imagenet": Layout(
+    "imagenet": Variant(
         "ImageNet's validation set",
         ("imagenet2012/val", "ILSVRC/val", "ImageNet/val", "imagenet/val", "imagenet/images/val",
          "val"), imagenet_classes.wnids, 50_000,
         "Get ILSVRC2012_img_val.tar from https://image-net.org and sort its images into class "
         "folders n01440764, ..., as torchvision's ImageNet does"),
-    "imagenet_a": Layout(
+    "imagenet_a": Variant(
         "ImageNet-A",
         ("imagenet-a", "imagenet/imagenet-a", "imagenet-adversarial/imagenet-a"),
         imagenet_classes.wnids_a, 7_500,
         "Get imagenet-a.tar of https://github.com/hendrycks/natural-adv-examples and unpack it "
         "there"),
-    "imagenet_r": Layout(
+    "imagenet_r": Variant(
         "ImageNet-R",
         ("imagenet-r", "imagenet/imagenet-r", "imagenet-rendition/imagenet-r"),
         imagenet_classes.wnids_r, 30_000,
         "Get imagenet-r.tar of https://github.com/hendrycks/imagenet-r and unpack it there"),
-    "imagenet_v2": Layout(
+    "imagenet_v2": Variant(
         "ImageNet-V2 (matched frequency)",
         ("imagenet-v2/imagenetv2-matched-frequency-format-val",
          "imagenet/imagenetv2-matched-frequency-format-val",
@@ -66,7 +66,7 @@ LAYOUTS = {
         lambda: [str(index) for index in range(imagenet_classes.NUM_CLASSES)], 10_000,
         "Get imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2 "
         "and unpack it there"),
-    "imagenet_sketch": Layout(
+    "imagenet_sketch": Variant(
         "ImageNet-Sketch",
         ("ImageNet-Sketch/sketch", "ImageNet-Sketch", "imagenet-sketch/images"),
         imagenet_classes.wnids, 50_889,
