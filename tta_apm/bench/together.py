@@ -76,16 +76,17 @@ def _left_to_the_group() -> list[float]:
     in MiB."""
     found: list[float] = []
     try:
-        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines()
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+        line = next(line for line in groups.splitlines()
                     if line.startswith("0::"))
     except (OSError, StopIteration):
         return found
     group = Path("/sys/fs/cgroup") / line[3:].strip("/")
     for folder in (group, *group.parents):
         try:
-            limit = (folder / "memory.max").read_text().strip()
+            limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
             if limit != "max":
-                used = int((folder / "memory.current").read_text())
+                used = int((folder / "memory.current").read_text(encoding="utf-8"))
                 found.append((int(limit) - used) / 2**20)
         except (OSError, ValueError):
             continue

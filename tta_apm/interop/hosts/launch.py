@@ -56,7 +56,7 @@ def _git(folder: Path, *words: str) -> str:
     """What git says in a folder; empty if it fails or is not there."""
     try:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True,
-                              check=True).stdout.strip()
+                              encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -116,7 +116,7 @@ def check_file(cfg: Mapping[str, Any], file: str | Path) -> None:
 
 def _read(file: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config {file}: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else {}
