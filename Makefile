@@ -10,7 +10,7 @@ test:
 	$(PYTHON) -m pytest -n auto
 
 quick:
-	$(PYTHON) -m pytest -m "not slow and not lint"
+	$(PYTHON) -m pytest -n auto -m "not slow and not lint"
 
 lint:
 	$(PYTHON) -m flake8 tta_apm baselines tests benchmarks run.py

@@ -68,6 +68,7 @@ def reference_logits(method: Apm, keywords: dict, images: Tensor) -> Tensor:
     return method.backbone.classify(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", [
     SMALL,
     {**SMALL, "pooling": "attention"},
@@ -83,6 +84,7 @@ def test_equals_the_reference_in_float64(teacher, images, keywords):
     assert (logits - expected).abs().max() < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_equals_the_reference_in_float32(teacher, images, pooling):
     keywords = {**SMALL, "pooling": pooling, "steps": 20}
@@ -236,6 +238,7 @@ def test_the_optimiser_starts_empty_for_every_image(teacher, images, monkeypatch
     assert made == [(1e-4, 0, 5), (1e-4, 0, 5), (1e-4, 0, 2)]
 
 
+@pytest.mark.slow
 def test_the_fit_improves_and_reaches_the_teacher(teacher, images):
     """Loss falls, cosine > 0.95 well before 60 steps, many steps give the teacher's answers."""
     keywords = dict(image_size=32, patch=8, code=64, hidden=(512, 512, 256))

@@ -42,6 +42,7 @@ def pair(request, backbones):
     return fresh(backbone, **options), surviving(backbone, **options)
 
 
+@pytest.mark.slow
 def test_reset_before_each_image_it_is_the_fresh_method(pair, digits_test):
     fresh, surviving = pair
     images = digits_test[0][:4]
@@ -51,6 +52,7 @@ def test_reset_before_each_image_it_is_the_fresh_method(pair, digits_test):
         torch.testing.assert_close(surviving(image)[0], logits, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_images_before_change_the_result(pair, digits_test):
     fresh, surviving = pair
     images = digits_test[0][:4]
@@ -61,6 +63,7 @@ def test_the_images_before_change_the_result(pair, digits_test):
     assert torch.allclose(fresh(images), fresh(images.flip(0)).flip(0), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_batches_and_reset_make_no_difference_to_a_stream(pair, digits_test):
     _, surviving = pair
     images = digits_test[0][:5]
@@ -138,6 +141,7 @@ def test_the_audit_sees_an_optimiser_that_survives():
     assert remembers(ToySurviving(), images) and not remembers(Toy(), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS.names())
 def test_no_method_survives_by_stealth(name, make_method, digits_test):
     """What a method remembers of other images it must declare, and what it declares it does."""
@@ -160,6 +164,7 @@ def test_the_configs_pair_fresh_and_surviving(name):
         assert (fresh.survives, surviving.survives) == ("nothing", "optimiser")
 
 
+@pytest.mark.slow
 def test_both_orders_stand_in_one_table_and_each_row_says_which(tmp_path, capsys):
     file = tmp_path / "audit.yaml"
     file.write_text(MODELS + f"OUTPUT_DIR: {tmp_path / 'out'}\n")

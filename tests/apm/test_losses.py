@@ -122,6 +122,7 @@ def reference(method: Apm, student: Student, image: Tensor, weights, views=None)
     return student((image - mean) / std, token).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights, keywords", [
     ((1, 1, 1), {}),
     ((0, 1, 0), {"pooling": "mean"}),
@@ -193,6 +194,7 @@ def test_the_teacher_runs_once_also_for_grid_and_trigger(teacher, images):
     assert sum(seen) == len(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights, asked", [
     ({"cls_weight": 0.0, "grid_weight": 1.0}, {"features": True, "colours": False}),
     ({"cls_weight": 1.0, "rgb_weight": 1.0}, {"features": False, "colours": True})])
@@ -255,6 +257,7 @@ def test_places_of_a_vit_are_its_last_tokens_in_the_joint_space(digits_clip, dig
     assert torch.equal(tokens, digits_clip.encode_grid(images, -1).tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, pool, size, side", [
     ("resnet10t", "avg", 64, 2), ("vit_tiny_patch16_224", "token", 224, 14),
     ("convnext_atto", "avg", 64, 2), ("swin_tiny_patch4_window7_224", "avg", 224, 7)])
@@ -284,6 +287,7 @@ def test_places_of_a_clip_resnet_are_what_all_attention_on_them_gives():
     assert encoded.tokens.shape == (2, 8, 8, 32)
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_grid_is_told(digits_clip):
     other = copy.deepcopy(digits_clip)
     other.model.visual = VisionTransformer(

@@ -34,6 +34,7 @@ def images() -> Tensor:
     return to_device(np.concatenate(pixels), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 1e-3)])
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_apm_against_float64(digits_clip, images, precision, tolerance, pooling):
@@ -108,6 +109,7 @@ def test_methods_say_what_auto_became(digits_clip):
     assert Tpt(digits_clip).resolved == {"precision": "float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.4", reason="no float16 on a CPU before torch 2.4")
 def test_tpt_in_float16(digits_clip, images):
     """The constant that scales its loss is undone exactly: by AdamW's eps."""
@@ -120,6 +122,7 @@ def test_tpt_in_float16(digits_clip, images):
         assert F.cosine_similarity(found.double(), logits).min() > 1 - tolerance
 
 
+@pytest.mark.slow
 def test_the_record_says_what_auto_became(tmp_path, capsys):
     words = ["--cfg", "cfgs/digits_c/apm.yaml", "NUM_IMAGES", "4", "CORRUPTIONS", "[fog]",
              "OUTPUT_DIR", str(tmp_path), "APM.STEPS"]

@@ -89,6 +89,7 @@ def test_what_is_no_number_stays_none(net):
     assert torch.equal(found.isnan(), expected.isnan()) and found.isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", [
     {}, {"pooling": "attention"}, {"columns": 9}, {"local_patch": True},
     {"grid_weight": 1.0, "rgb_weight": 1.0}], ids=lambda keywords: "-".join(keywords) or "paper")

@@ -92,6 +92,7 @@ def adapt_one(method: Apm, image: Tensor, feature: Tensor, places: Tensor, grid_
     return student(shown).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid_weight", [0.0, 0.5], ids=["cls", "grid"])
 @pytest.mark.parametrize("similarity", ["own", "cosine"])
 def test_equals_a_plain_loop_in_float64(exact_resnet, images, similarity, grid_weight):
@@ -126,6 +127,7 @@ def test_a_student_that_is_the_teacher_has_its_logits(make, layer, similarity, i
     assert (method.details["cosine"] > 1 - 1e-12).all()
 
 
+@pytest.mark.slow
 def test_many_steps_give_a_classifiers_answers(digits_resnet, digits_test):
     images = digits_test[0][:12]
     keywords = dict(image_size=32, patch=8, code=64, hidden=(512, 512, 256), lr=1e-3)
@@ -144,6 +146,7 @@ def test_the_classes_of_the_data_set_are_kept(exact_resnet, images):
     assert torch.equal(Apm(some, **SMALL)(images), logits[:, [3, 5]])
 
 
+@pytest.mark.slow
 def test_a_clips_tower_as_a_classifier_is_that_clip(digits_clip, digits_test):
     """Its features have length one, and its head gives scaled cosines."""
     clip = copy.deepcopy(digits_clip).double()
@@ -181,6 +184,7 @@ def test_the_grid_are_the_last_activations(make, side, images):
     assert torch.equal(grid, expected)
 
 
+@pytest.mark.slow
 def test_other_rows_over_the_same_batch_change_nothing(tmp_path):
     """`source` works the logits out first; APM needs the layers to run."""
     row = ("apm BACKBONE classifier IMAGE_SIZE 32 PATCH 8 CODE 32 HIDDEN [64,32] STEPS 3 "

@@ -44,6 +44,7 @@ def test_slow_libraries_are_imported_where_they_are_used(file):
 
 # The packaged weights
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier", "clip"])
 def test_packaged_weights_are_right_on_clean_digits(name, backbones, all_digits):
     backbone = backbones[name]
@@ -52,6 +53,7 @@ def test_packaged_weights_are_right_on_clean_digits(name, backbones, all_digits)
     assert backbone.kind == name
 
 
+@pytest.mark.slow
 def test_one_template_suffices(all_digits, make_clip):
     assert train.accuracy(make_clip(*templates("single")), all_digits) >= 0.97
 
@@ -102,6 +104,7 @@ def test_outputs_to_keep_are_on_the_networks_device():
 
 # Files that others made
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [
     lambda file: load_clip("digits_clip", file, class_names=CLASS_NAMES, templates=("{}",),
                            device="cpu"),

@@ -376,6 +376,7 @@ def load(kind: str, weights: str, clip) -> tuple[dict[str, Any], str]:
     return load_context(weights, clip, meta_net=kind == "Q").state_dict(), ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_is_read_or_told(name, digits_clip, tmp_path):
     shape = SHAPES[name]

@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 from tta_apm.backbones.classifiers import load_classifier
 from tta_apm.errors import UserError
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 
 @pytest.mark.parametrize("save, extension", [
     (lambda state, file: torch.save(state, file), "pth"),

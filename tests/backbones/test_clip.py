@@ -51,6 +51,7 @@ def test_logits_scale_with_logit_scale(make_clip, images):
     assert torch.allclose(backbone(images), 2 * before)
 
 
+@pytest.mark.slow
 def test_text_features_are_the_normalised_mean_of_unit_features(digits_clip, make_clip):
     each = torch.stack([make_clip(template).text_features for template in digits_clip.templates])
     expected = torch.nn.functional.normalize(each.mean(0), dim=1)
@@ -81,6 +82,7 @@ def load_toy_clip(model: str, weights: str) -> ClipBackbone:
     return load_clip(model, weights, class_names=CLASS_NAMES, templates=("{}",), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, weights, message", [
     ("digit_clip", "x", "CLIP.MODEL: unknown 'digit_clip': did you mean 'digits_clip'"),
     ("ViT-B-16", "openai", "QuickGELU: use CLIP.MODEL 'ViT-B-16-quickgelu', not 'ViT-B-16'"),

@@ -75,6 +75,7 @@ def test_the_last_blocks_of_the_tower_are_the_end_of_the_network(vit_clip):
                                  "ln_post"]
 
 
+@pytest.mark.slow
 def test_tent_on_a_clip_does_what_a_plain_one_does(vit_clip, images):
     batches = images[:60].double().split(20)
     method = load_method("tent", vit_clip, lr=1e-2)
@@ -97,6 +98,7 @@ def test_tent_on_a_clip_does_what_a_plain_one_does(vit_clip, images):
     assert torch.allclose(result, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "tent", "eata", "sar", "deyo", "cotta", "roid", "rotta", "lame", "t3a", "memo", "source"])
 def test_methods_of_classifiers_run_on_it_and_leave_it_as_it_was(name, vit_clip, images):
@@ -142,6 +144,7 @@ def test_what_a_row_cannot_run_on_is_told(rows, methods, message):
         rows(*methods)
 
 
+@pytest.mark.slow
 def test_in_a_sweep_the_source_on_a_clip_is_zero_shot_clip(tmp_path):
     methods = ["clip_zero_shot", "source BACKBONE clip", "t3a BACKBONE clip", "source"]
     file = tmp_path / "sweep.yaml"
@@ -158,6 +161,7 @@ def test_in_a_sweep_the_source_on_a_clip_is_zero_shot_clip(tmp_path):
     assert re.search(r"\| t3a BACKBONE clip +\| digits_clip +\|", table)
 
 
+@pytest.mark.slow
 def test_its_cost_is_measured_on_the_clip(rows):
     cfg, (on_clip, plain) = rows("lame BACKBONE clip", "lame")
     costs = Costs(cfg, CLASS_NAMES, torch.device("cpu"))

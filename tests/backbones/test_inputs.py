@@ -94,6 +94,7 @@ def test_timms_config_beside_the_file_tells(users_file):
         load_timm("a_users_network", users_file)
 
 
+@pytest.mark.slow
 def test_tags_that_differ_are_asked_about_and_a_named_one_tells(tmp_path):
     """mobilenetv3_large_100: one tag has mean 0 and std 1, two have ImageNet's."""
     torch.save(timm.create_model("mobilenetv3_large_100", num_classes=10).state_dict(),
@@ -106,6 +107,7 @@ def test_tags_that_differ_are_asked_about_and_a_named_one_tells(tmp_path):
     assert "by timm's mobilenetv3_large_100.miil_in21k_ft_in1k" in backbone.preprocessing
 
 
+@pytest.mark.slow
 def test_where_all_tags_agree_they_tell(tmp_path):
     torch.save(timm.create_model("densenet121", num_classes=10).state_dict(), tmp_path / "net.pth")
     backbone = load_timm("densenet121", tmp_path / "net.pth")
@@ -133,6 +135,7 @@ def test_networks_that_normalise_inside_take_no_mean():
 
 # timm's own weights
 
+@pytest.mark.slow
 def test_a_tags_weights_go_through_timm_and_ours_reads_them(monkeypatch, tmp_path):
     """resnet10t's tag, its file from the cache: no file is opened by timm."""
     net = timm.create_model("resnet10t").eval()
@@ -180,6 +183,7 @@ def write_config(file: Path, **model) -> None:
         encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_mean_and_std_of_a_clip_are_asked_for(models, clip_file):
     with pytest.raises(UserError, match="mean and std of images toy was trained: set CLIP.MEAN, "
                        "CLIP.STD, or put open_clip's open_clip_config.json of it beside open"):
@@ -198,6 +202,7 @@ def test_vit_l_14_is_asked_about_since_its_tags_differ():
     assert {"mean", "std"} <= known["all of open_clip's ViT-B-16"].keys()
 
 
+@pytest.mark.slow
 def test_open_clips_config_beside_the_file_tells_mean_std_and_activation(models, clip_file):
     write_config(clip_file)
     backbone = clip("toy", clip_file)
@@ -215,6 +220,7 @@ def test_open_clips_config_beside_the_file_tells_mean_std_and_activation(models,
         clip("toy", clip_file)
 
 
+@pytest.mark.slow
 def test_openais_archives_tell_all(models, tmp_path):
     state = files.read(files.PACKAGED / "digits_clip.safetensors")
     sizes = {name: torch.tensor(size) for name, size in (
@@ -253,6 +259,7 @@ def test_a_head_of_just_the_kept_classes_is_taken(tmp_path):
 
 # Which network it is
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "mobilenetv3_small_100"])
 def test_a_network_of_the_list_is_recognised_with_any_head(name, tmp_path):
     torch.save(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "net.pth")
@@ -260,6 +267,7 @@ def test_a_network_of_the_list_is_recognised_with_any_head(name, tmp_path):
         load_timm("resnet18", tmp_path / "net.pth")
 
 
+@pytest.mark.slow
 def test_a_vit_and_a_clip_are_recognised(tmp_path):
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pth")
     with pytest.raises(UserError, match="looks like timm's vit_tiny_patch16_224$"):
@@ -268,6 +276,7 @@ def test_a_vit_and_a_clip_are_recognised(tmp_path):
         load_timm("resnet18", files.PACKAGED / "digits_clip.safetensors")
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_surely_known_is_not_named(tmp_path):
     state = timm.create_model("resnet34").state_dict()
     del state["layer4.2.bn2.weight"]

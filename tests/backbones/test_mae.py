@@ -44,6 +44,7 @@ def net():
 
 # Names and shapes
 
+@pytest.mark.slow
 def test_the_encoder_has_the_names_and_shapes_of_timms_vit():
     expected = shapes(timm.create_model("vit_base_patch16_224", num_classes=0, weight_init="skip"))
     found = {name: shape for name, shape in shapes(on_meta("mae_vit_base_patch16")).items()
@@ -51,6 +52,7 @@ def test_the_encoder_has_the_names_and_shapes_of_timms_vit():
     assert found == expected
 
 
+@pytest.mark.slow
 def test_names_and_shapes_of_the_published_vit_large():
     found = shapes(on_meta("mae_vit_large_patch16"))
     expected = {
@@ -260,6 +262,7 @@ def test_a_subset_of_the_heads_classes_can_be_kept(digits_test):
     assert torch.equal(load(PACKAGED, keep=(7, 0))(images), load(PACKAGED)(images)[:, [7, 0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, message", [
     (lambda found: found.pop("blocks.3.mlp.fc1.weight"),
      r"wrong.safetensors is of another network than digits_mae: 1 of its \d+ tensors are missing "

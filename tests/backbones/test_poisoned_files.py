@@ -127,6 +127,7 @@ def environment(request, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", POISONED)
 @pytest.mark.parametrize("loader", LOADERS)
 def test_no_loader_runs_a_file(loader, poison, environment, digits_clip, tmp_path):
@@ -229,6 +230,7 @@ def test_a_tensor_inside_its_storage_is_read(tmp_path):
     assert torch.equal(files.read(tmp_path / "x.pt")["w"], torch.zeros(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content, message", [
     (b"\x80\x02" + b"(" * 50 + b"t." * 1, "pickle is corrupt or incomplete|no tensors"),
     (b"\x80\x02" + b"]" + b"0" * 3 + b".", "pickle is corrupt or incomplete"),
@@ -260,6 +262,7 @@ def test_a_long_pickle_is_told(monkeypatch, tmp_path):
         files.read(tmp_path / "x.pt")
 
 
+@pytest.mark.slow
 def test_an_archive_that_unpacks_to_far_more_is_told(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("x/data.pkl", b"\x80\x02}.")
@@ -341,6 +344,7 @@ ALLOWED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(
     str(path.relative_to(ROOT)) for folder in ("tta_apm", "baselines")
     for path in (ROOT / folder).rglob("*.py")))

@@ -62,6 +62,7 @@ def the_record(folder: Path):
 
 # Weights
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_path_are_not_the_same_cell(run, tmp_path):
     weights = tmp_path / "w.safetensors"
     shutil.copy(WEIGHTS / "digits_resnet.safetensors", weights)
@@ -78,6 +79,7 @@ def test_other_weights_under_the_same_path_are_not_the_same_cell(run, tmp_path):
     assert exit_code == cli.OK and "1 of 1 cells to run" in printed.out
 
 
+@pytest.mark.slow
 def test_weights_that_moved_are_the_same_cell(run, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -87,6 +89,7 @@ def test_weights_that_moved_are_the_same_cell(run, tmp_path):
     assert "to run" not in printed.out
 
 
+@pytest.mark.slow
 def test_weights_that_are_gone_are_named(run, tmp_path):
     weights = tmp_path / "w.safetensors"
     shutil.copy(WEIGHTS / "digits_resnet.safetensors", weights)
@@ -96,6 +99,7 @@ def test_weights_that_are_gone_are_named(run, tmp_path):
     assert f"{weights} is no file that is here" in printed.err
 
 
+@pytest.mark.slow
 def test_a_context_is_a_file_that_a_row_reads(run, tmp_path):
     context = tmp_path / "c.safetensors"
     shutil.copy(WEIGHTS / "digits_coop.safetensors", context)
@@ -163,6 +167,7 @@ def _no_home():
 
 # Images
 
+@pytest.mark.slow
 def test_other_images_under_the_same_name_are_not_the_same_cell(run, pictures):
     cats, fruit = pictures("pets"), pictures("fruit", 1, ("apple", "pear", "plum"))
     words = ["METHODS", "[clip_zero_shot]"]
@@ -172,6 +177,7 @@ def test_other_images_under_the_same_name_are_not_the_same_cell(run, pictures):
     assert run(*folder_words(cats), *words)[0] == cli.OK
 
 
+@pytest.mark.slow
 def test_images_replaced_in_place_are_seen(run, pictures):
     data = pictures("pets")
     words = [*folder_words(data), "METHODS", "[clip_zero_shot]"]
@@ -186,6 +192,7 @@ def test_images_replaced_in_place_are_seen(run, pictures):
     assert exit_code == cli.BAD_INPUT and "its images were others" in printed.err
 
 
+@pytest.mark.slow
 def test_a_class_that_is_called_otherwise_is_seen(run, pictures):
     data = pictures("pets")
     words = [*folder_words(data), "METHODS", "[clip_zero_shot]"]
@@ -195,6 +202,7 @@ def test_a_class_that_is_called_otherwise_is_seen(run, pictures):
     assert exit_code == cli.BAD_INPUT and "class names" in printed.err
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_images_is_the_same_data(run, pictures, tmp_path):
     data = pictures("pets")
     words = ["METHODS", "[clip_zero_shot]"]
@@ -207,6 +215,7 @@ def test_a_copy_of_the_images_is_the_same_data(run, pictures, tmp_path):
     assert exit_code == cli.OK and "to run" not in printed.out
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_shown_where_the_images_are_not(run, pictures, tmp_path):
     data = pictures("pets")
     words = [*folder_words(data), "METHODS", "[clip_zero_shot]"]
@@ -334,6 +343,7 @@ def test_names_of_plain_rows_are_those_of_version_0_1_0():
     assert file_name("dirichlet 0.1") == "dirichlet_0.1"
 
 
+@pytest.mark.slow
 def test_a_rows_folder_may_be_a_link(run, tmp_path):
     assert run()[0] == cli.OK
     row = tmp_path / "results/cells/reset_each_domain-shuffled/source"
@@ -343,6 +353,7 @@ def test_a_rows_folder_may_be_a_link(run, tmp_path):
     assert exit_code == cli.OK and "to run" not in printed.out and "source" in printed.out
 
 
+@pytest.mark.slow
 def test_links_to_nothing_and_in_circles_are_named(run, tmp_path):
     assert run()[0] == cli.OK
     rows = tmp_path / "results/cells/reset_each_domain-shuffled"
@@ -353,6 +364,7 @@ def test_links_to_nothing_and_in_circles_are_named(run, tmp_path):
     assert "a broken link" in run()[1].err
 
 
+@pytest.mark.slow
 def test_what_systems_leave_in_folders_is_passed_over(run, tmp_path):
     assert run()[0] == cli.OK
     for name in (".DS_Store", ".nfs0001", "Thumbs.db", "desktop.ini"):
@@ -369,6 +381,7 @@ def as_of_0_1_0(folder: Path) -> None:
         file.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_records_of_0_1_0_are_shown_marked_and_redone(run, tmp_path, capsys):
     assert run()[0] == cli.OK
     folder = tmp_path / "results"
@@ -381,6 +394,7 @@ def test_records_of_0_1_0_are_shown_marked_and_redone(run, tmp_path, capsys):
     assert the_record(folder).identity["settings"]["method"] == "source"
 
 
+@pytest.mark.slow
 def test_config_yaml_stays_as_it_was_where_a_run_is_refused(run, tmp_path):
     assert run()[0] == cli.OK
     before = (tmp_path / "results/config.yaml").read_text()
@@ -388,6 +402,7 @@ def test_config_yaml_stays_as_it_was_where_a_run_is_refused(run, tmp_path):
     assert (tmp_path / "results/config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field, value", [
     ("row", 5), ("severity", "5"), ("severity", 9), ("num_images", -1), ("num_images", 10**400),
     ("seconds", None), ("seconds", -1.0), ("seconds", float("nan")), ("seed", 10**400),
@@ -403,6 +418,7 @@ def test_a_record_of_wrong_types_or_ranges_is_named_with_its_field(run, tmp_path
     assert run("--redo")[0] == cli.OK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, column", [
     ("index", np.array([0.5] * 6)), ("index", np.array([10**12] + [0] * 5)),
     ("index", np.array([-1] * 6)), ("label", np.zeros((6, 1), np.int64)),
@@ -425,6 +441,7 @@ def test_predictions_that_no_run_leaves_are_named(run, tmp_path, name, column):
     assert name in printed.err
 
 
+@pytest.mark.slow
 def test_a_redo_that_was_killed_leaves_a_folder_that_goes_on(run, tmp_path):
     assert run()[0] == cli.OK
     file, = find_records(tmp_path / "results/cells")
@@ -435,6 +452,7 @@ def test_a_redo_that_was_killed_leaves_a_folder_that_goes_on(run, tmp_path):
     assert run()[0] == cli.OK
 
 
+@pytest.mark.slow
 def test_damaged_records_are_counted_in_one_go(run, tmp_path):
     assert run("SEEDS", "[1,2,3]")[0] == cli.OK
     for file in find_records(tmp_path / "results/cells"):

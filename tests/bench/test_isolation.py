@@ -186,6 +186,7 @@ def own(digits_resnet, digits_clip):
     return lambda deed: copy.deepcopy(digits_clip if deed in TO_THE_CLIP else digits_resnet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", TO_THE_BACKBONE)
 def test_what_a_method_does_to_the_backbone_is_told(own, deed):
     backbone = own(deed)
@@ -394,6 +395,7 @@ def alone(sweep):
     return found
 
 
+@pytest.mark.slow
 def test_tent_without_a_copy_fails_by_name_and_changes_no_other_row(sweep, alone):
     code, printed, found = sweep(["tent_without_a_copy", *OURS], "company")
     assert code == cli.FAILED_CELLS
@@ -406,6 +408,7 @@ def test_tent_without_a_copy_fails_by_name_and_changes_no_other_row(sweep, alone
 PLACES = ("init", "reset", "forward")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", PLACES)
 def test_whatever_is_done_changes_no_other_row(sweep, alone, environment, at):
     """A third of the deeds each, all in rows of their own, which come before rows of ours."""
@@ -428,6 +431,7 @@ def test_whatever_is_done_changes_no_other_row(sweep, alone, environment, at):
                 "evaluation mode (functional.py:") in printed.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, why", [
     ("exits", "SystemExit: no message (strangers.py:"),
     ("exits_with_3", "SystemExit: 3 (strangers.py:"),
@@ -447,6 +451,7 @@ def test_an_interrupt_is_none_of_a_methods_faults(sweep):
     assert code == cli.INTERRUPTED and not found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what, why", [
     ("resolved_tensor", "has `resolved` 'lr' that no record holds"),
     ("resolved_nan", "has `resolved` 'lr' that no record holds"),
@@ -463,11 +468,13 @@ def test_what_no_record_holds_fails_its_cells_alone(sweep, tmp_path, what, why):
     assert len(list((tmp_path / "tells").rglob("*.npz"))) == 2  # none without a record
 
 
+@pytest.mark.slow
 def test_rows_give_the_same_in_any_order(sweep, alone):
     code, _, found = sweep(OURS[::-1], "reversed")
     assert code == cli.OK and found == alone
 
 
+@pytest.mark.slow
 def test_what_a_method_draws_depends_on_the_seed_and_on_no_cell_before(sweep, alone):
     _, _, found = sweep(["noisy"], "contrast", "CORRUPTIONS", "[contrast]")
     assert found["noisy"] == [cell for cell in alone["noisy"] if cell[0].startswith("contrast")]

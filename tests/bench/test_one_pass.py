@@ -23,6 +23,8 @@ from tta_apm.data.digits import digits_c
 from tta_apm.data.streams import Stream
 from tta_apm.registry import METHODS
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 NAMES = METHODS.names()
 
 PLUGIN = """
@@ -148,7 +150,6 @@ class Unwatched:
         pass
 
 
-@pytest.mark.slow
 def test_every_method_gives_the_same_alone_together_and_in_any_order(make_method, backbones):
     data = digits_c(data_dir="", frost_dir=None)
     stream = Stream(data, [Domain("digits_c", "fog", 5)], num_images=8, batch_size=4, seed=1)

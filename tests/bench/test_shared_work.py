@@ -62,6 +62,7 @@ def ask(shared, function, *arguments):
         return function(*arguments), turn
 
 
+@pytest.mark.slow
 def test_who_asks_the_same_is_answered_the_same(shared, backbone):
     images = shared.images.detach()
     first, _ = ask(shared, backbone, images)
@@ -93,6 +94,7 @@ def test_everyone_is_charged_the_time_that_an_answer_took(shared, backbone):
     assert CALLS == [6]
 
 
+@pytest.mark.slow
 def test_the_next_batch_is_another_question(shared, backbone):
     first, _ = ask(shared, backbone, shared.images)
     shared.begin(torch.rand(6, 3, 2, 2))
@@ -173,6 +175,7 @@ OTHER_QUESTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_QUESTIONS)
 def test_another_question_is_answered_anew_and_its_answer_goes_to_nobody(shared, backbone, name):
     kept = shared.images.clone()
@@ -189,6 +192,7 @@ def test_another_question_is_answered_anew_and_its_answer_goes_to_nobody(shared,
     assert torch.equal(ask(shared, backbone, shared.images)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["draws", "remembers"])
 def test_a_network_that_is_no_function_of_its_images_answers_each_time(backbone, net, kind):
     setattr(net, kind, True)

@@ -13,6 +13,8 @@ import pytest
 from tta_apm import cli
 from tta_apm.bench.status import find_status
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 RAISES = """
     from tta_apm.method import Method, register
 

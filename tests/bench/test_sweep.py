@@ -16,6 +16,8 @@ from tta_apm.bench.records import load_predictions, load_record
 from tta_apm.commands.run import find_dataset
 from tta_apm.registry import METHODS
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 SMALL = ["NUM_IMAGES", "30", "BATCH_SIZE", "16"]
 
 

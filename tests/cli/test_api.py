@@ -50,6 +50,7 @@ def clip(dataset):
     return tta_apm.load_backbone("clip", "digits_clip", "digits_clip.safetensors", dataset=dataset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, setting, corruptions, severities", [
     ("tent", "reset_each_domain", ["fog", "contrast"], [5]),
     ("tent", "gradual", ["fog"], [1, 2]),
@@ -110,6 +111,7 @@ def test_unknown_names_are_told(classifier):
 
 # Examples
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own_loop", "compare_in_python"])
 def test_examples_run(name):
     done = python(f"examples/{name}.py")
@@ -117,6 +119,7 @@ def test_examples_run(name):
     assert "%" in done.stdout or "error" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_of_a_method_makes_a_row(tmp_path):
     plugin = str(ROOT / "examples/my_method.py")
     assert cli.main(["--cfg", "cfgs/digits_c/all.yaml", "PLUGINS", plugin, "METHODS",
@@ -130,6 +133,7 @@ NETWORK = f"{ROOT / 'examples/my_network.py'}:resnet20"
 TOLD = ["CLASSIFIER.MEAN", "[0.485,0.456,0.406]", "CLASSIFIER.STD", "[0.229,0.224,0.225]"]
 
 
+@pytest.mark.slow
 def test_the_example_of_a_network_takes_published_weights(tmp_path):
     weights = SHARED / "data" / "cifar10_resnets" / "resnet20-12fca82f.th"
     if not weights.is_file():
@@ -152,6 +156,7 @@ def own(tmp_path, text, *words, capsys):
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text, message", [
     ("def make():\n    return nn.Flatten()\n", "names no function"),
     ("def build():\n    return 5\n", "gives int, not a torch nn.Module"),

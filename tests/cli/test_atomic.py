@@ -157,6 +157,7 @@ def test_an_import_that_cannot_be_written_is_told(tmp_path):
         imported.save(log, tmp_path / "occupied")
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(small_disk, capsys):
     words = ["--cfg", "cfgs/digits_c/all.yaml", "METHODS", "[source]", "NUM_IMAGES", "10",
              "OUTPUT_DIR", str(small_disk / "results")]

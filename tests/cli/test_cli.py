@@ -33,6 +33,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data", *cli.COMMANDS])
 def test_every_command_says_what_it_takes_and_imports_nothing_heavy_for_it(name):
     done = subprocess.run([sys.executable, "-c", HELP, name], cwd=ROOT, text=True,
@@ -60,6 +61,7 @@ def test_words_and_options_come_in_any_order(words, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, message", [
     (("--cfg", "cfgs/digits_c/nowhere.yaml"), "config file not found"),
     (("--cfg", "cfgs/digits_c/all.yaml", "SEVERITI", "5"), "did you mean 'SEVERITY'"),
@@ -83,6 +85,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message):
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_more_memory_than_there_is_is_one_sentence(tmp_path):
     done = run("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "BATCH_SIZE", "9000000000000000000",
                "OUTPUT_DIR", str(tmp_path / "out"))
@@ -98,6 +101,7 @@ print([name for name in ("torch", "timm", "open_clip", "robustbench") if name in
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     ("--cfg", "cfgs/digits_c/nowhere.yaml"),
     ("--cfg", "cfgs/digits_c/all.yaml", "APM.STEPZ", "5"),

@@ -15,6 +15,8 @@ import pytest
 from places import ROOT
 from tta_apm import progress
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 # Four cells.
 SETTINGS = ("--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[source,apm]", "APM.STEPS", "1",
             "CORRUPTIONS", "[fog,contrast]", "BATCH_SIZE", "2", "NUM_IMAGES")

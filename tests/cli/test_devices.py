@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from small_methods import SMALL
 from tta_apm.registry import METHODS
 
-pytestmark = pytest.mark.skipif(torch.__version__ < "2.6", reason="numbers held on the CPU do not "
-                                "reach numpy from a tensor subclass of older torch")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    torch.__version__ < "2.6",
+    reason="numbers held on the CPU do not reach numpy from a tensor subclass of older torch")]
 
 AWAY = torch.device("meta")
 MAY_CROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}

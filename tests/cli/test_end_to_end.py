@@ -45,6 +45,7 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_imagenet_c_from_files_to_tables(data_dir, checkpoints, tmp_path, capsys):
     words = ["--cfg", "cfgs/imagenet_c/all.yaml", "DATA_DIR", str(data_dir),
              "OUTPUT_DIR", str(tmp_path), "METHODS", "[source, tent, clip_zero_shot, apm]",

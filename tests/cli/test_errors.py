@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from tta_apm.errors import (
-    UserError, at_least, between, choose, multiple_of, positive, writing)
+from tta_apm.errors import UserError, at_least, between, choose, multiple_of, positive, writing
 
 
 @pytest.mark.parametrize("check, text", [

@@ -45,6 +45,7 @@ def hold(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_other_work_is_refused_in_a_sentence(hold, tmp_path):
     process = hold("one config")
     with pytest.raises(UserError, match=f"is being written to by another command or config "
@@ -63,6 +64,7 @@ def test_the_same_work_is_waited_for(hold, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_who_is_waited_for_is_said_once(hold, tmp_path):
     first = hold("one config")
     second = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), "one config"], cwd=ROOT,
@@ -86,6 +88,7 @@ def test_the_lock_of_a_killed_process_is_free(hold, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_has_the_same(tmp_path, monkeypatch):
     """The only part that is stood in for: the system call, as such a file system answers it."""
     def refuse(descriptor):

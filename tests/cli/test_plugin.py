@@ -7,7 +7,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from tta_apm.bench.records import load_record
+
+pytestmark = pytest.mark.slow  # sweeps, processes or training
 
 METADATA = """
     [metadata]

@@ -32,6 +32,7 @@ def opening(file: Path) -> str:
     return " ".join(line.lstrip("# ") for line in lines).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_every_config_plans_its_cells(file, tmp_path):
     cfg = config.load(file, ["OUTPUT_DIR", str(tmp_path / "empty")])

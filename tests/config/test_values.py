@@ -219,6 +219,7 @@ def test_rows_that_differ_are_not_one(write):
     assert len(config.rows(config.load(write(""), ["METHODS", rows]))) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text, message", [
     ("SEEDS: 1\nMETHODS: tent\nSEEDS: 2", "SEEDS is given twice, in lines 1 and 3"),
     ("METHODS: tent\nTENT:\n  LR: 1\n  LR: 1", "LR is given twice, in lines 3 and 4"),
@@ -362,6 +363,7 @@ def test_split_keeps_what_is_enclosed():
     assert Scalar("5").plain() == 5 and Scalar("5", quoted=True).plain() == "5"
 
 
+@pytest.mark.slow
 def test_bad_values_answer_at_once_and_without_torch():
     script = ("import sys, time; begin = time.process_time()\n"
               "from tta_apm import cli\n"

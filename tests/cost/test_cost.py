@@ -26,7 +26,8 @@ from tta_apm.errors import UserError
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
-pytestmark = pytest.mark.skipif(torch.__version__ < "2.3", reason="counts nothing before torch 2.3")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    torch.__version__ < "2.3", reason="counts nothing before torch 2.3")]
 CPU = torch.device("cpu")
 
 

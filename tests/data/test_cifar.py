@@ -42,6 +42,7 @@ def load(name, data_dir):
     return getattr(cifar, name)(data_dir=str(data_dir), frost_dir=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, file, label_bytes, num_classes", [
     ("cifar10", "cifar-10-batches-bin/test_batch.bin", 1, 10),
     ("cifar100", "cifar-100-binary/test.bin", 2, 100)])
@@ -54,6 +55,7 @@ def test_the_binary_version(tmp_path, name, file, label_bytes, num_classes):
     assert data.source() is None
 
 
+@pytest.mark.slow
 def test_the_training_images_are_the_source(tmp_path):
     pixels, labels = write_binary(tmp_path)
     for number in range(1, 6):  # the fifth holds the test images, the others zeros
@@ -208,6 +210,7 @@ def run(data_dir, *overrides):
                      "DEVICE", "cpu", "PUBLISHED", "false", *overrides])
 
 
+@pytest.mark.slow
 def test_a_sweep_to_its_table(digits_as_cifar10_c, capsys):
     data_dir = digits_as_cifar10_c
     assert run(data_dir, "CORRUPTIONS", "[fog, contrast]") == cli.OK

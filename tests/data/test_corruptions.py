@@ -42,6 +42,7 @@ def assert_same_but_for_rounding(image: np.ndarray, reference: np.ndarray) -> No
 
 # What every corruption owes
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants", SETS)
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("height, width", [(32, 32), (64, 48), (224, 224), (5, 7), (1, 1)])
@@ -59,6 +60,7 @@ def test_no_images_give_no_images(corruption):
     assert corrupt(empty, corruption, 1, indices=[]).shape == empty.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants", SETS)
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_an_image_does_not_depend_on_its_neighbours(corruption, constants, monkeypatch, pictures):
@@ -136,6 +138,7 @@ def assert_damage_grows(constants: str, corruption: str, images: np.ndarray,
     assert falling <= FALLING.get((constants, corruption), set()), amounts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants, num, side", [("cifar", 24, 32), ("imagenet", 2, 224)])
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_damage_grows_with_severity(corruption, constants, num, side, pictures):
@@ -266,6 +269,7 @@ def smear_reference(image, angle, radius, sigma):
     return np.floor(result + 0.5 / 257)  # 16 bits are rounded, then cut to 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants, severity", [("cifar", 1), ("cifar", 5), ("imagenet", 5)])
 def test_motion_blur_equals_the_loop(constants, severity, pictures):
     image = pictures(1, 22, 17)

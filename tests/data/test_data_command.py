@@ -124,6 +124,7 @@ def test_a_full_disk_is_told_before_it_is_written_to_and_meanwhile(
     assert set(files_of(small_disk / "CIFAR-10-C")) == {"labels.npy", MARK}
 
 
+@pytest.mark.slow
 def test_imagenet_is_made_goes_on_and_is_read(validation):
     words = ("make", "imagenet_c", "--severity", "3,5", "--corruptions", "brightness,contrast",
              "--data-dir", validation)

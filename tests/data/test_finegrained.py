@@ -216,6 +216,7 @@ def run(tmp_path, *words: str) -> int:
                      "TEMPLATES", "auto", "DEVICE", "cpu"])
 
 
+@pytest.mark.slow
 def test_a_run_states_images_and_prompts(small, tmp_path, capsys):
     write_tree(tmp_path, "dtd")
     assert run(tmp_path) == cli.OK
@@ -224,6 +225,7 @@ def test_a_run_states_images_and_prompts(small, tmp_path, capsys):
     assert record.images_from.startswith("DTD, CoOp's test split")
 
 
+@pytest.mark.slow
 def test_corrupt_makes_the_corruptions_of_a_clean_set(small, tmp_path, capsys):
     write_tree(tmp_path, "dtd")
     words = ("CORRUPTIONS", "[brightness]", "SEVERITY", "[0,3]")
@@ -238,6 +240,7 @@ def test_corrupt_makes_the_corruptions_of_a_clean_set(small, tmp_path, capsys):
     assert bright.images_hash != clean.images_hash
 
 
+@pytest.mark.slow
 def test_corrupt_leaves_clean_cells_as_they_are(small, tmp_path, capsys):
     write_tree(tmp_path, "dtd")
     assert run(tmp_path) == cli.OK
@@ -245,6 +248,7 @@ def test_corrupt_leaves_clean_cells_as_they_are(small, tmp_path, capsys):
     assert "1 of 2 cells to run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key, name", [("auto", "imagenet"), ("imagenet", "imagenet"),
                                        ("cifar", "cifar")])
 def test_whose_severities_are_meant_can_be_said(key, name, small, tmp_path):

@@ -65,6 +65,7 @@ def noise(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants, height, width", [
     ("cifar", 32, 32), ("cifar", 40, 60), ("imagenet", 224, 224)])
 def test_frost_equals_the_formula(constants, height, width, noise, pictures):

@@ -126,6 +126,7 @@ def server(repository_folder, tmp_path, monkeypatch):
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "/", "/wds_{dataset_cleaned}/tree/main"])
 def test_a_set_is_downloaded_once(end, server):
     here = load(server.base + end)
@@ -140,6 +141,7 @@ def test_a_set_is_downloaded_once(end, server):
         assert (data.labels == here.labels).all() and (all_images(data) == all_images(here)).all()
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_goes_on_where_it_was(server, repository_folder):
     server.cuts = [sys.maxsize] * 3 + [500]
     with suppress(UserError):  # before huggingface_hub 1 the next run goes on
@@ -151,6 +153,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(server, repository_fold
         assert Path("data", NAME, "test", archive.name).read_bytes() == archive.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_leaves_nothing_that_looks_whole(server, tmp_path):
     server.cuts = [sys.maxsize] * 3 + [500, 0]
     with pytest.raises(UserError, match="cannot download .*/test/0.tar to "

@@ -176,6 +176,7 @@ def test_several_pictures_in_one_file_are_refused(image_format):
         pixels(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, height, message", [
     (1, 60_000, "one side is over 100 times"), (60_000, 1, "one side is over 100 times"),
     (9_500, 9_500, "above the limit of 89 million pixels")])
@@ -205,6 +206,7 @@ def test_large_pictures_are_decoded_one_after_the_other(monkeypatch):
     assert len(most) == 5 and max(most) == 1
 
 
+@pytest.mark.slow
 def test_no_other_file_opens_pictures():
     """One function knows which formats are safe and how much is too much."""
     found = []

@@ -278,6 +278,7 @@ def test_wrong_lists_are_told(file, content, message, tmp_path):
 
 # Runs
 
+@pytest.mark.slow
 def test_a_run_uses_its_classes_and_templates_and_corrupts(tmp_path, capsys):
     data = digits(data_dir="", frost_dir=None)
     samples = []

@@ -82,6 +82,7 @@ def cifar_tar(monkeypatch, tar_of):
     return tar_of({f"CIFAR-10-C/{name}.npy": npy(array) for name, array in arrays.items()})
 
 
+@pytest.mark.slow
 def test_get_asks_loads_checks_and_unpacks(zenodo, cifar_tar, tmp_path, capsys, monkeypatch):
     files, cut = zenodo
     files["CIFAR-10-C.tar"] = cifar_tar
@@ -102,6 +103,7 @@ def test_get_asks_loads_checks_and_unpacks(zenodo, cifar_tar, tmp_path, capsys, 
     assert "is here already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_half_archive_of_an_earlier_download_is_named(zenodo, cifar_tar, tmp_path, capsys):
     zenodo[0]["CIFAR-10-C.tar"] = cifar_tar
     file = tmp_path / "CIFAR-10-C.tar"

@@ -108,6 +108,7 @@ print(megabytes_after(1500) - few)  # 112 MB, if their features were kept
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
 def test_peak_memory_does_not_grow_with_the_number_of_columns():
     done = subprocess.run([sys.executable, "-c", MEMORY], text=True, capture_output=True,
@@ -126,6 +127,7 @@ def test_interpolation_ends_at_the_two_reconstructions(student, images):
     assert torch.allclose(fields[3].trigger, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, dimensions", [("pca", 1), ("pca", 3), ("tsne", 1), ("tsne", 3)])
 def test_an_embedding_keeps_islands_apart(method, dimensions):
     island = torch.arange(36) // 18
@@ -140,6 +142,7 @@ def test_an_embedding_keeps_islands_apart(method, dimensions):
     assert gap > max(half.std(0).max() for half in halves)
 
 
+@pytest.mark.slow
 def test_loss_of_one_image_falls_by_five_orders_of_magnitude():
     """Figure 3: 250 steps on one image, from 1e-3 to 1e-12."""
     cfg = PretrainConfig(image_size=32, patch=4, code=32, hidden=(128, 128),
@@ -207,6 +210,7 @@ def test_the_published_checkpoint_gives_the_numbers_of_its_code(images, tmp_path
     assert torch.allclose(field.colours().flatten(0, 1), colours.flip(1).clamp(0, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_published_checkpoint_has_the_size_of_table_6(tmp_path):
     with torch.device("meta"):
         shapes = PlainPublished(32, 14, (4096, 4096, 4096, 2048, 1024), 1024).state_dict()
@@ -221,6 +225,7 @@ def test_the_published_checkpoint_has_the_size_of_table_6(tmp_path):
     assert (student.grid, student.patch) == (32, 14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, pictures", [
     (("islands", CHINA, FLOWER, "--embedding", "pca"), ["islands.png"]),
     (("islands", CHINA, "--over", "--dimensions", "1"), ["islands.png"]),
@@ -238,6 +243,7 @@ def test_commands_draw(file, options, pictures, tmp_path, capsys):
         assert name in said
 
 
+@pytest.mark.slow
 def test_islands_on_the_way_of_test_time_training(tmp_path):
     config = tmp_path / "figure3.yaml"
     config.write_text("TEACHER: clip/digits_clip\nWEIGHTS: digits_clip.safetensors\n"

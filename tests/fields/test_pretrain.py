@@ -171,6 +171,7 @@ def test_precision_is_that_of_the_device(photos, tmp_path, monkeypatch):
     assert asked == ["float32", "bfloat16"]
 
 
+@pytest.mark.slow
 def test_prefix_tokens_of_a_timm_teacher_are_dropped_at_the_front():
     """CLS and the 4 registers of DINOv2 come before the patches, which must all be there."""
     cfg = replace(TAUGHT, teacher="timm/vit_small_patch14_reg4_dinov2", image_size=56, patch=14)
@@ -204,6 +205,7 @@ def test_a_grid_of_another_size_is_resampled_to_the_columns():
     assert grid.shape[1:3] == (4, 4) and columns.shape == (1, 64, 64)
 
 
+@pytest.mark.slow
 def test_cached_features_are_the_teachers_and_a_broken_off_cache_goes_on(photos, tmp_path):
     fresh = replace(TAUGHT, images=photos, output_dir=str(tmp_path / "fresh"))
     cached = replace(fresh, cache=str(tmp_path / "cache"), output_dir=str(tmp_path / "cached"))
@@ -231,6 +233,7 @@ def test_a_cache_of_something_else_is_refused(photos, tmp_path):
         FeatureCache(tmp_path / "large", files, "one", 2**40, 3)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_student_and_the_picture_of_its_losses(tmp_path, capsys):
     assert main(["pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "IMAGE_SIZE", "64", "STEPS", "2",
                  "BATCH_SIZE", "2", "OUTPUT_DIR", str(tmp_path)]) == 0

@@ -52,6 +52,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance
         torch.allclose(one[name], other[name], atol=tolerance) for name in one)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
     cfg = replace(SMALL, steps=200_000, output_dir=str(tmp_path / "killed"))
     process = start(cfg)
@@ -96,6 +97,7 @@ def test_losses_that_are_not_finite_end_the_training(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_student_of_one(tmp_path):
     """As torchrun starts them: gloo on the CPU."""
     alone = pretrain(replace(SMALL, output_dir=str(tmp_path / "alone")))

@@ -70,6 +70,7 @@ def test_imports_are_those_that_the_docs_draw(file, part):
             assert known == part or ARROWS[part] & {known, EVERYTHING}, f"{part} imports {name}"
 
 
+@pytest.mark.slow
 def test_the_docs_draw_every_part_and_no_arrow_that_nobody_needs():
     needed: dict[str, set[str]] = {}
     for parameter in modules():
@@ -82,6 +83,7 @@ def test_the_docs_draw_every_part_and_no_arrow_that_nobody_needs():
         assert known - floor - {EVERYTHING} <= needed[part], part
 
 
+@pytest.mark.slow
 def test_no_kit_imports_an_annex_and_nobody_imports_a_private_name():
     annexes = {"fields", "cost", "training", "interop"}
     for parameter in modules():
@@ -133,6 +135,7 @@ def test_nobody_tests_a_name_outside_the_file_that_owns_it(file, part):
 
 
 # Named, since below the root there may be a virtual environment. mypy's are in setup.cfg.
+@pytest.mark.slow
 @pytest.mark.lint
 @pytest.mark.parametrize("tool", [
     ["flake8", "tta_apm", "baselines", "tests", "benchmarks", "examples", "run.py", "setup.py"],

@@ -91,6 +91,7 @@ def words_of(command: str) -> list[str]:
     return [word for word in shlex.split(command) if word != "..."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", SHOWN)
 def test_a_command_is_one_that_we_take(command, in_a_folder, request, monkeypatch, capsys):
     program, *words = words_of(command)
@@ -137,6 +138,7 @@ def its_config_loads(command: str, options: argparse.Namespace) -> None:
         from_config(config.load_keys(file, overrides, keys()))
 
 
+@pytest.mark.slow
 def test_the_method_that_readme_shows_runs(in_a_folder):
     """For real, on few images."""
     command, = [command for command in commands((ROOT / "README.md").read_text())

@@ -9,8 +9,9 @@ import pytest
 
 from places import ROOT
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
 
-@pytest.mark.slow
+
 def test_the_pages_build_strictly(tmp_path):
     done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-d",
                            str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True)

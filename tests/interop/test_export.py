@@ -17,6 +17,8 @@ from tta_apm.interop import citations
 from tta_apm.interop.robustbench import ALEXNET, DOMAINS
 from tta_apm.registry import DATASETS, FORMATS, METHODS, Registry
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 
 @pytest.fixture
 def write(write_cell):

@@ -75,6 +75,7 @@ def standin(host: str, *modules: str):
 # online-tta
 
 
+@pytest.mark.slow
 def test_apm_asks_the_hosts_clip_with_its_text_features(in_host, digits_clip):
     found = in_online_tta(in_host, "MODEL.ADAPTATION", "apm", *IN_HOST_CLIP, *SMALL_PAIRS)
     conf, test_time, models = standin("online_tta/classification", "conf", "test_time",
@@ -97,6 +98,7 @@ def test_reset_order_is_the_hosts(in_host):
     assert found["calls"] == ["reset", *domain] * 2
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_methods_own_section(in_host):
     words = ["MODEL.ADAPTATION", "tta_apm_tent", "TTA_APM_TENT.LR", "0.5"]
     once = in_online_tta(in_host, *words)["predictions"]
@@ -120,6 +122,7 @@ def test_tent_over_the_hosts_classifier(in_host):
         assert found["predictions"][name] == expected
 
 
+@pytest.mark.slow
 def test_a_yaml_file_may_hold_our_section(in_host, tmp_path):
     words = ["MODEL.ADAPTATION", "apm", *IN_HOST_CLIP]
     by_words = in_online_tta(in_host, *words, *SMALL_PAIRS)
@@ -128,6 +131,7 @@ def test_a_yaml_file_may_hold_our_section(in_host, tmp_path):
     assert in_host("online-tta", "--cfg", str(file), *words) == by_words
 
 
+@pytest.mark.slow
 def test_wrong_settings_are_told_in_a_sentence(capsys):
     def said(*words: str) -> str:
         assert cli.main(["host", "online-tta", "--repo", str(STANDINS / "online_tta"), "--",
@@ -159,6 +163,7 @@ def test_a_host_leaves_no_trace(in_host):
 # ttab
 
 
+@pytest.mark.slow
 def test_ttab_images_are_denormalised_for_apm(in_host, digits_clip):
     found = in_host("ttab", "--model_adaptation_method", "apm", *OUR_CLIP, *SMALL_PAIRS)
     (run_exp,) = standin("ttab", "run_exp")
@@ -196,6 +201,7 @@ def test_ttabs_oracle_is_refused(capsys):
 # benchmark-tta
 
 
+@pytest.mark.slow
 def test_benchmark_tta_hands_apm_images_that_are_not_normalised(in_host, digits_clip):
     found = in_benchmark_tta(in_host, "MODEL.ADAPTATION", "apm", *OUR_CLIP, *SMALL_PAIRS,
                              "CORRUPTION.DATASET", "cifar10_c", "OUTPUT", "mine")
@@ -311,6 +317,7 @@ def test_reset_puts_back_what_their_reset_leaves(theirs, digits_test):
                                                  runs[0][1]]))
 
 
+@pytest.mark.slow
 def test_their_settings_count(theirs, digits_test, tmp_path):
     images = digits_test[0][:16]
     file = tmp_path / "tent.yaml"
@@ -330,6 +337,7 @@ def test_what_the_host_refuses_is_told(theirs, keywords, said):
         theirs(**keywords)
 
 
+@pytest.mark.slow
 def test_their_method_in_a_sweep_by_config_alone(monkeypatch, tmp_path, capsys):
     from tta_apm.interop.hosts import online_tta_methods
     monkeypatch.setattr(online_tta_methods, "PACKAGES", {})

@@ -12,6 +12,8 @@ from tta_apm.bench.randomness import Randomness, global_state
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
+pytestmark = pytest.mark.slow  # sweeps, processes or training
+
 NAMES = METHODS.names()
 # Of methods that take another kind of backbone, too, a second row.
 ROWS = [*NAMES, *(f"{name} BACKBONE {METHODS.signature(name).also_takes}" for name in NAMES

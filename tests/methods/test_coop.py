@@ -54,6 +54,7 @@ def test_a_context_of_words_gives_the_zero_shot_logits(clip, images, tmp_path):
     assert torch.allclose(Coop(clip, weights=file)(images), clip(images), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase", ["the", "a low resolution picture of the number"])
 def test_contexts_of_any_length(make_clip, images, tmp_path, phrase):
     clip = make_clip(phrase + " {}.", class_names=NAMES)
@@ -151,6 +152,7 @@ def without(tensors, name):
     return {key: tensor for key, tensor in tensors.items() if key != name}
 
 
+@pytest.mark.slow
 def test_bad_files_are_told_by_name(clip, tmp_path):
     good = cocoop_state(clip)
 
@@ -203,6 +205,7 @@ def test_what_does_not_fit_the_text_tower_is_told(clip, monkeypatch):
         ContextPrompts(clip, 4)
 
 
+@pytest.mark.slow
 def test_training_teaches_the_context_and_nothing_else(digits_clip):
     data = train_split()
     shots = few_shots(data.labels)

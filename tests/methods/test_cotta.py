@@ -48,6 +48,7 @@ def plain(net, batches, *, lr, confidence, restore, num_views=32, symmetric=Fals
     return torch.cat(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", [
     dict(VIEWS, restore=0.01), dict(NO_VIEWS, restore=0.1, symmetric=True)],
     ids=["views", "no views, symmetric"])
@@ -117,6 +118,7 @@ def test_every_parameter_is_restored(images):
             assert same == (restore == 1.0), name
 
 
+@pytest.mark.slow
 def test_restoring_is_of_single_entries(digits_resnet, images):
     def is_source(restore):
         method = Cotta(digits_resnet, restore=restore, **VIEWS)
@@ -131,6 +133,7 @@ def test_restoring_is_of_single_entries(digits_resnet, images):
     assert len(of_the_head.unique(dim=0)) == 10 and len(of_the_head.unique(dim=1)[0]) > 10
 
 
+@pytest.mark.slow
 def test_reset_makes_student_and_teacher_the_source_again(digits_resnet, images):
     method = Cotta(digits_resnet, lr=1e-2, **VIEWS)
     first = torch.cat([method(batch) for batch in images.split(50)])

@@ -75,6 +75,7 @@ def plain(net, batches, source=None, *, fisher_alpha, diversity_margin, lr,
     return torch.cat(results), steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", [ETA, EATA], ids=["eta", "eata"])
 def test_it_does_what_a_plain_one_does(exact_resnet, images, digits_source, keywords):
     batches = images.double().split(20)

@@ -37,6 +37,7 @@ def plain(net, images, *, affinity, neighbours):
     return z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("affinity, neighbours", [("knn", 5), ("knn", 1), ("rbf", 5)])
 def test_it_does_what_a_plain_one_does(exact_resnet, images, affinity, neighbours):
     images = images[:12].double()
@@ -67,6 +68,7 @@ def test_affinities_are_symmetric_and_knn_ones_are_of_others(affinity):
         assert (weights.sum(1) >= 1.5).all()  # its own three, at least by half
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("affinity", ["knn", "rbf"])
 def test_it_helps_where_neighbours_share_a_class_and_harms_where_they_do_not(
         digits_resnet, digits_test, affinity):

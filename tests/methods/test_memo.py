@@ -96,6 +96,7 @@ def test_nothing_survives_an_image(digits_resnet, images):
     assert torch.equal(method(images[:4]), first)
 
 
+@pytest.mark.slow
 def test_group_normalisation_gives_the_same_logits_alone_and_in_a_batch(group_norm, images):
     method = Memo(group_norm, num_views=8)
     together = method(images[:32])
@@ -109,6 +110,7 @@ def test_logits_are_those_after_the_step(digits_resnet, images):
     assert not torch.allclose(method(images[:4]), before, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_without_a_step_and_with_the_source_s_statistics_it_is_the_source(digits_resnet, images):
     method = Memo(digits_resnet, num_views=4, lr=0.0, pseudo_count=SOURCE_STATISTICS)
     expected = digits_resnet(images[:8])

@@ -21,6 +21,7 @@ def test_alpha_0_is_the_source(digits_resnet, digits_test):
     assert torch.allclose(nearly, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_alpha_1_is_training_mode(digits_resnet, digits_test):
     images = digits_test[0]
     model = copy.deepcopy(digits_resnet)

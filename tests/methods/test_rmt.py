@@ -73,6 +73,7 @@ def test_contrastive_loss_by_its_definition():
     assert torch.allclose(contrastive_loss(features, 0.5), total / 12)
 
 
+@pytest.mark.slow
 def test_logits_are_student_plus_teacher_before_the_update(digits_resnet, digits_source, images):
     method = Rmt(digits_resnet, source=digits_source, **SMALL)
     student, teacher = copy.deepcopy(method.student), copy.deepcopy(method.teacher)
@@ -83,6 +84,7 @@ def test_logits_are_student_plus_teacher_before_the_update(digits_resnet, digits
     assert not torch.allclose(updated, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_teacher_follows_by_a_moving_average(digits_resnet, digits_source, images):
     method = Rmt(digits_resnet, momentum=0.9, source=digits_source, **SMALL)
     before = copy.deepcopy(dict(method.teacher.named_parameters()))
@@ -94,6 +96,7 @@ def test_the_teacher_follows_by_a_moving_average(digits_resnet, digits_source, i
         assert student[name].requires_grad
 
 
+@pytest.mark.slow
 def test_every_weight_of_the_student_and_the_projector_trains(digits_resnet, digits_source, images):
     method = Rmt(digits_resnet, source=digits_source, **SMALL)
     before = copy.deepcopy(method.state_dict())
@@ -103,6 +106,7 @@ def test_every_weight_of_the_student_and_the_projector_trains(digits_resnet, dig
     assert not unchanged
 
 
+@pytest.mark.slow
 def test_reset_restores_everything_bitwise(digits_resnet, digits_source, images):
     for optimizer in ("adam", "sgd"):
         method = Rmt(digits_resnet, optimizer=optimizer, source=digits_source, **SMALL)
@@ -123,6 +127,7 @@ def test_reset_restores_everything_bitwise(digits_resnet, digits_source, images)
                 assert equal(values, restored["state"][key])
 
 
+@pytest.mark.slow
 def test_without_replay_the_source_is_not_touched(digits_resnet, digits_source, images):
     source = Counted(digits_source)
     method = Rmt(digits_resnet, source=source, lambda_source=0.0, **SMALL)
@@ -135,6 +140,7 @@ def test_without_replay_the_source_is_not_touched(digits_resnet, digits_source, 
     assert source.num_batches == set_up + 1
 
 
+@pytest.mark.slow
 def test_prototypes_are_class_means(digits_resnet, digits_source):
     method = Rmt(digits_resnet, source=digits_source, num_warm_up=0, warm_up_batch_size=1200)
     pixels, labels = digits_source.batch(torch.arange(1200))
@@ -161,6 +167,7 @@ def test_a_class_without_source_images_has_no_prototype(digits_resnet, digits_so
     assert torch.isfinite(method.prototypes).all()
 
 
+@pytest.mark.slow
 def test_warm_up_raises_the_learning_rate_linearly(digits_resnet, digits_source, monkeypatch):
     rates = []
     step = torch.optim.Adam.step
@@ -199,6 +206,7 @@ def test_it_runs_without_source_images_if_nothing_asks_for_them(digits_resnet, i
             Rmt(digits_resnet, **{**WITHOUT_SOURCE, key: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto"])
 def test_penultimate_features_are_what_the_head_takes(name):
     import timm
@@ -218,6 +226,7 @@ def test_a_view_is_drawn_once_for_the_batch_but_for_its_noise(images):
     assert not torch.equal(views, random_view(twice, torch.Generator().manual_seed(2)))
 
 
+@pytest.mark.slow
 def test_half_of_the_views_are_mirrored(images):
     mirrored = 0
     for seed in range(40):

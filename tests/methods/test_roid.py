@@ -53,6 +53,7 @@ def plain(net, batches, *, lr, prior="probabilities", seed=42):
     return torch.cat(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["probabilities", "logits", "none"])
 def test_it_does_what_a_plain_one_does(exact_resnet, images, prior):
     batches = images.double().split(20)

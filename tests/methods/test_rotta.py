@@ -106,6 +106,7 @@ def plain(net, batches, *, lr, memory, update_every, statistics=0.05, momentum=0
     return torch.cat(results)
 
 
+@pytest.mark.slow
 def test_it_does_what_a_plain_one_does(exact_resnet, images):
     batches = images.double().split(10)
     keywords = dict(lr=0.1, momentum=0.8, **SMALL)
@@ -116,6 +117,7 @@ def test_it_does_what_a_plain_one_does(exact_resnet, images):
     assert torch.allclose(result, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_and_single_images_are_fine(digits_resnet, images):
     """In online-tta its update fails where mixed precision is off, so always on a CPU."""
     together, single = (Rotta(digits_resnet, **SMALL) for _ in range(2))
@@ -196,6 +198,7 @@ def test_the_memory_keeps_images_and_not_the_batches_they_came_in(digits_resnet,
     assert item.image.untyped_storage().nbytes() == item.image.nbytes
 
 
+@pytest.mark.slow
 def test_reset_returns_to_the_source(digits_resnet, images):
     method = Rotta(digits_resnet, **SMALL)
     before = copy.deepcopy(method.state_dict())

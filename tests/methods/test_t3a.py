@@ -38,6 +38,7 @@ def plain(net, batches, *, num_supports, inserts_first=True):
     return torch.stack(results).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_supports", [0, 1, 5])
 def test_it_does_what_a_plain_one_does(exact_resnet, images, num_supports):
     batches = images.double().split(20)

@@ -80,6 +80,7 @@ def test_without_an_update_it_is_zero_shot(clip, images, settings):
     assert torch.allclose(Tpt(clip, num_views=10, **settings)(images), clip(images), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_adamw_s(clip, images, watched):
     """-lr · (sign(g) + 0.01 · context) where the gradient is not tiny: eps is 1e-8."""
     method, contexts = watched()
@@ -120,6 +121,7 @@ def one_by_one(clip, images, *, num_views, kept, steps):
     return torch.stack(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_images_adapted_together_get_what_they_get_one_by_one(clip, images, steps):
     together = Tpt(clip, num_views=20, steps=steps)(images)

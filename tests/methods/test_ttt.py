@@ -62,6 +62,7 @@ def test_the_counts_of_resnet_26():
     assert count(net.trunk, net.rotation) == 366_548
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_shapes_and_normalisation(model):
     make, size, *_ = MODELS[model]
@@ -129,6 +130,7 @@ def test_the_authors_checkpoints_load(digits_rotation, authors_checkpoint, image
         assert torch.equal(backbone.net.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_told(authors_checkpoint, tmp_path):
     file = tmp_path / "ckpt.pth"
     torch.save(authors_checkpoint, file)
@@ -240,6 +242,7 @@ def test_the_seed_and_the_flip_choose_the_views(digits_rotation, images):
     assert not torch.equal(logits(), logits(flip=False))
 
 
+@pytest.mark.slow
 def test_networks_for_imagenet_see_resized_crops(monkeypatch):
     model = MODELS["resnet18_gn"]
     backbone, size = Rotation(model.make(5), model, name="resnet18_gn", weights="random"), 224

@@ -139,6 +139,7 @@ def test_an_episode_is_a_plain_loop_over_a_copy_of_the_network(tiny, images):
     assert not torch.allclose(found, tiny(images), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_over_20_steps(tiny, images):
     method = TttMae(tiny, masks=16, lr=0.02)
     losses = []
@@ -188,6 +189,7 @@ def test_only_the_classes_of_the_data_set_are_returned(tiny, images):
     assert torch.allclose(TttMae(few, steps=1, masks=2)(images), logits[:, [4, 2]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adaptation_repairs_low_contrast(digits_mae, digits_test):
     images, labels = digits_test
     images, labels = 0.5 + 0.1 * (images[:40] - 0.5), labels[:40]

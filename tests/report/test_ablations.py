@@ -49,6 +49,7 @@ def test_one_sample_equals_a_plain_loop_over_images(digits_clip, images):
     assert (method(images) - teacher.classify(torch.cat(expected))).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_a_resnet_of_one_image_has_the_gradients_that_it_has_alone(digits_clip, images):
     """Batch normalisation does not join the images that are adapted together."""
     method = OneSample(digits_clip, net="resnet18", image_size=40)
@@ -67,6 +68,7 @@ def test_a_resnet_of_one_image_has_the_gradients_that_it_has_alone(digits_clip, 
             assert error < 1e-3 * parameter.grad.norm(), name
 
 
+@pytest.mark.slow
 def test_one_sample_fits_its_teacher(digits_clip, images):
     method = OneSample(digits_clip, net="mlp", hidden=(256,), lr=1e-3, steps=40)
     logits = method(images)
@@ -140,6 +142,7 @@ def test_the_ladder_in_the_papers_size_has_the_papers_sizes():
     assert [abs(a - b) < 0.6 for a, b in zip(millions, paper)] == [True] * 8
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_papers_rows_beside_ours(tmp_path, capsys):
     command = ["--cfg", str(CONFIGS / "steps.yaml"), "METHODS",
                "[apm STEPS 10, apm  STEPS 0, clip_zero_shot]", "PAPER.ROWS", "['10 steps','','']",

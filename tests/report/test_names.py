@@ -42,6 +42,7 @@ def test_all_texts_within_are_cleaned_and_nothing_else_is_changed():
         "a ": ["?", 1, None, 0.5, True, {"b": "?"}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_record_cannot_break_a_table(write_cell, tmp_path, name):
     write_cell("tent", "fog", 9)

@@ -16,6 +16,8 @@ from tta_apm.fields.photos import aspect_of, find_image
 from tta_apm.fields.pictures import Panel, draw_losses, draw_panels
 from tta_apm.report import style
 
+pytestmark = pytest.mark.slow  # draws every picture
+
 CHINA, FLOWER = "sklearn/china.jpg", "sklearn/flower.jpg"
 LONG = "tpt WEIGHTS digits_coop_of_a_long_name.safetensors STEPS 10 LR 0.005 AUGMENTATION crops"
 
@@ -95,7 +97,6 @@ def test_the_measure_sees_what_it_is_for():
     assert overlapping(figure) == [("another text", "one text")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("names", [("apm STEPS 1", "apm STEPS 3", "apm_surviving"),
                                    (LONG, LONG.replace("10", "20"), "apm_surviving " + "X" * 80)])
 @pytest.mark.parametrize("corruptions", [("fog", "snow"), CORRUPTIONS])

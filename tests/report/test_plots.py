@@ -18,6 +18,8 @@ from tta_apm.report.build import build_tables
 from tta_apm.report.plots import plot
 from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
 
+pytestmark = pytest.mark.slow  # draws every picture
+
 CONFIG = """\
 DATASET: digits_c
 CORRUPTIONS: [fog, contrast]

@@ -47,6 +47,7 @@ def test_markdown_tables_are_aligned(write_cell, tmp_path):
     assert any(" gauss |" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_latex_is_well_formed(write_cell, tmp_path):
     for severity in (1, 5):
         for corruption in CORRUPTIONS:
@@ -59,6 +60,7 @@ def test_latex_is_well_formed(write_cell, tmp_path):
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 60, 100, 200])
 def test_the_terminal_text_keeps_to_the_width(write_cell, tmp_path, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -59,6 +59,7 @@ def test_the_ends_solve_the_score_equation_with_a_likelihood_maximised_numerical
         assert abs(better - worse - size * end) / deviation == pytest.approx(Z, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_it_excludes_0_where_the_exact_mcnemar_test_is_clear():
     clear = 0
     for better in range(25):
@@ -71,6 +72,7 @@ def test_it_excludes_0_where_the_exact_mcnemar_test_is_clear():
     assert clear > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, better, worse, cells, seed", [
     (50, 0.015, 0.005, 1, 0),  # the percentile bootstrap covers 62 %
     (50, 0.02, 0.0, 1, 1),  # 64 %

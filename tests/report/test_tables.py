@@ -306,6 +306,7 @@ def test_no_results_are_a_user_error(tmp_path, make):
         make_tables(tmp_path).write(tmp_path)
 
 
+@pytest.mark.slow
 def test_tables_need_no_torch():
     heavy = "{'torch', 'scipy', 'matplotlib', 'yaml', 'yacs', 'pandas'}"
     subprocess.run([sys.executable, "-c", "import sys; import tta_apm.report.write; "

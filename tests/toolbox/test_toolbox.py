@@ -48,6 +48,7 @@ def is_named_by_sar(name: str) -> bool:
     return any(word in name for word in blocks) or name == "norm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [
     "resnet18", "resnet50", "resnet152", "resnet50_gn", "vit_tiny_patch16_224"])
 def test_the_last_stage_by_place_is_what_the_authors_name_in_timm(model):
@@ -56,6 +57,7 @@ def test_the_last_stage_by_place_is_what_the_authors_name_in_timm(model):
                              if is_named_by_sar(name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet50", "densenet121", "efficientnet_b0", "vgg16_bn"])
 def test_the_same_place_in_torchvision_and_timm(model):
     ours, theirs = timm.create_model(model), getattr(torchvision.models, model)()
@@ -70,6 +72,7 @@ def test_transformers_lose_three_of_twelve_blocks_and_the_last_norm(library):
     assert names(net, norm_layers(net))[-1] in left_out(net)
 
 
+@pytest.mark.slow
 def test_stages_of_hierarchical_transformers():
     net = torchvision.models.swin_t()
     assert left_out(net)[0] == "features.6.norm"  # the merging before the fourth stage
@@ -96,6 +99,7 @@ def classifier(net: nn.Module, keep=None) -> Classifier:
                       weights="", keep=keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [
     lambda: timm.create_model("resnet18", num_classes=7),
     lambda: timm.create_model("mobilenetv3_small_050", num_classes=7),

@@ -35,6 +35,7 @@ def test_crop_resize_is_torchvision_s(images, size):
         assert torch.allclose(ours[:, index], theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_crops_have_the_areas_and_ratios_of_randomresizedcrop():
     ramp = torch.arange(64.0).expand(64, 64)
     image = torch.stack([ramp, ramp.T, torch.zeros(64, 64)])[None]
@@ -78,6 +79,7 @@ def test_an_image_s_views_depend_on_its_generator_alone(images, make):
     assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_pad_crops_are_shifts_of_the_zero_padded_image(images):
     image = images[:1]
     padded = torch.nn.functional.pad(image, [4] * 4)[0]

@@ -15,6 +15,7 @@ BACKBONES = {name: recipe for name, recipe in RECIPES.items()
              if isinstance(recipe, BackboneRecipe)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
     recipe = RECIPES[name]
