@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from importlib.util import find_spec
 
 import pytest
 import real_hosts
@@ -18,12 +19,16 @@ from tta_apm import cli
 from tta_apm.backbones.build import build
 from tta_apm.data.digits import CLASS_NAMES, TEMPLATE_SET
 from tta_apm.errors import UserError
-from tta_apm.interop.hosts import backbones, hosted
+from tta_apm.interop.hosts import backbones, hosted, online_tta, ttab
 from tta_apm.registry import METHODS
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not real_hosts.ONLINE_TTA.is_file() or not (SHARED / "data").is_dir(),
-    reason="no hosts beside the project")]
+MISSING = sorted(package for module, package in {**online_tta.PACKAGES, **ttab.PACKAGES}.items()
+                 if find_spec(module) is None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not real_hosts.ONLINE_TTA.is_file() or not (SHARED / "data").is_dir(),
+                       reason="no hosts beside the project"),
+    pytest.mark.skipif(bool(MISSING), reason=f"pip install -e .[hosts]: the hosts need {MISSING}")]
 BACKBONE = {"classifier": NETWORK, "clip": CLIP, "mae": MAE, "rotation": ROTATION}
 DOMAINS = ["CORRUPTION.TYPE", "['gaussian_noise','contrast']", "CORRUPTION.SEVERITY", "[5]"]
 
