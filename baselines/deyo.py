@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.errors import UserError, at_least, between, positive
+from tta_apm.errors import at_least, between, positive
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
 from tta_apm.toolbox.batch_norm import use_batch_statistics
@@ -70,10 +70,8 @@ class Deyo(Method):
         self.seed = seed
         self.model = copy.deepcopy(backbone)
         self.uses_batch_statistics = use_batch_statistics(self.model)
-        parameters = train_only(self.model, without_last_stage(self.model))
-        if not parameters:
-            raise UserError(f"deyo: the classifier {backbone.name} has no normalisation layers "
-                            "before its last stage")
+        parameters = train_only(self.model, without_last_stage(self.model), "deyo",
+                                " before its last stage")
         self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="deyo")
         self.reset()
 

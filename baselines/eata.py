@@ -84,9 +84,7 @@ class Eata(Method):
         self.restore_every = restore_every
         self.model = copy.deepcopy(backbone)
         self.uses_batch_statistics = use_batch_statistics(self.model)
-        parameters = train_only(self.model, norm_layers(self.model))
-        if not parameters:
-            raise UserError(f"eata: the classifier {backbone.name} has no normalisation layers")
+        parameters = train_only(self.model, norm_layers(self.model), "eata")
         self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="eata")
         self.mean_prediction = MeanPrediction(momentum)
         self.fisher: list[Tensor] = []

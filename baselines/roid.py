@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.errors import UserError, at_least, between, choose, positive
+from tta_apm.errors import at_least, between, choose, positive
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
 from tta_apm.toolbox.augment import random_view
@@ -75,9 +75,7 @@ class Roid(Method):
         self.seed = seed
         self.model = copy.deepcopy(backbone)
         self.uses_batch_statistics = use_batch_statistics(self.model)
-        parameters = train_only(self.model, norm_layers(self.model))
-        if not parameters:
-            raise UserError(f"roid: the classifier {backbone.name} has no normalisation layers")
+        parameters = train_only(self.model, norm_layers(self.model), "roid")
         self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="roid")
         self.reset()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.errors import UserError, at_least, between
+from tta_apm.errors import at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted, follow
 from tta_apm.toolbox.augment import random_view
@@ -64,10 +64,7 @@ class Rotta(Method):
         self.lambdas = lambda_age, lambda_uncertainty
         self.seed = seed
         self.student = copy.deepcopy(backbone)
-        layers = norm_layers(self.student)
-        if not layers:
-            raise UserError(f"rotta: the classifier {backbone.name} has no normalisation layers")
-        parameters = train_only(self.student, layers)
+        parameters = train_only(self.student, norm_layers(self.student), "rotta")
         make_robust(self.student, statistics)
         self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="rotta")
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.errors import UserError, at_least, choose
+from tta_apm.errors import at_least, choose
 from tta_apm.method import Method
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
@@ -56,9 +56,7 @@ class Tent(Method):
         self.optimizer_name = optimizer
         self.episodic = episodic
         self.uses_batch_statistics = use_batch_statistics(self.model)
-        self.adapted = train_only(self.model, norm_layers(self.model))
-        if not self.adapted:
-            raise UserError(f"tent: the classifier {backbone.name} has no normalisation layers")
+        self.adapted = train_only(self.model, norm_layers(self.model), "tent")
         self.source = [parameter.detach().clone() for parameter in self.adapted]
         self.reset()
 

@@ -12,14 +12,6 @@ from tta_apm.errors import UserError
 from tta_apm.registry import METHODS
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str, name: str = "some.yaml") -> Path:
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-    return write
-
-
 def test_a_section_is_the_signature(write):
     cfg = config.load(write("METHODS: tent"))
     assert dict(cfg.TENT) == {"LR": 1e-3, "STEPS": 1, "OPTIMIZER": "adam", "EPISODIC": False}

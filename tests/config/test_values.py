@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +13,6 @@ from places import ROOT
 from tta_apm import config, errors
 from tta_apm.config.values import Scalar, expanded, split, word_of
 from tta_apm.errors import UserError
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str, name: str = "some.yaml") -> Path:
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-    return write
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_episodic_forgets_the_batch_before(digits_resnet, images):
 def test_layer_norm_is_adapted_where_there_is_no_batch_norm():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     assert not use_batch_statistics(model)
-    assert [p.shape for p in train_only(model, norm_layers(model))] == [(4,), (4,)]
+    assert [p.shape for p in train_only(model, norm_layers(model), "tent")] == [(4,), (4,)]
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True, False, False]
 
 

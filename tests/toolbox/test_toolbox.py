@@ -87,7 +87,7 @@ def test_a_user_s_module_without_blocks_loses_a_quarter_of_its_layers():
 
 def test_only_the_chosen_layers_train_and_those_without_scale_are_none():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, affine=False))
-    found = train_only(net, norm_layers(net))
+    found = train_only(net, norm_layers(net), "it")
     assert [parameter.shape for parameter in found] == [(4,), (4,)]
     assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
 
@@ -124,7 +124,7 @@ def test_logits_are_features_times_weight(build, keep):
 
 @pytest.mark.parametrize("net", [
     nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), nn.ReLU()),
+    nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), nn.Tanh()),
     torchvision.models.squeezenet1_1(num_classes=5)], ids=["none", "not_last", "convolution"])
 def test_a_network_without_a_linear_head_is_told(net):
     with pytest.raises(UserError, match="test/net do not come from a linear layer"):

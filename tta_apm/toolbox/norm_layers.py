@@ -11,6 +11,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.errors import UserError
+
 # The part of a network's stages, or of its blocks, that counts as its end: the last of a
 # residual network's four stages, the last three of a vision transformer's twelve blocks.
 END = 1 / 4
@@ -67,12 +70,23 @@ def _parts(model: nn.Module) -> list[_Part]:
     return [_Part(layers, len(layers) > 1) for _, layers in inside]
 
 
-def train_only(model: nn.Module, layers: list[nn.Module]) -> list[nn.Parameter]:
-    """Scales and shifts of `layers`, which alone of a model's parameters now take gradients."""
+def train_only(model: Classifier, layers: list[nn.Module], method: str,
+               where: str = "") -> list[nn.Parameter]:
+    """Scales and shifts of `layers`, which alone of a model's parameters now take gradients.
+
+    Args:
+        method: whose name an error begins with.
+        where: in which part of the network the layers are, for the error.
+
+    Raises:
+        UserError: if there are none.
+    """
     model.requires_grad_(False)
     found = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
     for parameter in found:
         parameter.requires_grad_(True)
+    if not found:
+        raise UserError(f"{method}: the classifier {model.name} has no normalisation layers{where}")
     return found
 
 
