@@ -21,7 +21,7 @@ from tta_apm.backbones.clip_prompts import load_context
 from tta_apm.backbones.mae import load_mae
 from tta_apm.backbones.rotation import load_rotation
 from tta_apm.backbones.weights import files
-from tta_apm.backbones.weights.inert import Inert
+from tta_apm.pickles import Inert
 from tta_apm.data.digits import CLASS_NAMES
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import load_student
@@ -256,7 +256,7 @@ def test_a_place_in_the_memo_takes_no_memory(tmp_path):
 
 
 def test_a_long_pickle_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr("tta_apm.backbones.weights.inert.MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("tta_apm.pickles.MAX_INSTRUCTIONS", 1000)
     archive(b"\x80\x02" + b"K\x00" * 1001 + b".", tmp_path / "x.pt")
     with pytest.raises(UserError, match="more than 1,000 instructions"):
         files.read(tmp_path / "x.pt")

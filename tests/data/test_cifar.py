@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 
-from tta_apm import cli
+from tta_apm import __version__, cli
 from tta_apm.bench.records import load_predictions, load_record
 from tta_apm.data import cifar
 from tta_apm.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
@@ -69,6 +72,116 @@ def test_the_training_images_are_the_source(tmp_path):
     assert source.labels.shape == (50_000,) and not source.labels[:40_000].any()
     assert (source.labels[40_000:] == labels).all()
     assert (source.pixels[40_000 + INDICES] == pixels[INDICES]).all()
+
+
+OFFICIAL = {"cifar10": ("cifar-10-batches-py/test_batch", "labels"),
+            "cifar100": ("cifar-100-python/test", "fine_labels")}
+
+
+def write_python(data_dir, name="cifar10", key=None, protocol=2, text=str.encode, **change):
+    """A file of the Python version, of random images; gives its pixels [N,32,32,3] and labels."""
+    file, label_key = OFFICIAL[name]
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (NUM_TEST, 3072), np.uint8)
+    labels = rng.integers(0, 10, NUM_TEST).tolist()
+    content = {"batch_label": b"testing batch 1 of 1", "data": rows, label_key: labels} | change
+    file = data_dir / file
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_bytes(pickle.dumps({text(key): value for key, value in content.items()}, protocol))
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels)
+
+
+@pytest.mark.parametrize("name, protocol, text", [
+    ("cifar10", 2, str.encode), ("cifar10", 5, str), ("cifar100", 2, str)])
+def test_the_python_version(tmp_path, name, protocol, text):
+    pixels, labels = write_python(tmp_path, name, protocol=protocol, text=text)
+    data = load(name, tmp_path)
+    assert (data.images(Domain(name, CLEAN, 0), INDICES) == pixels[INDICES]).all()
+    assert data.labels.dtype == np.int64 and (data.labels == labels).all()
+    assert data.source() is None and data.describe(Domain(name, CLEAN, 0)) == name
+    corrupted = load(f"{name}_c", tmp_path)
+    assert corrupted.describe(Domain(f"{name}_c", "fog", 5)).startswith(f"{name}, corrupted on the")
+
+
+def test_arrays_as_python_2_wrote_them(tmp_path):
+    """The official files are of Python 2: texts of 8 bits, also for the pixels."""
+    pixels, labels = write_python(tmp_path)
+    file = tmp_path / OFFICIAL["cifar10"][0]
+    content = pickle.loads(file.read_bytes(), encoding="bytes")
+    rows = content[b"data"].tobytes()
+    program = (b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+               b"K\x00\x85U\x01b\x87R(K\x01M\x10\x27M\x00\x0c\x86cnumpy\ndtype\nU\x02u1"
+               b"K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+               + len(rows).to_bytes(4, "little") + rows + b"tbU\x06labels](")
+    file.write_bytes(program + b"".join(b"K" + bytes([label]) for label in labels) + b"eu.")
+    data = load("cifar10", tmp_path)
+    assert (data.pixels == pixels).all() and (data.labels == labels).all()
+
+
+def test_a_python_version_is_read_and_never_run(tmp_path, harmful):
+    write_python(tmp_path, harm=harmful)
+    assert load("cifar10", tmp_path).labels.shape == (NUM_TEST,)
+    write_python(tmp_path, labels=harmful)
+    with pytest.raises(UserError, match="test_batch has no list of 10000 labels"):
+        load("cifar10", tmp_path)
+    assert not harmful.path.exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"data": np.zeros((10, 3072), np.uint8)}, r"holds uint8 \[10, 3072\] as its data instead of"),
+    ({"data": np.zeros((10_000, 3072), np.int16)}, "holds int16"),
+    ({"data": "pixels"}, "holds no array as its data"),
+    ({"labels": [10] * 10_000}, "holds the label 10, but there are 10 classes"),
+    ({"labels": ["cat"] * 10_000}, "has no list of 10000 labels"),
+    (b"", "is corrupt, incomplete or not a batch of CIFAR"),
+    (b"\x1f\x8b\x08", "is corrupt, incomplete or not a batch of CIFAR"),
+    (bytes(4 * 10_000 * 3072 + 1), "has 122880001 bytes, far more than 10000 images"),
+    (None, "file not found: .*test_batch. Get cifar-10-python.tar.gz, the Python version"),
+])
+def test_a_wrong_python_file_is_told(tmp_path, change, message):
+    write_python(tmp_path, **(change if isinstance(change, dict) else {}))
+    file = tmp_path / OFFICIAL["cifar10"][0]
+    if isinstance(change, bytes):
+        file.write_bytes(change)
+    elif change is None:
+        file.unlink()
+    with pytest.raises(UserError, match=message):
+        load("cifar10", tmp_path)
+
+
+def test_the_python_version_that_we_make_is_torchvisions(tmp_path, capsys):
+    from torchvision.datasets import CIFAR10
+    pixels, labels = write_binary(tmp_path)
+    (tmp_path / "CIFAR-10-C").mkdir()
+    words = ["data", "make", "cifar10_python", "--data-dir", str(tmp_path)]
+    assert cli.main(words) == cli.main(words) == cli.OK
+    assert "the corrupted ones" in capsys.readouterr().out
+    assert (tmp_path / "cifar10_c").resolve() == tmp_path / "CIFAR-10-C"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+        theirs = CIFAR10(str(tmp_path / "cifar10"), train=False)
+    assert (theirs.data == pixels).all() and theirs.targets == labels.tolist()
+    assert theirs.classes == list(CIFAR10_CLASSES)
+    shutil.rmtree(tmp_path / "cifar-10-batches-bin")
+    shutil.rmtree(tmp_path / "CIFAR-10-C")
+    data = load("cifar10", tmp_path)
+    assert (data.pixels == pixels).all() and (data.labels == labels).all()
+    domain = Domain("cifar10", CLEAN, 0)
+    assert data.describe(domain) == f"cifar10, written by tta-apm {__version__}"
+
+
+def test_files_of_others_are_left_alone_by_what_we_make(tmp_path, capsys):
+    write_binary(tmp_path)
+    file = tmp_path / "cifar10/cifar-10-batches-py/test_batch"
+    file.parent.mkdir(parents=True)
+    file.write_text("theirs")
+    assert cli.main(["data", "make", "cifar10_python", "--data-dir", str(tmp_path)]) == 2
+    assert "holds files that tta-apm did not make" in capsys.readouterr().err
+    assert file.read_text() == "theirs"
+    assert cli.main(["data", "make", "imagenet_c", "--clean", "cifar10"]) == 2
+    assert "--clean cifar10: imagenet_c cannot be made of it" in capsys.readouterr().err
+    assert cli.main(["data", "make", "cifar10_c", "--clean", "cifar10_jpg"]) == 2
+    assert "did you mean 'cifar10_jpeg'?" in capsys.readouterr().err
 
 
 def test_fine_labels_are_sorted_by_name():

@@ -1,4 +1,4 @@
-"""`tta-apm data make`: corrupt a clean data set, once, into files; or pack CIFAR-10 as JPEG."""
+"""`tta-apm data make`: corrupt a clean data set, once, into files; or lay CIFAR out anew."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ EXAMPLES = """\
 examples:
   tta-apm data make imagenet_c --severity 5 --corruptions fog,frost
   tta-apm data make cifar10_jpeg                      of the official CIFAR-10 in DATA_DIR
+  tta-apm data make cifar10_python                    what ttab and torchvision read
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = shared.make_parser("data make", "Corrupt a clean data set, once, into files in the "
-                                "official layout; or pack CIFAR-10 as JPEG files.", EXAMPLES)
+                                "official layout; or write CIFAR in the Python version, or "
+                                "CIFAR-10 as JPEG files.", EXAMPLES)
     parser.add_argument("name", metavar="NAME",
-                        help="cifar10_c, cifar100_c, imagenet_c, imagenet_c_50k or cifar10_jpeg")
+                        help="cifar10_c, cifar100_c, imagenet_c, imagenet_c_50k, cifar10_python, "
+                        "cifar100_python or cifar10_jpeg")
+    parser.add_argument("--clean", default="", metavar="NAME",
+                        help="the clean images, for cifar10_c and cifar10_python: cifar10 or "
+                        "cifar10_jpeg (default: cifar10)")
     data_options.add_domains(parser)
     parser.add_argument("--frost-dir", default="", help="folder of the official frost pictures")
     data_options.add_data_dir(parser)
@@ -33,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     making = prepare(options.name, data_dir=options.data_dir, frost_dir=options.frost_dir or None,
                      corruptions=data_options.corruptions(options),
-                     severities=data_options.severities(options))
+                     severities=data_options.severities(options), clean=options.clean)
     print(f"{len(making)} images to {making.folder}", flush=True)
     with bar(len(making), "img", options.name) as shown:
         for count in making.run():

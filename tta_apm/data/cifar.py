@@ -1,8 +1,9 @@
 """CIFAR-10, CIFAR-100, their corrupted versions CIFAR-10-C and CIFAR-100-C, and CIFAR-10.1.
 
 They lie below DATA_DIR as their archives unpack: cifar-10-batches-bin/, cifar-100-binary/,
-CIFAR-10-C/, CIFAR-100-C/ and CIFAR-10.1/. Of CIFAR itself it is the binary version: the Python
-version is pickles, which may run code when they are read.
+CIFAR-10-C/, CIFAR-100-C/ and CIFAR-10.1/. Of CIFAR itself it is the binary version or, where that
+is not there, the Python version, cifar-10-batches-py/ or cifar-100-python/, also one folder further
+down, as some hosts have it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tta_apm.data.cifar_python import read_batch
 from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
-from tta_apm.data.dataset import Clean, DataSet, Domain, hash_files
+from tta_apm.data.dataset import CLEAN, Clean, DataSet, Domain, hash_files
 from tta_apm.data.provenance import how_to_finish, read_mark
 from tta_apm.errors import UserError, explain
 
@@ -44,6 +46,15 @@ CIFAR100_CLASSES = tuple(
     "woman, worm".split(", "))
 
 
+class PythonVersion(NamedTuple):
+    """The files of CIFAR's Python version."""
+
+    folders: tuple[str, ...]  # where it may lie
+    test: str
+    train: tuple[str, ...]
+    label_key: str
+
+
 class Cifar(NamedTuple):
     """What tells CIFAR-10 and CIFAR-100 apart."""
 
@@ -56,13 +67,18 @@ class Cifar(NamedTuple):
     label_bytes: int  # before each image's pixels; the last is the label
     corrupted: tuple[str, ...]  # folders that the corrupted version may have
     record: str  # of the corrupted version, on Zenodo
+    python: PythonVersion
 
 
 CIFAR10 = Cifar("cifar10", CIFAR10_CLASSES, "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
                 "test_batch.bin", tuple(f"data_batch_{number}.bin" for number in range(1, 6)), 1,
-                ("CIFAR-10-C", "cifar10_c"), "2535967")
+                ("CIFAR-10-C", "cifar10_c"), "2535967",
+                PythonVersion(("cifar-10-batches-py", "cifar10/cifar-10-batches-py"), "test_batch",
+                              tuple(f"data_batch_{number}" for number in range(1, 6)), "labels"))
 CIFAR100 = Cifar("cifar100", CIFAR100_CLASSES, "cifar-100-binary", "cifar-100-binary.tar.gz",
-                 "test.bin", ("train.bin",), 2, ("CIFAR-100-C", "cifar100_c"), "3555552")
+                 "test.bin", ("train.bin",), 2, ("CIFAR-100-C", "cifar100_c"), "3555552",
+                 PythonVersion(("cifar-100-python", "cifar100/cifar-100-python"), "test",
+                               ("train",), "fine_labels"))
 
 
 def cifar10(*, data_dir: str, frost_dir: str | None) -> Clean:
@@ -142,7 +158,7 @@ class OfficialC(DataSet):
 
     def describe(self, domain: Domain) -> str:
         if domain.severity == 0:
-            return self.cifar.name
+            return self.clean.describe(domain) if self.clean else self.cifar.name
         provenance = read_mark(self.folder)
         return provenance.describe(domain) if provenance else f"official {self.cifar.corrupted[0]}"
 
@@ -164,7 +180,7 @@ class OfficialC(DataSet):
 
 
 def _corrupted(cifar: Cifar, data_dir: Path, frost_dir: str | None) -> DataSet:
-    has_clean = (data_dir / cifar.folder).is_dir()
+    has_clean = (data_dir / cifar.folder).is_dir() or _python_folder(cifar, data_dir) is not None
     for folder in cifar.corrupted:
         if (data_dir / folder).is_dir():
             return OfficialC(cifar, data_dir / folder,
@@ -185,45 +201,72 @@ def _advice(cifar: Cifar, data_dir: Path) -> str:
 
 
 def _clean(cifar: Cifar, data_dir: Path) -> Clean:
-    pixels, labels = _read_binary(cifar, data_dir, [cifar.test])
+    pixels, labels = _read(cifar, data_dir, train=False)
+    mark = read_mark(_python_folder(cifar, data_dir) or data_dir / cifar.folder)
     return Clean(cifar.name, pixels, labels, cifar.class_names, TEMPLATE_SET,
-                 source=lambda: _train(cifar, data_dir))
+                 source=lambda: _train(cifar, data_dir),
+                 origin=mark.describe(Domain(cifar.name, CLEAN, 0)) if mark else "")
 
 
 def _train(cifar: Cifar, data_dir: Path) -> Clean | None:
     """The 50,000 training images, None if they are not here."""
-    if not (data_dir / cifar.folder / cifar.train[0]).is_file():
-        return None
-    return train_part(cifar, data_dir)
+    python = _python_folder(cifar, data_dir)
+    first = data_dir / cifar.folder / cifar.train[0] if python is None \
+        else python / cifar.python.train[0]
+    return train_part(cifar, data_dir) if first.is_file() else None
 
 
 def train_part(cifar: Cifar, data_dir: Path) -> Clean:
     """The 50,000 training images."""
-    pixels, labels = _read_binary(cifar, data_dir, cifar.train)
+    pixels, labels = _read(cifar, data_dir, train=True)
     return Clean(f"{cifar.name}_train", pixels, labels, cifar.class_names, TEMPLATE_SET)
 
 
-def _read_binary(cifar: Cifar, data_dir: Path, names: Sequence[str]
-                 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 [N,32,32,3] and labels int64 [N] of files of the binary version."""
+def _python_folder(cifar: Cifar, data_dir: Path) -> Path | None:
+    """The folder of the Python version, None if it is not here or the binary one is."""
+    if (data_dir / cifar.folder).is_dir():
+        return None
+    return next((data_dir / folder for folder in cifar.python.folders
+                 if (data_dir / folder).is_dir()), None)
+
+
+def _read(cifar: Cifar, data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N,32,32,3] and labels int64 [N] of the version that is here."""
+    python = _python_folder(cifar, data_dir)
+    names = (cifar.train if train else (cifar.test,)) if python is None else (
+        cifar.python.train if train else (cifar.python.test,))
+    num_images = NUM_TRAIN // len(names) if train else NUM_TEST
+    read = _read_binary if python is None else _read_python
+    parts = [read(cifar, (python or data_dir / cifar.folder) / name, num_images) for name in names]
+    planes = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, SIDE, SIDE)
+    return (np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
+            np.concatenate([labels for _, labels in parts]))
+
+
+def _read_binary(cifar: Cifar, file: Path, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N,3072] and labels int64 [N] of a file of the binary version."""
     advice = (f"Get {cifar.archive}, the binary version, from "
-              f"https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in {data_dir}")
-    num_images = NUM_TRAIN // len(names) if names == cifar.train else NUM_TEST
-    rows = []
-    for name in names:
-        file = data_dir / cifar.folder / name
-        size = num_images * (cifar.label_bytes + SIDE * SIDE * 3)
-        if not file.is_file():
-            raise UserError(f"file not found: {file}. {advice}")
-        if file.stat().st_size != size:
-            raise UserError(f"{file} is incomplete: it has {file.stat().st_size} bytes instead of "
-                            f"{size}. {advice}")
-        rows.append(np.fromfile(file, np.uint8).reshape(num_images, -1))
-        _check_range(file, rows[-1][:, cifar.label_bytes - 1], len(cifar.class_names), advice)
-    table = np.concatenate(rows)
-    planes = table[:, cifar.label_bytes:].reshape(-1, 3, SIDE, SIDE)
-    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    return pixels, table[:, cifar.label_bytes - 1].astype(np.int64)
+              f"https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in {file.parent.parent}")
+    size = num_images * (cifar.label_bytes + SIDE * SIDE * 3)
+    if not file.is_file():
+        raise UserError(f"file not found: {file}. {advice}")
+    if file.stat().st_size != size:
+        raise UserError(f"{file} is incomplete: it has {file.stat().st_size} bytes instead of "
+                        f"{size}. {advice}")
+    table = np.fromfile(file, np.uint8).reshape(num_images, -1)
+    labels = table[:, cifar.label_bytes - 1].astype(np.int64)
+    _check_range(file, labels, len(cifar.class_names), advice)
+    return table[:, cifar.label_bytes:], labels
+
+
+def _read_python(cifar: Cifar, file: Path, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """As _read_binary, of a file of the Python version."""
+    archive = cifar.archive.replace("binary", "python")
+    advice = (f"Get {archive}, the Python version, from https://www.cs.toronto.edu/~kriz/cifar.html"
+              f" and unpack it in {file.parent.parent}")
+    pixels, labels = read_batch(file, num_images, SIDE * SIDE * 3, cifar.python.label_key, advice)
+    _check_range(file, labels, len(cifar.class_names), advice)
+    return pixels, labels
 
 
 def _open(file: Path, shape: tuple[int, ...], advice: str) -> np.ndarray:

@@ -86,20 +86,29 @@ class DataSet(ABC):
 
 
 class Clean(DataSet):
-    """Arrays in memory: images uint8 [N,H,W,3], labels int64 [N]. One domain."""
+    """Arrays in memory: images uint8 [N,H,W,3], labels int64 [N]. One domain.
+
+    Args:
+        source: see DataSet.source.
+        origin: how the images were made, where the name does not tell.
+    """
 
     def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray,
                  class_names: Sequence[str], template_set: str,
-                 source: Callable[[], DataSet | None] | None = None) -> None:
+                 source: Callable[[], DataSet | None] | None = None, origin: str = "") -> None:
         self.name = name
         self.pixels = pixels
         self.labels = labels
         self.class_names = tuple(class_names)
         self.template_set = template_set
         self._source = source
+        self.origin = origin
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         return self.pixels[indices]
+
+    def describe(self, domain: Domain) -> str:
+        return self.origin or self.name
 
     def check(self, domain: Domain) -> None:
         refuse_corruption(self.name, domain)

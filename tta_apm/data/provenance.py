@@ -23,14 +23,16 @@ MARK = "made_by_tta_apm.json"
 class Provenance:
     """How the images of a folder were made, as its mark says."""
 
-    images: str  # that were corrupted
-    constants: str  # "cifar" or "imagenet": whose severities
+    images: str  # that were corrupted, or written in another layout
+    constants: str  # "cifar" or "imagenet": whose severities; "" where nothing was corrupted
     frost: str  # source of the frost pictures
     stored: str  # how, e.g. as JPEG; "" without loss
     version: str = __version__
 
     def describe(self, domain: Domain) -> str:
         """How the images of `domain` were made, for the record."""
+        if not self.constants:
+            return f"{self.images}, written by tta-apm {self.version}"
         text = (f"{self.images}, corrupted beforehand by tta-apm {self.version} with "
                 f"{self.constants}-C constants")
         if domain.corruption == "frost":

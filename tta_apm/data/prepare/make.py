@@ -1,5 +1,5 @@
 """make: the corruptions of a clean set once to disk, in the layout of the official files; and
-CIFAR-10 as archives of JPEG files.
+CIFAR-10 as archives of JPEG files, or as the Python version has it.
 
 Files are written aside and renamed, so they are whole or absent: a run that was killed goes on
 where it was. Only a few images at a time are in memory.
@@ -28,6 +28,7 @@ from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.corruptions.functions import frost_source
 from tta_apm.data.dataset import CLEAN, Clean, Domain
+from tta_apm.data.prepare.python_version import PythonFiles
 from tta_apm.data.prepare.zenodo import gigabytes
 from tta_apm.data.provenance import Provenance, mark_folder
 from tta_apm.errors import UserError, nearest, writing
@@ -163,11 +164,12 @@ def _writing(folder: Path) -> AbstractContextManager[None]:
 
 
 def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Sequence[str],
-            severities: Sequence[int]) -> Making | Archives:
+            severities: Sequence[int], clean: str = "") -> Making | Archives | PythonFiles:
     """What is to be made of the set `name`.
 
     Args:
         severities: 1 to 5; a file of CIFAR holds all.
+        clean: the clean images to take, where there is a choice: one of CLEAN_SETS.
 
     Raises:
         UserError: if `name` is none of MAKERS, cannot be made as asked, or the clean images are
@@ -175,9 +177,16 @@ def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Seq
     """
     if name not in MAKERS:
         raise UserError(f"{name!r} has no official layout to make: {nearest(name, MAKERS)}")
+    maker = MAKERS[name]
+    if clean:
+        choices = CLEAN_SETS.get(name, {})
+        if clean not in choices:
+            raise UserError(f"--clean {clean}: {name} cannot be made of it"
+                            + (f"; {nearest(clean, choices)}" if choices else ""))
+        maker = choices[clean]
     domains = [Domain(name, corruption, severity) for corruption in corruptions
                for severity in sorted(severities)]
-    return MAKERS[name](Path(data_dir), frost_dir, tuple(domains))
+    return maker(Path(data_dir), frost_dir, tuple(domains))
 
 
 def _cifar_c(which: cifar.Cifar, read: Callable[..., Clean], data_dir: Path,
@@ -197,21 +206,40 @@ def _imagenet_c(choose: Callable[[], Sequence[str] | None], data_dir: Path, fros
     return Making(dataset, data_dir / imagenet.C_FOLDERS[0], domains, clean.files)
 
 
-def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, ...]) -> Archives:
+def _without_corruptions(name: str, frost_dir: str | None, domains: tuple[Domain, ...]) -> None:
     if frost_dir or len(domains) < len(CORRUPTIONS) * len(SEVERITIES):
-        raise UserError("cifar10_jpeg is made without corruptions: leave --corruptions, --severity "
-                        "and --frost-dir away")
+        raise UserError(f"{name} is made without corruptions: leave --corruptions, --severity and "
+                        "--frost-dir away")
+
+
+def _python(which: cifar.Cifar, read: Callable[..., Clean], data_dir: Path, frost_dir: str | None,
+            domains: tuple[Domain, ...]) -> PythonFiles:
+    _without_corruptions(f"{which.name}_python", frost_dir, domains)
+    return PythonFiles(which, data_dir, read(data_dir=str(data_dir), frost_dir=None))
+
+
+def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, ...]) -> Archives:
+    _without_corruptions("cifar10_jpeg", frost_dir, domains)
     test = cifar.cifar10(data_dir=str(data_dir), frost_dir=None)
     return Archives(data_dir, {"train": cifar.train_part(cifar.CIFAR10, data_dir), "test": test})
 
 
-MAKERS: dict[str, Callable[[Path, str | None, tuple[Domain, ...]], Making | Archives]] = {
+_Maker = Callable[[Path, "str | None", "tuple[Domain, ...]"], "Making | Archives | PythonFiles"]
+MAKERS: dict[str, _Maker] = {
     "cifar10_jpeg": _cifar10_jpeg,
     "cifar10_c": partial(_cifar_c, cifar.CIFAR10, cifar.cifar10),
     "cifar100_c": partial(_cifar_c, cifar.CIFAR100, cifar.cifar100),
+    "cifar10_python": partial(_python, cifar.CIFAR10, cifar.cifar10),
+    "cifar100_python": partial(_python, cifar.CIFAR100, cifar.cifar100),
     "imagenet_c": partial(_imagenet_c, lambda: imagenet_classes.robustbench_images()),
     "imagenet_c_50k": partial(_imagenet_c, lambda: None),
 }
+# Of what else a set can be made: its mark and its records then say so.
+_JPEG = cifar.CIFAR10, cifar_jpeg.cifar10_jpeg
+CLEAN_SETS: dict[str, dict[str, _Maker]] = {
+    "cifar10_c": {"cifar10": MAKERS["cifar10_c"], "cifar10_jpeg": partial(_cifar_c, *_JPEG)},
+    "cifar10_python": {"cifar10": MAKERS["cifar10_python"],
+                       "cifar10_jpeg": partial(_python, *_JPEG)}}
 
 
 def _chunks(indices: np.ndarray) -> list[np.ndarray]:

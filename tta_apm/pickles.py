@@ -1,0 +1,311 @@
+"""pickles: the contents of a pickle, read without running anything that it names. No torch.
+
+A pickle is a program for a small machine, two of whose instructions call what the program names.
+Here they call nothing: a name becomes a Named, and a call an Inert that keeps the arguments. Only
+the few names in MAKERS, for plain data, and those that a caller adds are replaced by functions of
+ours. Python's `pickletools` decodes the instructions and runs none.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from tta_apm.errors import explain
+
+#: Instructions of a pickle: a trainer's file with its optimiser has some 100,000.
+MAX_INSTRUCTIONS = 5_000_000
+
+# What makes an object of a call's arguments; NotImplemented leaves an Inert.
+Maker = Callable[..., Any]
+
+
+class Malformed(Exception):
+    """The bytes are not a valid pickle, or a harmful one; the text says what is wrong."""
+
+
+class Named(NamedTuple):
+    """A name of a class or function, never looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Inert:
+    """An object that was not constructed: its class, arguments and state."""
+
+    kind: Any
+    args: Any = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    rest: list[Any] = field(default_factory=list)
+
+    @property
+    def type_name(self) -> str:
+        return str(self.kind) if isinstance(self.kind, Named) else "an object"
+
+
+@dataclass(eq=False)
+class PickledArray:
+    """A numpy dtype or array under construction."""
+
+    text: str = ""
+    args: Any = ()
+    state: Any = None
+
+    def numbers(self) -> np.ndarray | None:
+        """The array, in the machine's byte order; None for one that is not of numbers."""
+        if not isinstance(self.state, tuple) or len(self.state) != 5:
+            return None
+        _, shape, dtype, fortran, content = self.state
+        if isinstance(content, str):  # of Python 2
+            content = content.encode("latin-1")
+        if not isinstance(dtype, PickledArray) or not isinstance(dtype.state, tuple) or not \
+                isinstance(content, bytes) or not re.fullmatch("[fiub][1248]", dtype.text):
+            return None
+        try:
+            numbers = np.frombuffer(content, np.dtype(f"{dtype.state[1]}{dtype.text}"))
+            numbers = numbers.reshape(shape, order="F" if fortran else "C")
+            return numbers.astype(numbers.dtype.newbyteorder("="))
+        except (TypeError, ValueError, IndexError):
+            return None
+
+
+def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any] | None = None,
+             makers: Mapping[str, Maker] | None = None) -> Any:
+    """The contents of the next pickle of `stream`, which is left at the pickle's end.
+
+    Args:
+        load_storage: from a persistent id to what it stands for; None for files that have none.
+        makers: by the full names of what a pickle calls, beside those in MAKERS.
+
+    Returns:
+        None, booleans, numbers, texts, bytes, lists, tuples, dicts, PickledArrays and what
+        `makers` make; Named and Inert for all else.
+
+    Raises:
+        Malformed: for bytes that are not a valid pickle.
+    """
+    try:
+        return _Machine(load_storage or _no_storage, {**MAKERS, **(makers or {})}).run(stream)
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
+            StopIteration) as error:
+        raise Malformed(f"its pickle is corrupt or incomplete ({explain(error)})") from error
+
+
+def _no_storage(key: Any) -> Any:
+    raise Malformed("a pickle that refers to something outside itself")
+
+
+class _Mark:
+    pass
+
+
+_MARK = _Mark()
+KEYS = (str, int, float, bool, bytes, type(None))  # others could take for ever to hash
+
+
+class _Machine:
+    """The stack and memo of a pickle."""
+
+    def __init__(self, load_storage: Callable[[Any], Any], makers: Mapping[str, Maker]) -> None:
+        self.load_storage = load_storage
+        self.makers = makers
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, stream: BinaryIO) -> Any:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > MAX_INSTRUCTIONS:
+                raise Malformed(f"a pickle of more than {MAX_INSTRUCTIONS:,} instructions")
+            if opcode.name in _CONSTANTS:
+                self.stack.append(argument)
+            elif opcode.name == "STOP":
+                break
+            else:
+                try:
+                    step = _STEPS[opcode.name]
+                except KeyError:
+                    raise Malformed(f"a pickle with the instruction {opcode.name}") from None
+                step(self, argument)
+        return self.stack.pop()
+
+    def since_mark(self) -> list[Any]:
+        mark = len(self.stack) - 1
+        while self.stack[mark] is not _MARK:
+            mark -= 1
+            if mark < 0:
+                raise Malformed("a pickle without a mark")
+        items = self.stack[mark + 1:]
+        del self.stack[mark:]
+        return items
+
+    def last(self, num: int) -> list[Any]:
+        if len(self.stack) < num:
+            raise Malformed("a pickle whose stack runs empty")
+        items = self.stack[len(self.stack) - num:]
+        del self.stack[len(self.stack) - num:]
+        return items
+
+    # Containers
+
+    def extend(self, items: Sequence[Any]) -> None:
+        target = self.stack[-1]
+        (target.rest if isinstance(target, Inert) else of_kind(target, list)).extend(items)
+
+    def set(self, items: Sequence[Any]) -> None:
+        target = self.stack[-1]
+        content = target.items if isinstance(target, Inert) else of_kind(target, dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, KEYS):
+                content[key] = value
+
+    # Calls, none of which is executed
+
+    def call(self, kind: Any, args: Any) -> None:
+        maker = self.makers.get(str(kind)) if isinstance(kind, Named) else None
+        made = maker(*args) if maker and isinstance(args, tuple) else NotImplemented
+        self.stack.append(Inert(kind, args) if made is NotImplemented else made)
+
+    def build(self, state: Any) -> None:
+        target = self.stack[-1]
+        if isinstance(target, (Inert, PickledArray)):
+            target.state = state
+
+    def name(self, module: Any, name: Any) -> None:
+        self.stack.append(Named(str(of_kind(module, str)), str(of_kind(name, str))))
+
+
+def of_kind(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise Malformed(f"a pickle that takes a {type(value).__name__} for a {kind.__name__}")
+    return value
+
+
+def _mapping(machine: _Machine, items: list[Any]) -> None:
+    machine.stack.append({})
+    machine.set(items)
+
+
+def _instance(machine: _Machine, argument: str) -> None:
+    args = machine.since_mark()
+    module, _, name = argument.partition(" ")
+    machine.call(Named(module, name), tuple(args))
+
+
+def _object(machine: _Machine) -> None:
+    kind, *args = machine.since_mark()
+    machine.call(kind, tuple(args))
+
+
+def _new(machine: _Machine, num: int) -> None:
+    kind, args, *_ = machine.last(num)
+    machine.call(kind, args)
+
+
+_Step = Callable[[_Machine, Any], Any]
+_CONSTANTS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING",
+              "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+              "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "FLOAT",
+              "BINFLOAT"}
+_STEPS: dict[str, _Step] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "NONE": lambda machine, _: machine.stack.append(None),
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "MARK": lambda machine, _: machine.stack.append(_MARK),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.since_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_SET": lambda machine, _: machine.stack.append([]),  # no set holds weights
+    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "LIST": lambda machine, _: machine.stack.append(machine.since_mark()),
+    "FROZENSET": lambda machine, _: machine.stack.append(machine.since_mark()),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.since_mark())),
+    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.last(1))),
+    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.last(2))),
+    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.last(3))),
+    "DICT": lambda machine, _: _mapping(machine, machine.since_mark()),
+    "APPEND": lambda machine, _: machine.extend(machine.last(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.since_mark()),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.set(machine.last(2)),
+    "SETITEMS": lambda machine, _: machine.set(machine.since_mark()),
+    "GLOBAL": lambda machine, text: machine.name(*text.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.name(*machine.last(2)),
+    "REDUCE": lambda machine, _: _new(machine, 2),
+    "NEWOBJ": lambda machine, _: _new(machine, 2),
+    "NEWOBJ_EX": lambda machine, _: _new(machine, 3),
+    "INST": _instance,
+    "OBJ": lambda machine, _: _object(machine),
+    "BUILD": lambda machine, _: machine.build(*machine.last(1)),
+    "PERSID": lambda machine, text: machine.stack.append(machine.load_storage(text)),
+    "BINPERSID": lambda machine, _: machine.stack.append(machine.load_storage(*machine.last(1)))}
+for _verb in ("", "BIN", "LONG_BIN"):
+    _STEPS[f"{_verb}GET"] = lambda machine, index: machine.stack.append(machine.memo[index])
+    _STEPS[f"{_verb}PUT"] = lambda machine, index: machine.memo.__setitem__(index,
+                                                                            machine.stack[-1])
+_STEPS["MEMOIZE"] = lambda machine, _: machine.memo.__setitem__(len(machine.memo),
+                                                                machine.stack[-1])
+
+
+# The exceptions: plain data, each made by a function of ours that checks its arguments.
+
+def _dict(*args: Any) -> Any:
+    pairs = args[-1] if args and isinstance(args[-1], list) else []
+    return {key: value for key, value in pairs if isinstance(key, KEYS)}
+
+
+def _list(items: Any = (), *_: Any) -> Any:
+    return list(items) if isinstance(items, (list, tuple)) else NotImplemented
+
+
+def tuple_of(items: Any = (), *_: Any) -> Any:
+    return tuple(items) if isinstance(items, (list, tuple)) else NotImplemented
+
+
+def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> Any:
+    return text.encode("latin-1") if isinstance(text, str) and encoding in (
+        "latin1", "latin-1", "iso-8859-1") else NotImplemented
+
+
+def _array(*args: Any) -> Any:
+    return PickledArray()
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
+    """An array as protocol 5 has it."""
+    if not isinstance(content, (bytes, bytearray)) or order not in ("C", "F"):
+        return NotImplemented
+    return PickledArray(state=(1, shape, dtype, order == "F", bytes(content)))
+
+
+def _dtype(text: Any, *_: Any) -> Any:
+    return PickledArray(text) if isinstance(text, str) else NotImplemented
+
+
+MAKERS: dict[str, Maker] = {
+    "collections.OrderedDict": _dict,
+    "collections.defaultdict": _dict,
+    "collections.Counter": _dict,
+    "_codecs.encode": _encode,
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
+    "numpy.dtype": _dtype}
+for _module in ("builtins", "__builtin__"):
+    MAKERS |= {f"{_module}.set": _list, f"{_module}.frozenset": _list, f"{_module}.list": _list,
+               f"{_module}.tuple": tuple_of, f"{_module}.dict": _dict}
