@@ -28,8 +28,8 @@ class Deyo(Method):
     PLPD). The loss is their mean entropy, each weighed by exp(`weight_margin`·ln K - entropy) +
     exp(PLPD). Without such an image there is no step. The logits returned are from before the step.
 
-    It departs from the authors' code thus: the last stage is found by its place in the network and
-    not by names of timm; where batch statistics are used, a single image that passes the first
+    It departs from the authors' code thus: the last stage is found by its position in the network
+    and not by names of timm; where batch statistics are used, a single image that passes the first
     filter does not count, since shuffled it would be a batch of one; `reset()` returns to the
     source (theirs has no saved state); dropout stays off.
 

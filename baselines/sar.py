@@ -30,8 +30,8 @@ class Sar(Method):
     there. Once the moving average of that second loss falls below the recovery threshold, all
     starts anew. The logits returned are from before the step.
 
-    It departs from the authors' code thus: the last stage is found by its place in the network and
-    not by names of timm; the moving average is emptied when all starts anew (theirs goes on, so
+    It departs from the authors' code thus: the last stage is found by its position in the network
+    and not by names of timm; the moving average is emptied when all starts anew (theirs goes on, so
     that it may start anew after every batch); its threshold scales with ln K, since few classes
     have low entropies by themselves; without an image that counts there is no step (theirs lets
     the optimiser's momentum run on); dropout stays off.

@@ -12,7 +12,7 @@ from tta_apm.method import Method
 from tta_apm.toolbox.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.toolbox.surviving import SurvivingOptimizer
 
-# Of the authors' names, what stays as it is: decoder, probing head and the codes of places. The
+# Of the authors' names, what stays as it is: decoder, probing head and the codes of positions. The
 # mask token, though the decoder's, is trained.
 FIXED = ("decoder", "classifier", "pos_embed")
 
@@ -107,7 +107,7 @@ class TttMae(Method):
         Args:
             weights: stacked, of B episodes.
             patches: of each episode's image, [B,L,P].
-            order: places of the patches under each mask, [B,N,L].
+            order: positions of the patches under each mask, [B,N,L].
         """
         visible, hidden = order.tensor_split([self.num_visible], -1)
         latents = self._encode(weights, patches, visible)
@@ -117,15 +117,15 @@ class TttMae(Method):
         target = take(normalized(patches), hidden)
         return (predictions.view_as(target) - target).square().mean((1, 2, 3))
 
-    def _encode(self, weights: Parameters, patches: Tensor, places: Tensor) -> Tensor:
-        """Latents [B,N,1+V,D] of each episode's patches [B,L,P] at places [B,N,V]."""
-        def one(weights: Parameters, patches: Tensor, places: Tensor) -> Tensor:
-            return functional_call(self.backbone.net, weights, (patches, places))
-        chosen = take(patches, places)
+    def _encode(self, weights: Parameters, patches: Tensor, positions: Tensor) -> Tensor:
+        """Latents [B,N,1+V,D] of each episode's patches [B,L,P] at positions [B,N,V]."""
+        def one(weights: Parameters, patches: Tensor, positions: Tensor) -> Tensor:
+            return functional_call(self.backbone.net, weights, (patches, positions))
+        chosen = take(patches, positions)
         if len(patches) == 1:  # large networks on a CPU: vmap's detours take a quarter of the time
             return one({name: value.squeeze(0) for name, value in weights.items()}, chosen[0],
-                       places[0])[None]
-        return vmap(one)(weights, chosen, places)
+                       positions[0])[None]
+        return vmap(one)(weights, chosen, positions)
 
     def _bytes_per_episode(self) -> int:
         """Weights, gradients, momentum, and what the blocks keep: 16 values a token and channel."""

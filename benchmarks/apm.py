@@ -123,10 +123,10 @@ def plain_loop(student: Student, start: dict[str, Tensor], teacher: GivenTeacher
     """As one would write it: one Student, one Adam, one image after the other, eager, in float32,
     every column through the whole MLP; the teacher once per image."""
     features = []
-    for place, image in enumerate((images - method.mean) / method.std):
+    for index, image in enumerate((images - method.mean) / method.std):
         with torch.no_grad():
-            target = (teacher.features[place] if isinstance(teacher, GivenTeacher)
-                      else teacher.encode_image(images[place:place + 1])[0])
+            target = (teacher.features[index] if isinstance(teacher, GivenTeacher)
+                      else teacher.encode_image(images[index:index + 1])[0])
         student.load_state_dict(start)
         optimizer = torch.optim.Adam(student.parameters(), lr=method.lr)
         for _ in range(method.steps):

@@ -136,7 +136,7 @@ def text_of(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException, file: Path | None = None) -> str:
-    """The place of an error in code of others, in brackets: the last line in `file`, or of all."""
+    """Where an error in code of others was raised, in brackets; `file`: the last line in it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)

@@ -225,7 +225,7 @@ def test_targets_of_a_grid_of_the_same_size_are_that_grid():
 
 
 @pytest.mark.parametrize("side", [2, 3, 8])
-def test_targets_of_a_grid_of_another_size_keep_their_place(side):
+def test_targets_of_a_grid_of_another_size_keep_their_position(side):
     """A ramp along x stays one: values rise from left to right, and rows are alike."""
     ramp = torch.arange(4.0).expand(1, 4, 4)[..., None]
     resampled = grid_targets(ramp, side).view(side, side)
@@ -241,7 +241,7 @@ def test_colour_targets_are_the_means_of_patches():
     assert torch.allclose(found[0, 4], image[0, :, 2:, 2:4].mean((1, 2)))
 
 
-def test_places_of_a_vit_are_its_last_tokens_in_the_joint_space(digits_clip, digits_test):
+def test_positions_of_a_vit_are_its_last_tokens_in_the_joint_space(digits_clip, digits_test):
     images, tower = digits_test[0][:3], digits_clip.model.visual
     last = []
     handle = tower.transformer.register_forward_hook(
@@ -261,8 +261,8 @@ def test_places_of_a_vit_are_its_last_tokens_in_the_joint_space(digits_clip, dig
 @pytest.mark.parametrize("name, pool, size, side", [
     ("resnet10t", "avg", 64, 2), ("vit_tiny_patch16_224", "token", 224, 14),
     ("convnext_atto", "avg", 64, 2), ("swin_tiny_patch4_window7_224", "avg", 224, 7)])
-def test_places_of_timm_towers(name, pool, size, side):
-    """Features as the tower's own; where it pools by the mean, they are the mean of the places
+def test_positions_of_timm_towers(name, pool, size, side):
+    """Features as the tower's own; where it pools by the mean, they are the mean of the positions
     as far as its head is linear."""
     torch.manual_seed(0)
     tower = TimmModel(name, 12, image_size=size, pool=pool, proj="linear").eval()
@@ -276,8 +276,8 @@ def test_places_of_timm_towers(name, pool, size, side):
         assert torch.allclose(encoded.grid.mean((1, 2)), encoded.features, atol=1e-5)
 
 
-def test_places_of_a_clip_resnet_are_what_all_attention_on_them_gives():
-    """Of a grid of one place, without codes, the pooling sees that place twice."""
+def test_positions_of_a_clip_resnet_are_what_all_attention_on_them_gives():
+    """Of a grid of one position, without codes, the pooling sees that position twice."""
     torch.manual_seed(0)
     tower = ModifiedResNet([1, 1, 1, 1], output_dim=10, heads=4, image_size=32, width=8).eval()
     tower.attnpool.positional_embedding.data.zero_()

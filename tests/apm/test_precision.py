@@ -59,7 +59,7 @@ def test_bfloat16_is_used_and_weights_stay_float32(digits_clip, images):
 def test_precision_does_not_depend_on_the_company(digits_clip, images):
     method = Apm(digits_clip, precision="bfloat16", **SMALL)
     together = method(images[:6])
-    alone = torch.cat([method(images[place:place + 1]) for place in range(6)])
+    alone = torch.cat([method(images[index:index + 1]) for index in range(6)])
     assert (together - alone).abs().max() < 0.05 * together.abs().max()
     assert (together.argmax(-1) == alone.argmax(-1)).all()
 

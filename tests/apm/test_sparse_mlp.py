@@ -10,7 +10,7 @@ import torch
 from tta_apm.apm.method import Apm
 from tta_apm.apm.sparse_mlp import SparsePooledMlp
 
-BATCH, PLACES, PARTS, QUERIES = 3, 40, 9, 2
+BATCH, POSITIONS, PARTS, QUERIES = 3, 40, 9, 2
 WIDTHS = (30, 24, 18, 12)
 
 
@@ -18,18 +18,18 @@ WIDTHS = (30, 24, 18, 12)
 def net(request):
     """Places, parts, queries, offsets and the layers: columns that differ, a little or hardly."""
     torch.manual_seed(0)
-    places = torch.zeros(BATCH, PLACES, PARTS)
-    places[:, :, 0] = 1
-    places[:, :, 1:] = torch.randn(BATCH, PLACES, PARTS - 1) / (1 + request.param)
-    values = [places, torch.randn(BATCH, PARTS, WIDTHS[0]),
-              torch.randn(BATCH, QUERIES, WIDTHS[-1]), torch.randn(BATCH, QUERIES, PLACES)]
+    positions = torch.zeros(BATCH, POSITIONS, PARTS)
+    positions[:, :, 0] = 1
+    positions[:, :, 1:] = torch.randn(BATCH, POSITIONS, PARTS - 1) / (1 + request.param)
+    values = [positions, torch.randn(BATCH, PARTS, WIDTHS[0]),
+              torch.randn(BATCH, QUERIES, WIDTHS[-1]), torch.randn(BATCH, QUERIES, POSITIONS)]
     for wide, narrow in pairwise(WIDTHS):
         values += [torch.randn(BATCH, wide, narrow) / wide**0.5, torch.randn(BATCH, narrow)]
     return [value.double().requires_grad_() for value in values]
 
 
-def plain(places, parts, queries, offsets, *layers):
-    hidden = (places @ parts).relu()
+def plain(positions, parts, queries, offsets, *layers):
+    hidden = (positions @ parts).relu()
     for weight, bias in zip(layers[::2], layers[1::2]):
         hidden = torch.baddbmm(bias[:, None], hidden, weight).relu()
     if queries is None:
@@ -38,8 +38,8 @@ def plain(places, parts, queries, offsets, *layers):
     return attention @ hidden, attention, hidden
 
 
-def kinds(places, parts, *_):
-    sums = places @ parts
+def kinds(positions, parts, *_):
+    sums = positions @ parts
     silent, linear = (sums <= 0).all(1).sum().item(), (sums > 0).all(1).sum().item()
     return silent, linear, BATCH * WIDTHS[0] - silent - linear
 
@@ -59,17 +59,17 @@ def test_the_fixture_has_units_of_each_kind(net):
 def test_values_and_gradients_with_attention(net, wanted):
     found, expected = SparsePooledMlp.apply(2 in wanted, *net), plain(*net)
     weights = [torch.randn_like(value) for value in expected]
-    assert equal([found[place] for place in wanted], [expected[place] for place in wanted])
-    gradients = [torch.autograd.grad(sum((outputs[place] * weights[place]).sum()
-                                         for place in wanted), net, materialize_grads=True)
+    assert equal([found[index] for index in wanted], [expected[index] for index in wanted])
+    gradients = [torch.autograd.grad(sum((outputs[index] * weights[index]).sum()
+                                         for index in wanted), net, materialize_grads=True)
                  for outputs in (found, expected)]
     assert equal(*gradients)
 
 
 @pytest.mark.parametrize("wants_columns", [False, True])
 def test_values_and_gradients_with_the_mean(net, wants_columns):
-    places, parts, _, _, *layers = net
-    net = [places.detach(), parts, *layers]  # as in a student without local patches
+    positions, parts, _, _, *layers = net
+    net = [positions.detach(), parts, *layers]  # as in a student without local patches
     pooled, _, columns = SparsePooledMlp.apply(wants_columns, *net[:2], None, None, *layers)
     mean, whole = plain(*net[:2], None, None, *layers)
     assert (columns is not None) == wants_columns

@@ -29,7 +29,7 @@ HALF = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 class Plain(nn.Module):
-    """A convolution, the mean over places, a hidden layer, a head."""
+    """A convolution, the mean over positions, a hidden layer, a head."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def features_of(teacher: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     return maps.mean((2, 3)), maps.permute(0, 2, 3, 1)
 
 
-def adapt_one(method: Apm, image: Tensor, feature: Tensor, places: Tensor, grid_weight: float
+def adapt_one(method: Apm, image: Tensor, feature: Tensor, positions: Tensor, grid_weight: float
               ) -> Tensor:
     """The reference: one image, one student, a plain loop; the student's feature [D]."""
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (MEAN, STD))
@@ -86,7 +86,7 @@ def adapt_one(method: Apm, image: Tensor, feature: Tensor, places: Tensor, grid_
     for _ in range(method.steps):
         optimizer.zero_grad()
         loss = F.mse_loss(student(shown), feature)
-        loss = loss + grid_weight * F.mse_loss(student.columns(student.unfold(shown)), places)
+        loss = loss + grid_weight * F.mse_loss(student.columns(student.unfold(shown)), positions)
         loss.backward()
         optimizer.step()
     return student(shown).detach()
@@ -96,12 +96,12 @@ def adapt_one(method: Apm, image: Tensor, feature: Tensor, places: Tensor, grid_
 @pytest.mark.parametrize("grid_weight", [0.0, 0.5], ids=["cls", "grid"])
 @pytest.mark.parametrize("similarity", ["own", "cosine"])
 def test_equals_a_plain_loop_in_float64(exact_resnet, images, similarity, grid_weight):
-    exact_resnet.image_size = 64  # at 32 its last map has one place
+    exact_resnet.image_size = 64  # at 32 its last map has one position
     method = Apm(exact_resnet, **SMALL, similarity=similarity, grid_weight=grid_weight)
     features, maps = features_of(exact_resnet, images)
     student = torch.stack([
-        adapt_one(method, image, feature, grid_targets(places[None], GRID)[0], grid_weight)
-        for image, feature, places in zip(images, features, maps)])
+        adapt_one(method, image, feature, grid_targets(positions[None], GRID)[0], grid_weight)
+        for image, feature, positions in zip(images, features, maps)])
     read = student
     if similarity == "cosine":
         read = student / student.norm(dim=1, keepdim=True) * features.norm(dim=1, keepdim=True)

@@ -94,7 +94,7 @@ def test_classifier_offline_says_what_to_download(model, weights, message, offli
         load_classifier(model, weights, num_classes=1000, device="cpu")
 
 
-def test_robustbench_download_failure_names_link_and_place(monkeypatch, tmp_path):
+def test_robustbench_download_failure_names_link_and_folder(monkeypatch, tmp_path):
     from tta_apm.compat import import_robustbench
     import_robustbench()
     monkeypatch.chdir(tmp_path)

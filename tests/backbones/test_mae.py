@@ -89,7 +89,7 @@ def test_parameter_counts_of_vit_large():
     assert counts == {"": 303_301_632 + 512, "decoder": 26_239_744, "classifier": 86_763_496}
 
 
-def test_places_are_coded_by_sines_and_cosines_of_column_then_row():
+def test_positions_are_coded_by_sines_and_cosines_of_column_then_row():
     codes = MaeVit(ARCHITECTURES["digits_mae"], 10).pos_embed[0]
     width, side = codes.shape[1], 4
     assert not codes[0].any()
@@ -120,26 +120,26 @@ def test_embedding_patches_is_the_published_convolution(net):
 
 def test_hidden_patches_do_not_reach_the_latents(net):
     images = torch.rand(1, 3, 32, 32)
-    places = torch.tensor([[5, 2, 11, 8]])
+    positions = torch.tensor([[5, 2, 11, 8]])
     patches = net.patchify(images)
     changed = patches.clone()
-    changed[:, [place for place in range(16) if place not in (5, 2, 11, 8)]] += 1
-    latents = net(take(patches, places), places)
+    changed[:, [index for index in range(16) if index not in (5, 2, 11, 8)]] += 1
+    latents = net(take(patches, positions), positions)
     assert latents.shape == (1, 5, 48)
-    assert torch.equal(net(take(changed, places), places), latents)
+    assert torch.equal(net(take(changed, positions), positions), latents)
 
 
 def test_the_order_of_visible_patches_is_of_no_account(net):
     patches = net.patchify(torch.rand(1, 3, 32, 32))
-    places, order = torch.tensor([[5, 2, 11, 8]]), torch.tensor([2, 0, 3, 1])
-    latents = net(take(patches, places), places)
-    turned = net(take(patches, places[:, order]), places[:, order])
+    positions, order = torch.tensor([[5, 2, 11, 8]]), torch.tensor([2, 0, 3, 1])
+    latents = net(take(patches, positions), positions)
+    turned = net(take(patches, positions[:, order]), positions[:, order])
     assert torch.allclose(turned[:, 1:], latents[:, 1:][:, order], atol=1e-5)
     assert torch.allclose(turned[:, 0], latents[:, 0], atol=1e-5)
 
 
 def test_reconstruction_is_that_of_the_published_order_of_work(net):
-    """There: put the latents back in place among mask tokens, add places, predict all patches."""
+    """There: put the latents back among mask tokens, add positions, predict all patches."""
     patches = net.patchify(torch.rand(3, 3, 32, 32))
     order = torch.rand(3, 16).argsort(1)
     latents = net(take(patches, order[:, :4]), order[:, :4])

@@ -248,7 +248,7 @@ def test_a_pickle_that_is_none_is_told(content, message, tmp_path):
         files.read(tmp_path / "x.pt")
 
 
-def test_a_place_in_the_memo_takes_no_memory(tmp_path):
+def test_an_index_in_the_memo_takes_no_memory(tmp_path):
     """Python's own unpickler makes a list up to that place: 64 GB."""
     archive(b"\x80\x02}r" + b"\xff\xff\xff\xff" + b".", tmp_path / "x.pt")
     with pytest.raises(UserError, match="no tensors"):

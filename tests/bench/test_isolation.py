@@ -149,7 +149,7 @@ def swap(weights):
 
 TO_THE_CLASSIFIER = {
     "one weight by a hair": lambda net: first(net)[1, 1, 1, 1].mul_(1 + 1e-6),
-    "weights that change places": lambda net: swap(first(net)),
+    "weights that are swapped": lambda net: swap(first(net)),
     "its last weight": lambda net: list(net.parameters())[-1][-1].add_(1),
     "a running mean": lambda net: some_norm(net).running_mean.add_(1e-3),
     "no running statistics": lambda net: setattr(some_norm(net), "running_mean", None),
@@ -387,8 +387,8 @@ OURS = ["source", "norm", "tent", "clip_zero_shot", "noisy",
 def alone(sweep):
     """The rows of OURS, each run alone."""
     found = {}
-    for place, row in enumerate(OURS):
-        code, _, rows = sweep([row], f"alone{place}")
+    for index, row in enumerate(OURS):
+        code, _, rows = sweep([row], f"alone{index}")
         assert code == cli.OK
         found |= rows
     assert list(map(len, found.values())) == [2] * len(OURS)
@@ -412,10 +412,10 @@ PLACES = ("init", "reset", "forward")
 @pytest.mark.parametrize("at", PLACES)
 def test_whatever_is_done_changes_no_other_row(sweep, alone, environment, at):
     """A third of the deeds each, all in rows of their own, which come before rows of ours."""
-    deeds = {place: deed for place, deed in enumerate(DEEDS)
-             if at == ("forward" if deed == "images" else PLACES[place % 3])}
-    rows = [f"{'clip_' if deed in TO_THE_CLIP else ''}spoiler DEED {place} AT {at}"
-            for place, deed in deeds.items()]
+    deeds = {index: deed for index, deed in enumerate(DEEDS)
+             if at == ("forward" if deed == "images" else PLACES[index % 3])}
+    rows = [f"{'clip_' if deed in TO_THE_CLIP else ''}spoiler DEED {index} AT {at}"
+            for index, deed in deeds.items()]
     code, printed, found = sweep([*rows, *OURS], "company")
     assert code == cli.FAILED_CELLS, printed.err
     assert found == alone

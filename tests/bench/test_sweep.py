@@ -453,11 +453,11 @@ def test_ten_kills_lose_nothing_and_double_nothing(sweep, tmp_path):
          tmp_path / "sweep.yaml", "METHODS", methods, *SMALL, "SEVERITY", "[1,5]"],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == cli.OK, done.stderr
-    # Each kill hit a process that was at work, and they hit at many places of the work.
-    places = [int(line.split()[-1]) for line in done.stdout.splitlines()
-              if line.startswith("killed after ")]
-    assert len(places) == 10 and all(0 <= place <= 12 for place in places)
-    assert len([place for place in places if 0 < place < 12]) >= 4, places
+    # Each kill hit a process that was at work, and they hit at many moments of the work.
+    moments = [int(line.split()[-1]) for line in done.stdout.splitlines()
+               if line.startswith("killed after ")]
+    assert len(moments) == 10 and all(0 <= moment <= 12 for moment in moments)
+    assert len([moment for moment in moments if 0 < moment < 12]) >= 4, moments
     for killed in (tmp_path / "killed").iterdir():
         assert not list(killed.rglob("*.tmp"))
         assert len(list(killed.rglob("*.json"))) == len(list(killed.rglob("*.npz"))) == 12

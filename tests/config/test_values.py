@@ -273,7 +273,7 @@ def test_no_file_is_named():
      "there is a method 'tent' already ({file}, line 2)"),
     ("import json\njson.loads('')", "Expecting value: line 1 column 1 (char 0) ({file}, line 2)"),
 ])
-def test_whatever_a_plugin_raises_is_a_sentence_with_the_place(write, refused, text, message):
+def test_whatever_a_plugin_raises_is_a_sentence_with_the_line(write, refused, text, message):
     plugin = write(text, "broken.py")
     told = refused(f"PLUGINS: [{plugin}]")
     assert f"PLUGINS: {str(plugin)!r} cannot be imported" in told

@@ -110,7 +110,7 @@ def test_vmapped_convolution_is_counted_right_for_one_image():
         return count_flops(lambda: vmap(lambda one, x: functional_call(layer, one, (x,)))(
             weights, image.expand(batch, -1, -1, -1, -1)).sum().backward())
 
-    by_hand = 36 * 4 * 27  # places, kernels, what a kernel sees
+    by_hand = 36 * 4 * 27  # positions, kernels, what a kernel sees
     assert gradients(1) == (2 * by_hand, 2 * by_hand)
     assert gradients(3).forward == 3 * 2 * by_hand
 

@@ -89,9 +89,9 @@ def official(tmp_path, monkeypatch):
     inside.mkdir(parents=True)
     smooth = np.linspace(0, 255, 1024).astype(np.uint8)
     images, labels = {"train": [], "test": []}, {"train": [], "test": []}
-    for place, name in enumerate([*cifar.CIFAR10.train, cifar.CIFAR10.test]):
-        rows = np.stack([np.concatenate([[(3 * place + row) % 4], smooth, smooth[::-1],
-                                         smooth // (place + row + 1)])
+    for index, name in enumerate([*cifar.CIFAR10.train, cifar.CIFAR10.test]):
+        rows = np.stack([np.concatenate([[(3 * index + row) % 4], smooth, smooth[::-1],
+                                         smooth // (index + row + 1)])
                          for row in range(5)]).astype(np.uint8)
         rows.tofile(inside / name)
         part = "test" if name == cifar.CIFAR10.test else "train"

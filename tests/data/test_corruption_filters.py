@@ -93,8 +93,8 @@ def plasma_reference(draws, side, decay):
     def fill(rows, columns, neighbours):
         values = {(y, x): sum(height[(y + dy) % side, (x + dx) % side] for dy, dx in neighbours)
                   for y in rows for x in columns}
-        for place, total in values.items():
-            height[place] = total / 4 + wibble * next(draws) * wibble
+        for position, total in values.items():
+            height[position] = total / 4 + wibble * next(draws) * wibble
 
     while step >= 2:
         half = step // 2

@@ -23,7 +23,7 @@ from tta_apm.errors import UserError
 
 WNIDS = imagenet_classes.wnids()
 LISTED = imagenet_classes.robustbench_images()
-PLACES = [(name, place) for name, layout in LAYOUTS.items() for place in layout.folders]
+FOLDERS = [(name, folder) for name, layout in LAYOUTS.items() for folder in layout.folders]
 
 
 def color(index: int) -> tuple[int, int, int]:
@@ -79,9 +79,9 @@ def assert_labels_fit_images(data, domain, kept=range(1000)):
         assert np.abs(image.mean((0, 1)) - color(kept[label])).max() < 5
 
 
-@pytest.mark.parametrize("name, place", PLACES, ids=str)
-def test_every_layout(name, place, trees, small, tmp_path):
-    place_tree(trees[name], tmp_path / place)
+@pytest.mark.parametrize("name, folder", FOLDERS, ids=str)
+def test_every_layout(name, folder, trees, small, tmp_path):
+    place_tree(trees[name], tmp_path / folder)
     data, domain = load(name, tmp_path), Domain(name, CLEAN, 0)
     data.check(domain)
     assert sorted(data.labels) == list(range(len(data.class_names)))
@@ -169,9 +169,9 @@ def official(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("place", imagenet.C_FOLDERS)
-def test_official_files_in_the_order_of_the_list(place, official, tmp_path):
-    place_tree(official, tmp_path / place)
+@pytest.mark.parametrize("folder", imagenet.C_FOLDERS)
+def test_official_files_in_the_order_of_the_list(folder, official, tmp_path):
+    place_tree(official, tmp_path / folder)
     data, domain = load("imagenet_c", tmp_path), Domain("imagenet_c", "fog", 3)
     data.check(domain)
     assert data.labels.shape == (5000,) and data.template_set == "imagenet"

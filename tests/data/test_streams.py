@@ -65,10 +65,10 @@ def test_mixed_domains_bring_each_image_of_each_domain(toy):
     seen = []
     mixed = stream(toy, [CLEAN, FOG, SNOW])
     for batch in mixed:
-        places = mixed.places[len(seen):len(seen) + len(batch.indices)]
-        assert (batch.images[:, 0, 0, 0] == batch.indices + 60 * places).all()
-        assert len(set(places)) > 1
-        seen += list(zip(places, batch.indices))
+        domain_indices = mixed.domain_indices[len(seen):len(seen) + len(batch.indices)]
+        assert (batch.images[:, 0, 0, 0] == batch.indices + 60 * domain_indices).all()
+        assert len(set(domain_indices)) > 1
+        seen += list(zip(domain_indices, batch.indices))
     assert sorted(seen) == [(d, i) for d in range(3) for i in range(60)]
 
 

@@ -18,8 +18,8 @@ def two_workers():
 
 
 def test_results_come_in_order_from_the_same_threads_each_time():
-    first = {workers.in_threads(lambda item: threading.get_ident(), range(20))[place]
-             for place in range(20)}
+    first = {workers.in_threads(lambda item: threading.get_ident(), range(20))[index]
+             for index in range(20)}
     assert workers.in_threads(lambda item: 2 * item, range(20)) == [2 * item for item in range(20)]
     again = set(workers.in_threads(lambda item: threading.get_ident(), range(20)))
     assert len(first | again) <= 2 and threading.get_ident() not in first

@@ -59,25 +59,25 @@ def test_decoding_gives_the_numbers_of_the_plain_student(student, images):
 def test_columns_come_in_any_order_as_in_the_whole_field(student, images):
     field = field_of(student, images[0])
     whole = field.features().view(GRID, GRID, FEATURE_DIM)
-    places = [(5, 0), (0, 5), (3, 2), (5, 0)]
-    columns = list(field.query(iter(places)))
-    assert [(column.x, column.y) for column in columns] == places
+    positions = [(5, 0), (0, 5), (3, 2), (5, 0)]
+    columns = list(field.query(iter(positions)))
+    assert [(column.x, column.y) for column in columns] == positions
     for column in columns:
         assert torch.allclose(column.feature, whole[column.y, column.x], atol=1e-12)
         assert torch.allclose(column.colour.clamp(0, 1), field.colours()[column.y, column.x])
 
 
 def test_a_query_computes_nothing_before_it_is_asked(student, images):
-    def places():
+    def positions():
         yield 0, 0
-        raise AssertionError("the second place was asked for too early")
-    assert next(field_of(student, images[0]).query(places())).x == 0
+        raise AssertionError("the second position was asked for too early")
+    assert next(field_of(student, images[0]).query(positions())).x == 0
 
 
-@pytest.mark.parametrize("place", [(GRID, 0), (0, GRID), (-1, 0)])
-def test_a_place_outside_the_grid_is_refused(student, images, place):
+@pytest.mark.parametrize("position", [(GRID, 0), (0, GRID), (-1, 0)])
+def test_a_position_outside_the_grid_is_refused(student, images, position):
     with pytest.raises(UserError, match=r"no column at .*from 0 to 5"):
-        list(field_of(student, images[0]).query([place]))
+        list(field_of(student, images[0]).query([position]))
 
 
 def test_running_mean_is_the_mean(student, images):
@@ -99,8 +99,8 @@ student = build_student(config, feature_dim=20000)
 field = Field(student, torch.zeros(64))
 
 def megabytes_after(count):
-    places = itertools.islice(itertools.cycle([(1, 2), (7, 0), (3, 3)]), count)
-    running_mean(column.feature for column in field.query(places))
+    positions = itertools.islice(itertools.cycle([(1, 2), (7, 0), (3, 3)]), count)
+    running_mean(column.feature for column in field.query(positions))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 few = megabytes_after(100)

@@ -126,8 +126,8 @@ def test_an_order_is_drawn_once_per_epoch_and_is_that_of_its_seed(photos, monkey
     for seed in (8, 9):
         shown = Photos(files, 16, 0.0, seed)
         for position in (4, 5, 3, 6, 11):  # the first two epochs together, as in a batch
-            epoch, place = divmod(position, 5)
-            assert shown.index(position) == draw((seed, epoch)).permutation(5)[place]
+            epoch, index = divmod(position, 5)
+            assert shown.index(position) == draw((seed, epoch)).permutation(5)[index]
     assert drawn == [(seed, epoch) for seed in (8, 9) for epoch in (0, 1, 2)]
 
 

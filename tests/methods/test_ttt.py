@@ -109,11 +109,11 @@ def test_the_packaged_weights_know_digits_and_rotations(digits_rotation, digits_
 def authors_checkpoint(digits_rotation):
     """The weights as the authors' code stores them."""
     net, head = {}, {}
-    places = [name for name, _ in digits_rotation.net.rotation.named_children()]
+    names = [name for name, _ in digits_rotation.net.rotation.named_children()]
     for name, value in digits_rotation.net.state_dict().items():
         part, layer, rest = name.split(".", 2)
         if part == "rotation":
-            head[f"{places.index(layer)}.{rest}"] = value
+            head[f"{names.index(layer)}.{rest}"] = value
         else:
             net[f"{layer}.{rest}"] = value
     return {"net": net, "head": head}

@@ -75,10 +75,10 @@ def test_the_loss_is_over_hidden_patches_only(tiny, images, monkeypatch):
     method = TttMae(tiny, masks=1)
     weights, patches, order = parts(method, images)
     before = method.loss(weights, patches, order)
-    for places, is_hidden in ((order[..., :16], False), (order[..., 16:], True)):
+    for positions, is_hidden in ((order[..., :16], False), (order[..., 16:], True)):
         def disturbed(patches):
             target = normalized(patches)
-            return target.scatter_add(1, places[:, 0, :, None].expand(-1, -1, 48),
+            return target.scatter_add(1, positions[:, 0, :, None].expand(-1, -1, 48),
                                       torch.ones_like(target))
         monkeypatch.setattr(ttt_mae, "normalized", disturbed)
         after = method.loss(weights, patches, order)

@@ -103,8 +103,8 @@ def test_each_apm_row_is_followed_by_its_teachers(write, tmp_path):
     write("apm", "imagenet_a", "clean", 0, 9)
     methods = list(frame_of(tmp_path).index)
     for apm, teacher in published.NATURAL_SHIFTS.teachers.items():
-        place = methods.index(f"{apm} (published)")
-        assert methods[place + 1] == f"{teacher} (published)"
+        index = methods.index(f"{apm} (published)")
+        assert methods[index + 1] == f"{teacher} (published)"
     assert len(set(methods)) == len(methods) == 13
 
 

@@ -1,4 +1,4 @@
-"""The toolbox: layers by place, features apart from the head, filters, restoring."""
+"""The toolbox: layers by position, features apart from the head, filters, restoring."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_named_by_sar(name: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [
     "resnet18", "resnet50", "resnet152", "resnet50_gn", "vit_tiny_patch16_224"])
-def test_the_last_stage_by_place_is_what_the_authors_name_in_timm(model):
+def test_the_last_stage_by_position_is_what_the_authors_name_in_timm(model):
     net = timm.create_model(model)
     assert left_out(net) == [name for name in names(net, norm_layers(net))
                              if is_named_by_sar(name)]
@@ -59,7 +59,7 @@ def test_the_last_stage_by_place_is_what_the_authors_name_in_timm(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet50", "densenet121", "efficientnet_b0", "vgg16_bn"])
-def test_the_same_place_in_torchvision_and_timm(model):
+def test_the_same_position_in_torchvision_and_timm(model):
     ours, theirs = timm.create_model(model), getattr(torchvision.models, model)()
     assert len(left_out(ours)) == len(left_out(theirs))
     assert len(norm_layers(ours)) == len(norm_layers(theirs))

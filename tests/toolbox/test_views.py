@@ -167,13 +167,13 @@ def test_the_weights_of_augmix_are_uniform_on_simplex_and_interval(monkeypatch):
 
 
 def test_chains_are_one_to_three_operations_deep_and_use_all_nine(monkeypatch):
-    places = []
+    steps = []
 
     def watch(pixels, active, choice, strength, sign, fill):
-        places.append((active, (choice * 9).long()))
+        steps.append((active, (choice * 9).long()))
     monkeypatch.setattr(views, "_operate", watch)
     augmix(torch.zeros(1, 600, 3, 1, 1), generators(0))
-    depth = torch.stack([active for active, _ in places]).sum(0)
+    depth = torch.stack([active for active, _ in steps]).sum(0)
     assert torch.allclose(torch.bincount(depth)[1:] / 1800, torch.tensor(1 / 3), atol=0.04)
-    for _, which in places:
+    for _, which in steps:
         assert torch.allclose(torch.bincount(which) / 1800, torch.tensor(1 / 9), atol=0.03)

@@ -36,9 +36,9 @@ def test_shift_moves_by_at_most_one_pixel():
     image[..., 4, 4] = 1
     shifted = backbones.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
                               max_shift=1, flip=False)
-    places = {tuple(place) for place in (shifted[:, 0] == 1).nonzero()[:, 1:].tolist()}
+    shifts = {tuple(shift) for shift in (shifted[:, 0] == 1).nonzero()[:, 1:].tolist()}
     assert shifted.shape == (200, 3, 8, 8)
-    assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
+    assert shifts == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
 
 
 def test_half_of_the_images_are_mirrored():

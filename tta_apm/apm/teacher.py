@@ -52,7 +52,7 @@ class ClipTeacher:
 
     Args:
         clip: the network.
-        wants_grid: whether to give the features of places.
+        wants_grid: whether to give the features of positions.
         trigger_layer: whose tokens to give, None for none.
 
     Raises:
@@ -93,8 +93,8 @@ class ClassifierTeacher:
         classifier: the network. It is tried once, on two images of noise.
         layer: a module of the network, by its name; its output [B,D] is the feature then, and the
             network behind it classifies. "" is the input of the last linear layer.
-        wants_grid: whether to give the features of places: those of the last activations of which
-            the feature is the mean over places, or a token before them (ViTs).
+        wants_grid: whether to give the features of positions: those of the last activations of
+            which the feature is the mean over positions, or a token before them (ViTs).
 
     Raises:
         UserError: for a network without a linear head, a layer that is not there, has no feature
@@ -135,7 +135,7 @@ class ClassifierTeacher:
             features, _ = self._features(images)
         if self._grid is None:
             return TeacherOutputs(features)
-        grid = _places(seen[-1][1], features)
+        grid = _positions(seen[-1][1], features)
         if grid is None:
             raise self._no_grid()
         return TeacherOutputs(features, grid)
@@ -191,14 +191,14 @@ class ClassifierTeacher:
         with _outputs_of(list(self.classifier.net.modules()), seen):
             features, _ = self._features(images)
         for module, output in reversed(seen):
-            if isinstance(output, Tensor) and _places(output, features) is not None:
+            if isinstance(output, Tensor) and _positions(output, features) is not None:
                 return module
         raise self._no_grid()
 
     def _no_grid(self) -> UserError:
         return UserError(f"apm: {self.name} has no grid for L_grid: its feature is neither the "
-                         "mean over a feature map of several places nor a token beside those of "
-                         "places; use grid_weight 0")
+                         "mean over a feature map of several positions nor a token beside those of "
+                         "positions; use grid_weight 0")
 
     def _noise(self) -> Tensor:
         """Two images of noise, of a size that the network takes."""
@@ -235,12 +235,12 @@ def _outputs_of(modules: list[nn.Module], seen: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def _places(output: Tensor, features: Tensor) -> Tensor | None:
-    """Activations [B,h,w,D] of places if `features` [B,D] are pooled of `output`, else None.
+def _positions(output: Tensor, features: Tensor) -> Tensor | None:
+    """Activations [B,h,w,D] of positions if `features` [B,D] are pooled of `output`, else None.
 
     Args:
         output: a map [B,D,h,w] or [B,h,w,D] whose mean the features are; or tokens [B,n,D], those
-            of a square of places last, of which the features are the mean or the first token.
+            of a square of positions last, of which the features are the mean or the first token.
     """
     count, width = features.shape
     if output.dim() == 4 and len(output) == count:
@@ -250,11 +250,11 @@ def _places(output: Tensor, features: Tensor) -> Tensor | None:
                 return grid
     if output.dim() == 3 and len(output) == count and output.shape[2] == width:
         side = isqrt(output.shape[1])
-        places = output[:, output.shape[1] - side**2:]
+        positions = output[:, output.shape[1] - side**2:]
         has_token = output.shape[1] > side**2
-        if side > 1 and (_alike(places.mean(1), features)
+        if side > 1 and (_alike(positions.mean(1), features)
                          or has_token and _alike(output[:, 0], features)):
-            return places.unflatten(1, (side, side))
+            return positions.unflatten(1, (side, side))
     return None
 
 

@@ -39,7 +39,7 @@ class QuickState:
         for tensor in (*network.parameters(), *network.buffers()):
             if _is_dense(tensor) and tensor.numel():
                 self.probes.setdefault(tensor.dtype, []).extend(
-                    tensor.detach()[(place,) * tensor.dim()] for place in (0, -1))
+                    tensor.detach()[(index,) * tensor.dim()] for index in (0, -1))
         self.before = self._read()
 
     def is_same(self) -> bool:
@@ -102,8 +102,8 @@ def _flat(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
         if all(isinstance(part, PLAIN) for part in value):
             yield name, tuple(value)
         else:
-            for place, part in enumerate(value):
-                yield from _flat(f"{name}.{place}", part, depth + 1)
+            for index, part in enumerate(value):
+                yield from _flat(f"{name}.{index}", part, depth + 1)
     else:
         yield name, Same(value)
 
@@ -126,31 +126,31 @@ def _is_dense(tensor: Tensor) -> bool:
 def _checksums(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
     """Three sums over the bytes of each tensor's storage.
 
-    Bytes are summed as words of eight, weighted by their places, so that values that change places
-    count as well.
+    Bytes are summed as words of eight, weighted by their positions, so that two values that are
+    swapped count as a change.
     """
     found: dict[int, tuple[int, ...]] = {}
     for device in {tensor.device for tensor in tensors if _is_dense(tensor)}:
-        places = [place for place, tensor in enumerate(tensors)
+        chosen = [index for index, tensor in enumerate(tensors)
                   if _is_dense(tensor) and tensor.device == device]
         # Most tensors are small: what is left of each beyond whole rows is summed in one go.
-        rests = torch.zeros(len(places), ROW, dtype=torch.uint8, device=device)
-        sums = torch.zeros(len(places), 3, dtype=torch.int64, device=device)
-        for row, place in enumerate(places):
+        rests = torch.zeros(len(chosen), ROW, dtype=torch.uint8, device=device)
+        sums = torch.zeros(len(chosen), 3, dtype=torch.int64, device=device)
+        for row, index in enumerate(chosen):
             content = torch.empty(0, dtype=torch.uint8, device=device)
-            content.set_(tensors[place].untyped_storage())
+            content.set_(tensors[index].untyped_storage())
             whole = len(content) // ROW * ROW
             if whole:
                 words = content[:whole].view(torch.int64).view(-1, ROW // 8)
                 sums[row, 0], sums[row, 1] = _weighted(words.sum(1)), _weighted(words.sum(0))
             rests[row, :len(content) - whole] = content[whole:]
         sums[:, 2] = _weighted(rests.view(torch.int64))
-        found.update(zip(places, map(tuple, sums.tolist())))
-    return [found.get(place, ()) for place in range(len(tensors))]
+        found.update(zip(chosen, map(tuple, sums.tolist())))
+    return [found.get(index, ()) for index in range(len(tensors))]
 
 
 def _weighted(words: Tensor) -> Tensor:
-    """The sum over the last axis, each word times its place; it wraps around."""
+    """The sum over the last axis, each word times its position; it wraps around."""
     return (words * torch.arange(1, words.shape[-1] + 1, device=words.device)).sum(-1)
 
 

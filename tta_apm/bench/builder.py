@@ -128,11 +128,11 @@ class Builder:
 
 
 def explained(error: BaseException) -> str:
-    """The error in one line, with the place that raised it unless it is a sentence of ours."""
+    """The error in one line, with the line that raised it unless it is a sentence of ours."""
     text = text_of(error)
     if isinstance(error, Trespass) and error.__cause__:
         return f"{text}; then it failed: {explained(error.__cause__)}"
     if isinstance(error, (UserError, MethodError)):
         return text
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{name_and_text(error)} ({Path(place.filename).name}:{place.lineno})"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{name_and_text(error)} ({Path(frame.filename).name}:{frame.lineno})"

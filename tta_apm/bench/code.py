@@ -1,7 +1,7 @@
 """Code: what of the source text makes a row's numbers, as one hash. Imports no torch.
 
 It is the import closure of a few modules (the method's, `evaluate`, the data set's, the
-backbone's), each as its syntax tree without comments, docstrings and the places of modules. So a
+backbone's), each as its syntax tree without comments, docstrings and the paths of modules. So a
 comment or a file that moves changes nothing, and neither does an edit in what none of them imports:
 pretraining, reports, the command line.
 """

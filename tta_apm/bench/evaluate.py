@@ -113,7 +113,7 @@ class Evaluator:
         predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
                                   **_joined(self.outputs))
         hashes = np.array(self.image_hashes)
-        of_domain = [stream.places == place for place in range(len(stream.domains))]
+        of_domain = [stream.domain_indices == index for index in range(len(stream.domains))]
         return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
                                    self.seconds * float(mask.mean()), self.peak_mb)
                 for domain, mask in zip(stream.domains, of_domain)}
@@ -188,9 +188,9 @@ class SourceImages:
         return len(self.dataset.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        places = indices.cpu().numpy()
-        images = self.dataset.images(Domain(self.dataset.name, CLEAN, 0), places)
-        labels = torch.from_numpy(self.dataset.labels[places]).to(self.device)
+        chosen = indices.cpu().numpy()
+        images = self.dataset.images(Domain(self.dataset.name, CLEAN, 0), chosen)
+        labels = torch.from_numpy(self.dataset.labels[chosen]).to(self.device)
         return to_device(images, self.device), labels
 
 

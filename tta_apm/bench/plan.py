@@ -203,7 +203,7 @@ def _settings(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
         "num_images": cfg.NUM_IMAGES,
         "setting": cfg.SETTING, "order": order_of(cfg), "batch_size": cfg.BATCH_SIZE, "seed": seed}
     streams = schedule(cfg.SETTING, wanted)
-    last = max(place for place, stream in enumerate(streams) if domain in stream)
+    last = max(index for index, stream in enumerate(streams) if domain in stream)
     first = 0 if carries_on(cfg.SETTING, row.scope) else last
     if row.scope != "image":  # the streams seen before
         settings["streams"] = [[str(other) for other in stream]

@@ -118,8 +118,8 @@ class Run:
         Raises:
             MethodError: as Evaluator.meet, and whatever the method raises.
         """
-        for place, batch in enumerate(batches_ahead(stream, self.device)):
-            if place == 0:
+        for index, batch in enumerate(batches_ahead(stream, self.device)):
+            if index == 0:
                 self.begin(stream, batch)
             progress(len(batch.indices), self.turn(Handed(batch, self.device)))
         self.guard.check()

@@ -111,8 +111,8 @@ class SharedWork:
             return None
         if not self._is_undisturbed(backbone):
             return None
-        place = (images.storage_offset(), tuple(images.shape), images.stride(), images._version)
-        return (id(backbone), question, repr(arguments), place, torch.is_inference_mode_enabled())
+        memory = (images.storage_offset(), tuple(images.shape), images.stride(), images._version)
+        return (id(backbone), question, repr(arguments), memory, torch.is_inference_mode_enabled())
 
     def _is_of_batch(self, images: Tensor) -> bool:
         """Whether `images` are the batch under way or a part of it."""
@@ -120,16 +120,16 @@ class SharedWork:
         if type(images) is not Tensor or images.requires_grad or images.dtype != self.images.dtype:
             return False
         try:
-            place = images.untyped_storage().data_ptr()
+            address = images.untyped_storage().data_ptr()
         except (RuntimeError, NotImplementedError):  # inside vmap, say
             return False
-        return place == self.images.untyped_storage().data_ptr()
+        return address == self.images.untyped_storage().data_ptr()
 
     def _is_undisturbed(self, backbone: nn.Module) -> bool:
         """Whether backbone and torch's settings are as at the start; grad mode makes no odds."""
         now = torch_settings()
-        return (all(before == after for place, (before, after) in enumerate(zip(self.settings, now))
-                    if place != GRAD_MODE)
+        return (all(before == after for index, (before, after) in enumerate(zip(self.settings, now))
+                    if index != GRAD_MODE)
                 and self.states[id(backbone)].is_same())
 
     def _compute(self, key: Any, backbone: nn.Module, compute: Callable[[], Any]
@@ -154,7 +154,7 @@ class SharedWork:
         self._turn.peak_mb = max(self._turn.peak_mb, peak_mb)
 
 
-# Its place among torch's settings.
+# Its index among torch's settings.
 GRAD_MODE = [setting.name for setting in OF_TORCH].index("torch's grad mode")
 
 

@@ -1,4 +1,4 @@
-"""`tta-apm query`: a student's columns one by one, at the places that are asked for."""
+"""`tta-apm query`: a student's columns one by one, at the positions that are asked for."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
                                 "order; no other column is computed.")
     parser.add_argument("image", metavar="IMAGE", help=field_options.IMAGE_HELP)
     field_options.add_student(parser)
-    parser.add_argument("--at", type=_place, nargs="+", required=True, metavar="X,Y",
-                        help="places in columns, from 0,0 at the top left")
+    parser.add_argument("--at", type=_position, nargs="+", required=True, metavar="X,Y",
+                        help="positions in columns, from 0,0 at the top left")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="a .csv of x, y, red, green, blue and the feature's entries")
     return parser
@@ -54,11 +54,12 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def _place(text: str) -> tuple[int, int]:
+def _position(text: str) -> tuple[int, int]:
     try:
         x, y = map(int, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no place: write X,Y, as in 3,17") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a position: write X,Y, as in 3,17") from None
     return x, y
 
 

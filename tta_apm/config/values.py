@@ -62,7 +62,7 @@ class Word(Scalar):
         """The entries of `[a, b]`; None for what is no list."""
         if not self.text.startswith("[") or self.quoted:
             return None
-        closing = next((place for place, _, depth in _signs(self.text) if depth == 0), None)
+        closing = next((index for index, _, depth in _signs(self.text) if depth == 0), None)
         if closing != len(self.text) - 1:
             raise UserError(f"{shortened(self.text)!r} is no list: its first bracket does not "
                             "close at its end")
@@ -275,32 +275,32 @@ def split(text: str, separator: str) -> list[str]:
     The separator " " stands for any white space, and leaves no empty parts.
     """
     parts, begin = [], 0
-    for place, sign, depth in _signs(text):
+    for index, sign, depth in _signs(text):
         if depth == 0 and (sign == separator or separator == " " and sign.isspace()):
-            parts.append(text[begin:place])
-            begin = place + 1
+            parts.append(text[begin:index])
+            begin = index + 1
     parts.append(text[begin:])
     return [part for part in parts if part] if separator == " " else parts
 
 
 def _signs(text: str) -> Iterator[tuple[int, str, int]]:
-    """The characters outside of quotes, with their places and how many brackets are open.
+    """The characters outside of quotes, with their indices and how many brackets are open.
 
     A quote opens at the beginning of a word only: that of "it's" is an apostrophe.
     """
-    depth = place = 0
-    while place < len(text):
-        sign = text[place]
+    depth = index = 0
+    while index < len(text):
+        sign = text[index]
         end = None
-        if sign in QUOTES and (place == 0 or text[place - 1] in " \t\n[{,"):
-            end = _end(text, place)
+        if sign in QUOTES and (index == 0 or text[index - 1] in " \t\n[{,"):
+            end = _end(text, index)
         if end is None:
             depth += (sign in "[{") - (sign in "]}")
-            yield place, sign, depth
-        place = (place if end is None else end) + 1
+            yield index, sign, depth
+        index = (index if end is None else end) + 1
 
 
 def _end(text: str, begin: int) -> int | None:
-    """The place of the quote that closes the one at `begin`."""
+    """The index of the quote that closes the one at `begin`."""
     end = text.find(text[begin], begin + 1)
     return None if end < 0 else end

@@ -163,8 +163,8 @@ class RandomSource:
         return len(self._images)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        places = indices.to(self._images.device)
-        return self._images[places], self._labels[places]
+        chosen = indices.to(self._images.device)
+        return self._images[chosen], self._labels[chosen]
 
 
 def _least(row: Row) -> int:

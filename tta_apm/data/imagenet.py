@@ -1,8 +1,8 @@
 """ImageNet's validation set, ImageNet-C, -A, -R, -V2 and -Sketch; and any folder of class folders.
 
-Labels come from the names of class folders, never from their place in a listing. ImageNet-A and -R
-have 200 classes: labels 0 to 199 in the order of the 1000, and a classifier of 1000 classes is left
-the outputs of those.
+Labels come from the names of class folders, never from their position in a listing. ImageNet-A and
+-R have 200 classes: labels 0 to 199 in the order of the 1000. Of a classifier of 1000 classes only
+the outputs of those 200 are used.
 """
 
 from __future__ import annotations
@@ -270,6 +270,6 @@ def _find(data_dir: Path, folders: Sequence[str]) -> Path | None:
 
 
 def _absent(name: str, title: str, data_dir: str, folders: Sequence[str], advice: str) -> str:
-    places = ", ".join(folders)
-    return (f"DATASET {name}: {title} is not below DATA_DIR {data_dir} (looked for {places}). "
+    looked_for = ", ".join(folders)
+    return (f"DATASET {name}: {title} is not below DATA_DIR {data_dir} (looked for {looked_for}). "
             f"{advice}")

@@ -64,10 +64,10 @@ class Stream:
         self.dataset = dataset
         self.domains = tuple(domains)
         self.batch_size = batch_size
-        places = np.arange(count * len(domains))
-        self.indices, self.places = places % count, places // count
+        positions = np.arange(count * len(domains))
+        self.indices, self.domain_indices = positions % count, positions // count
         arranged = _arrange(dataset.labels[self.indices], order, concentration, seed)
-        self.indices, self.places = self.indices[arranged], self.places[arranged]
+        self.indices, self.domain_indices = self.indices[arranged], self.domain_indices[arranged]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -75,17 +75,17 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         for part in self._parts():
-            indices, places = self.indices[part], self.places[part]
-            yield Batch(self._images(indices, places), indices)
+            indices, domain_indices = self.indices[part], self.domain_indices[part]
+            yield Batch(self._images(indices, domain_indices), indices)
 
-    def _images(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def _images(self, indices: np.ndarray, domain_indices: np.ndarray) -> np.ndarray:
         """Images of a batch, fetched domain by domain."""
-        present = np.unique(places)
+        present = np.unique(domain_indices)
         if len(present) == 1:
             return self.dataset.images(self.domains[present[0]], indices)
-        parts = [self.dataset.images(self.domains[place], indices[places == place])
-                 for place in present]
-        back = np.argsort(np.argsort(places, kind="stable"), kind="stable")
+        parts = [self.dataset.images(self.domains[index], indices[domain_indices == index])
+                 for index in present]
+        back = np.argsort(np.argsort(domain_indices, kind="stable"), kind="stable")
         return np.concatenate(parts)[back]
 
     def _parts(self) -> list[np.ndarray]:
@@ -133,8 +133,8 @@ def _arrange(labels: np.ndarray, order: str, concentration: float, seed: int) ->
         bounds = (np.cumsum(shares)[:-1] * len(of_class)).round().astype(int)
         for slot, part in zip(slots, np.split(of_class, bounds)):
             slot.append(part)
-    return np.concatenate([slot[place] for slot in slots
-                           for place in generator.permutation(len(slot))])
+    return np.concatenate([slot[index] for slot in slots
+                           for index in generator.permutation(len(slot))])
 
 
 def domains(dataset: str, names: Sequence[str], severities: Sequence[int]) -> list[Domain]:

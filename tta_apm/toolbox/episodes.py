@@ -54,7 +54,7 @@ def adam(leaves: list[Tensor], lr: float) -> torch.optim.Adam:
 def image_generators(images: Tensor, seed: int) -> list[torch.Generator]:
     """A CPU generator for each image [B,3,H,W], keyed by `seed` and by the image's pixels.
 
-    What is drawn for an image does not depend on its neighbours, its place, the size of the batch
+    What is drawn for an image does not depend on its neighbours, its index, the size of the batch
     or the device, and no index has to be handed to a method: a foreign loop has none to give.
     """
     pixels = (images * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Normalisation layers: chosen by their place in the network, never by their names.
+"""Normalisation layers: chosen by their position in the network, never by their names.
 
 "All but the last stage" means the same for every library, since it is read off the nesting of
 modules, whose order is that of their registration: the order in which networks run them.
@@ -60,12 +60,12 @@ def _parts(model: nn.Module) -> list[_Part]:
     inside = [(child, norm_layers(child)) for child in model.children()]
     inside = [(child, layers) for child, layers in inside if layers]
     total = sum(len(layers) for _, layers in inside)
-    for place, (child, layers) in enumerate(inside):
+    for index, (child, layers) in enumerate(inside):
         if layers[0] is not child and len(layers) > TRUNK * total:
             def alone(found: list[nn.Module]) -> list[_Part]:
                 return [_Part([layer], False) for layer in found]
-            before = [layer for _, found in inside[:place] for layer in found]
-            after = [layer for _, found in inside[place + 1:] for layer in found]
+            before = [layer for _, found in inside[:index] for layer in found]
+            after = [layer for _, found in inside[index + 1:] for layer in found]
             return [*alone(before), *_parts(child), *alone(after)]
     return [_Part(layers, len(layers) > 1) for _, layers in inside]
 

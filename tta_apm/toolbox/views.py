@@ -92,7 +92,7 @@ def crop_resize(images: Tensor, boxes: Tensor, height: int, width: int) -> Tenso
 def _resizing(length: int, size: int, start: Tensor, extent: Tensor) -> Tensor:
     """Matrices [B,V,size,length] that resize pixels start to start + extent of a line to `size`.
 
-    A row holds a triangle of weights about the place that its output pixel comes from, wider
+    A row holds a triangle of weights about the point that its output pixel comes from, wider
     where the box is larger than the output.
     """
     start, extent = start[..., None, None], extent[..., None, None]
@@ -177,9 +177,9 @@ def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK
     operations = chains[..., 2:].unflatten(-1, (MAX_DEPTH, 3)).flatten(0, 2)  # [N,MAX_DEPTH,3]
     pixels = (views * 255).round()[:, :, None].repeat(1, 1, CHAINS, 1, 1, 1).flatten(0, 2)
     colour = pixels.new_tensor(fill).view(3, 1, 1)
-    for place in range(MAX_DEPTH):
-        choice, strength, sign = operations[:, place].unbind(-1)
-        _operate(pixels, depth > place, choice, strength, sign, colour)
+    for step in range(MAX_DEPTH):
+        choice, strength, sign = operations[:, step].unbind(-1)
+        _operate(pixels, depth > step, choice, strength, sign, colour)
     augmented = (pixels / 255).view(*draws.shape[:2], CHAINS, *views.shape[2:])
     exponential = -(1 - chains[..., 1]).log()  # scaled to a sum of one it is Dirichlet(1,1,1)
     weights = exponential / exponential.sum(-1, keepdim=True)
@@ -286,21 +286,21 @@ def _matrix(*entries: Tensor) -> Tensor:
 def warp(pixels: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
     """Affine transform, bilinear: output (x, y) shows what is at matrix · (x, y, 1).
 
-    Places are in pixels, their middles at .5.
+    Positions are in pixels, their middles at .5.
 
     Args:
         pixels: [N,3,H,W] in 0 to 255.
         matrix: [N,2,3].
-        fill: [3,1,1], shown where the place is outside of the image.
+        fill: [3,1,1], shown where the position is outside of the image.
     """
     height, width = pixels.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height, device=pixels.device) + 0.5,
                           torch.arange(width, device=pixels.device) + 0.5, indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3) @ matrix.mT  # [N,HW,2]
-    size = places.new_tensor([width, height])
-    grid = (places * 2 / size - 1).view(-1, height, width, 2)
+    positions = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3) @ matrix.mT  # [N,HW,2]
+    size = positions.new_tensor([width, height])
+    grid = (positions * 2 / size - 1).view(-1, height, width, 2)
     warped = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    inside = ((places >= 0) & (places < size)).all(-1).view(-1, 1, height, width)
+    inside = ((positions >= 0) & (positions < size)).all(-1).view(-1, 1, height, width)
     # Pillow cuts fractions off; a thousandth keeps a whole number that came out just below.
     return torch.where(inside, (warped + 1e-3).floor(), fill)
 

@@ -24,7 +24,7 @@ def correlate(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     size = [next_fast_len(side, real=True) for side in padded.shape[1:3]]
     spectrum = rfft2(kernel.astype(float), size)[..., None]
     result = np.empty(images.shape)
-    # One by one: in a batch, an image's place in a vector register might change its rounding.
+    # One by one: in a batch, an image's position in a vector register might change its rounding.
     for image, filtered in zip(padded, result):
         full = irfft2(rfft2(image, size, axes=(0, 1)) * spectrum, size, axes=(0, 1))
         filtered[:] = full[2 * reach:2 * reach + height, 2 * reach:2 * reach + width]
@@ -150,9 +150,9 @@ def sample(images: np.ndarray, rows: np.ndarray, columns: np.ndarray,
     top, left = top.astype(int), left.astype(int)
     first = np.arange(num)[:, None, None] * height
     lines = [(first + fold(top + k, height)) * width for k in (0, 1)]
-    places = [fold(left + k, width) for k in (0, 1)]
+    offsets = [fold(left + k, width) for k in (0, 1)]
     weights = [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
-    corners = [line + place for line in lines for place in places]
+    corners = [line + offset for line in lines for offset in offsets]
     pixels = images.reshape(-1, channels)
     # A sparse product sums the four corners without a copy of the image for each of them.
     matrix = csr_array((np.stack(weights, axis=-1).ravel(), np.stack(corners, axis=-1).ravel(),

@@ -146,10 +146,10 @@ def _branches(generator: np.random.Generator, start: np.ndarray, step: np.ndarra
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Starts [m,2], angles [m] and lengths [m] of the branches of the given lines: in pairs, 60
     degrees off as water crystallises, and shorter towards the tip."""
-    place = np.linspace(0.1, 0.95, BRANCHES)[:, None]
-    starts = start + place[..., None] * step
-    sizes = 0.45 * size * (1.05 - place) * generator.uniform(0.6, 1.3, (BRANCHES, len(size)))
-    sides = [angle + side * np.pi / 3 + 0 * place for side in (-1, 1)]
+    along = np.linspace(0.1, 0.95, BRANCHES)[:, None]
+    starts = start + along[..., None] * step
+    sizes = 0.45 * size * (1.05 - along) * generator.uniform(0.6, 1.3, (BRANCHES, len(size)))
+    sides = [angle + side * np.pi / 3 + 0 * along for side in (-1, 1)]
     return (np.concatenate([starts, starts]).reshape(-1, 2), np.concatenate(sides).ravel(),
             np.concatenate([sizes, sizes]).ravel())
 

@@ -44,7 +44,7 @@ def corrupt(images: np.ndarray, corruption: str, severity: int, *, indices: np.n
     """Corrupted copies uint8 [N,H,W,3] of images uint8 [N,H,W,3] of any size.
 
     What becomes of an image depends on its pixels, its index, the corruption, the severity and
-    the seed: not on its neighbours, its place or the size of the batch. Across versions of numpy,
+    the seed: not on its neighbours, its index or the size of the batch. Across versions of numpy,
     scipy and Pillow it may change.
 
     Args:

@@ -218,8 +218,8 @@ class _SourceImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.source.batch(torch.tensor([self.indices[place]]))
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.source.batch(torch.tensor([self.indices[index]]))
         return images[0].cpu(), labels[0].cpu()
 
 

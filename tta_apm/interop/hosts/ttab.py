@@ -135,10 +135,10 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
     cfg = known.clone()
     settings.merge(cfg, pairs)
     name = None
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         option, _, value = word.partition("=")
         if option == METHOD:
-            at = place if value else place + 1
+            at = index if value else index + 1
             if at < len(words) and (value or words[at]) in names:
                 name = value or words[at]
                 words[at] = f"{METHOD}=no_adaptation" if value else "no_adaptation"

@@ -21,8 +21,8 @@ def evaluate(description):
     assert cfg.MODEL.ADAPTATION in ADAPTATION_REGISTRY.registered_names()
     model = ADAPTATION_REGISTRY.get(cfg.MODEL.ADAPTATION)(cfg=cfg, model=base_model, num_classes=10)
     trace = {"calls": [], "predictions": {}}
-    for place, domain in enumerate(cfg.CORRUPTION.TYPE):
-        if place == 0 or "reset_each_shift" in cfg.SETTING:
+    for index, domain in enumerate(cfg.CORRUPTION.TYPE):
+        if index == 0 or "reset_each_shift" in cfg.SETTING:
             try:
                 model.reset()
                 trace["calls"].append("reset")
