@@ -18,6 +18,7 @@ from tta_apm.report import plots
 from tta_apm.report.build import build_tables
 from tta_apm.report.formats import markdown
 from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
+from tta_apm.report.table import ClearColumns
 from tta_apm.report.write import make_tables
 
 
@@ -210,6 +211,23 @@ def test_the_verdict_follows_the_interval_in_either_metric(
     write_cell("apm", "fog", right, teacher=80, num_images=100)
     make_tables(tmp_path, metric=metric).write(tmp_path)
     assert verdict in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("metric", ["error", "accuracy"])
+def test_columns_whose_interval_excludes_zero_are_counted(
+        write_cell, tables, tmp_path, metric):
+    for corruption, right in (("fog", 90), ("snow", 70), ("frost", 60), ("contrast", 81)):
+        write_cell("apm", corruption, right, teacher=80, num_images=100)
+    write_cell("apm", "clean", 50, severity=0, teacher=80, num_images=100)
+    (table,) = tables(metric=metric)
+    assert table.clear_columns(table.lines[0]) == ClearColumns(better=1, worse=2, compared=4)
+    assert ("excludes 0 in 3 of the 4 columns: better in 1, worse in 2."
+            in make_tables(tmp_path, metric=metric).terminal.replace("\n  ", " "))
+
+
+def test_one_column_is_not_counted(write_cell, tmp_path):
+    write_cell("apm", "fog", 90, teacher=80, num_images=100)
+    assert "columns" not in make_tables(tmp_path).terminal
 
 
 def test_the_interval_samples_images_not_cells(write_cell, tables):

@@ -131,14 +131,24 @@ def verdicts(table: Table) -> list[str]:
             f"teacher {percent(line.mean.teacher)} %, Δ {delta(line.mean)}: "
             f"{_verdict(line.mean, table.metric)}. They agree on {percent(line.mean.agreement)} % "
             f"of the images; final cosine {number(line.mean.cosine, '.3f')}."
+            f"{_clear_columns(table, line)}"
             for line in table.lines_with_teacher if not math.isnan(line.mean.delta)]
 
 
 def _verdict(figure: Figure, metric: str) -> str:
-    if figure.low <= 0 <= figure.high:
+    if not figure.is_clear:
         return "the interval holds 0, no difference is shown"
-    better = (figure.low > 0) == (metric == "accuracy")
-    return f"{'better' if better else 'worse'} than its teacher, the interval excludes 0"
+    return (f"{'better' if figure.is_better(metric) else 'worse'} than its teacher, the interval "
+            "excludes 0")
+
+
+def _clear_columns(table: Table, line: TableLine) -> str:
+    """How many of several columns tell a difference, as the paper counts its corruptions."""
+    if len(table.columns) < 2:
+        return ""
+    clear = table.clear_columns(line)
+    return (f" Its own interval excludes 0 in {clear.better + clear.worse} of the "
+            f"{clear.compared} columns: better in {clear.better}, worse in {clear.worse}.")
 
 
 # Numbers.

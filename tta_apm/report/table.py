@@ -37,6 +37,29 @@ class Figure:
     agreement: float = math.nan
     cosine: float = math.nan
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the difference is clear of 0."""
+        return self.low > 0 or self.high < 0
+
+    def is_better(self, metric: str) -> bool:
+        """Whether the interval of the difference is clear of 0 on the better side of it."""
+        return self.low > 0 if metric == "accuracy" else self.high < 0
+
+
+@dataclass(frozen=True)
+class ClearColumns:
+    """In how many columns a row's interval of the difference to its teacher is clear of 0.
+
+    Args:
+        better, worse: than its teacher.
+        compared: columns that have an interval.
+    """
+
+    better: int
+    worse: int
+    compared: int
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -142,6 +165,13 @@ class Table:
     def domains(self) -> list[DomainKey]:
         """Those of all columns, each once."""
         return [*([CLEAN_KEY] if self.clean else []), *domains_of(self.columns)]
+
+    def clear_columns(self, line: TableLine) -> ClearColumns:
+        """Those of `line`, over the columns that the mean is over."""
+        figures = [line.figures[name] for name in self.columns]
+        better = sum(figure.is_better(self.metric) for figure in figures)
+        return ClearColumns(better, sum(figure.is_clear for figure in figures) - better,
+                            sum(not math.isnan(figure.delta) for figure in figures))
 
     @property
     def lines_with_teacher(self) -> list[TableLine]:
