@@ -104,6 +104,7 @@ class Deyo(Method):
         if not has_shape.any():
             return None
         chosen, plpd = entropies[counts][has_shape], plpd[has_shape]
+        self.did["updated"] += len(chosen)
         weights = (self.weight_margin * largest - chosen.detach()).exp() + plpd.exp()
         return (chosen * weights).mean()
 

@@ -110,6 +110,7 @@ class Eata(Method):
         self.num_batches += 1
         if self.num_batches == self.restore_every:
             self.reset()
+            self.did["resets"] += 1
         return logits.detach()
 
     def _loss(self, logits: Tensor) -> Tensor | None:
@@ -120,9 +121,10 @@ class Eata(Method):
         counts = ((entropies < margin)
                   & (self.mean_prediction.similarity(probabilities) < self.diversity_margin))
         self.mean_prediction.update(probabilities[counts])
-        if not counts.any():
-            return None
         chosen = entropies[counts]
+        if not len(chosen):
+            return None
+        self.did["updated"] += len(chosen)
         loss = (chosen * (margin - chosen.detach()).exp()).mean()
         return loss + self.fisher_alpha * self._penalty() if self.fisher else loss
 

@@ -108,8 +108,9 @@ class Roid(Method):
     def _loss(self, images: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
         counts = weights > 0
         chosen = logits[counts]
+        self.did["updated"] += len(chosen)
         losses = soft_likelihood_ratio(chosen)
-        if counts.sum() > 1 or not self.uses_batch_statistics:
+        if len(chosen) > 1 or not self.uses_batch_statistics:
             view = random_view(images[counts], self.generator, padding="reflect",
                                blur_and_noise=False)
             losses = losses + symmetric_cross_entropy(self.model(view), chosen)

@@ -105,6 +105,7 @@ class Rotta(Method):
             timeliness = torch.sigmoid(-ages.to(logits))
             losses = -(targets * logits.log_softmax(-1)).sum(-1)
             self.adapted.step((losses * timeliness).mean())
+        self.did["updated"] += len(images)
         follow(self.teacher, self.student, self.momentum)
 
 

@@ -94,8 +94,8 @@ class Sar(Method):
         weights = [parameter.detach().clone() for parameter in self.adapted.parameters]
         self._climb(entropies[counts].mean())
         at_the_top = entropy(self.model(images))
-        counts = counts & (at_the_top.detach() < margin)
-        loss = at_the_top[counts].mean() if counts.any() else None
+        chosen = at_the_top[counts & (at_the_top.detach() < margin)]
+        loss = chosen.mean() if len(chosen) else None
         gradients = (None if loss is None else
                      torch.autograd.grad(loss, self.adapted.parameters))
         with torch.no_grad():
@@ -107,6 +107,7 @@ class Sar(Method):
             parameter.grad = gradient
         self.adapted.optimizer.step()
         self.adapted.optimizer.zero_grad()
+        self.did["updated"] += len(chosen)
         self._recover(loss.item(), num_classes)
 
     def _climb(self, loss: Tensor) -> None:
@@ -123,3 +124,4 @@ class Sar(Method):
                           self.momentum * self.mean_loss + (1 - self.momentum) * loss)
         if self.mean_loss < self.recovery * math.log(num_classes) / math.log(IMAGENET):
             self.reset()
+            self.did["resets"] += 1

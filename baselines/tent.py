@@ -75,6 +75,7 @@ class Tent(Method):
         check_batch(images, self.uses_batch_statistics, "tent")
         if self.episodic:
             self.reset()
+            self.did["resets"] += 1
         with torch.enable_grad():
             for _ in range(self.steps):
                 logits = self.model(images)

@@ -86,6 +86,8 @@ class TttMae(Method):
             lambda stacked: self.loss(stacked, patches, self.sample_masks(generators)),
             steps=self.steps,
             optimizer=self.make_optimizer)
+        seen = len(images) * self.steps * self.masks
+        self.did.update(forwards=seen + len(images), backwards=seen)
         everywhere = torch.arange(self.num_patches, device=images.device).expand(
             len(images), 1, self.num_patches)
         return self.backbone.classify(self._encode(weights, patches, everywhere).flatten(0, 1))

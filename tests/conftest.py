@@ -108,10 +108,10 @@ def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation):
 @pytest.fixture
 def make_method(backbones, digits_source):
     """Builds a method by its name, in a small size; "NAME BACKBONE KIND" takes another backbone."""
-    def make(row):
+    def make(row, **changes):
         name, _, kind = row.partition(" BACKBONE ")
         cls = METHODS.load(name)
-        keywords = dict(SMALL.get(name, {}))
+        keywords = {**SMALL.get(name, {}), **changes}
         if "source" in METHODS.signature(name).defaults:
             keywords["source"] = digits_source
         return cls(backbones[kind or cls.needs], **keywords)

@@ -130,7 +130,7 @@ def evaluate(method: Method, dataset: DataSet, *, corruptions: Sequence[str] = t
                   "images_from": dataset.describe(domain), "setting": setting, "order": order,
                   "batch_size": batch_size, "seed": seed, "seconds": evaluation.seconds,
                   "peak_memory_mb": evaluation.peak_memory_mb, "gflops_per_image": run.gflops,
-                  "images_hash": evaluation.images_hash}
+                  "images_hash": evaluation.images_hash, "did": dict(evaluation.did)}
         cells.append((fields, evaluation.predictions))
     return _frames(cells)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -59,6 +60,12 @@ class Method(nn.Module, ABC):
         self.details: dict[str, Tensor] = {}
         #: Hyper-parameters that were left to it ("auto"), as it chose them; for the record.
         self.resolved: dict[str, Any] = {}
+        #: What it did in all its calls, for the record: numbers that only grow, also past a reset.
+        #: "updated" images of which an update was made, "resets" by itself; "forwards" and
+        #: "backwards" of images through its networks. What it does not tell is counted where that
+        #: can be seen: passes through the backbone and its copies, all images of a call in which
+        #: an optimiser steps.
+        self.did: Counter[str] = Counter()
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def test_every_method_gives_the_same_alone_together_and_in_any_order(make_method
 
     def content(evaluations):
         (evaluation,) = evaluations.values()
-        return evaluation.predictions.to_bytes()
+        return evaluation.predictions.to_bytes(), evaluation.did
 
     alone = {name: content(run(name).meet(stream)) for name in NAMES}
     runs = {name: run(name) for name in NAMES}

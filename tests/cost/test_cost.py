@@ -268,16 +268,19 @@ def test_tables_print_what_they_are_given(table_4):
     costs = pd.DataFrame([dict(
         method="apm", backbone="ViT-B-16", backbone_parameters=149_620_737,
         adapted_parameters=22_000_000, steps=20, step_forward=2e9, step_backward=4e9,
-        forward=40e9, backward=80e9, peak_memory_mb=1234.5, seconds=0.25, num_images=2),
+        forward=40e9, backward=80e9, peak_memory_mb=1234.5, seconds=0.25, num_images=2,
+        share_updated=1.0, forwards_per_image=64.0, backwards_per_image=0.0),
         dict(method="source", backbone="r", backbone_parameters=1, adapted_parameters=0,
              steps=None, step_forward=math.nan, step_backward=math.nan, forward=1e9, backward=0,
-             peak_memory_mb=1, seconds=1, num_images=2)])
+             peak_memory_mb=1, seconds=1, num_images=2, share_updated=0.0, forwards_per_image=1.0,
+             backwards_per_image=0.0)])
     text = cost_table.method_table(costs)
     head = text.splitlines()[0].split("|")[1:-1]
     assert len({cell.strip() for cell in head}) == len(head)  # no two columns of one name
     row = next(line for line in text.splitlines() if line.startswith("| apm"))
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
-        "apm", "ViT-B-16", "149.6", "22", "20", "2", "4", "40", "80", "120", "1234", "250", "2"]
+        "apm", "ViT-B-16", "149.6", "22", "20", "2", "4", "40", "80", "120", "1234", "250", "2",
+        "100 %", "64", "0"]
     assert "nan" not in text
 
 

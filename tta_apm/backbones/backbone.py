@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones import inputs
+from tta_apm.backbones.passes import passes
 from tta_apm.errors import choose
 
 # Name of the weights of a network that nobody trained.
@@ -57,6 +58,8 @@ class Backbone(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise images [B,3,H,W] in [0,1]."""
+        if (counted := passes.get()) is not None:
+            counted.forward(images)
         size = self.image_size
         if size is not None and images.shape[-2:] != (size, size):
             images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 # downloads, the stopwatch, the record. What is forgotten here only makes a hash change too often.
 WITHOUT_NUMBERS = frozenset(f"tta_apm.{name}" for name in (
     "errors", "registry", "atomic", "cache", "config", "bench.measure", "bench.records",
-    "backbones.build", "backbones.text_cache", "backbones.weights.downloads",
+    "bench.deeds",
+    "backbones.build", "backbones.passes", "backbones.text_cache", "backbones.weights.downloads",
     "backbones.weights.lookalikes", "console", "lock", "online", "plugins", "progress", "data.hub",
     "data.prepare", "data.provenance", "api"))
 # Fields of syntax trees that hold no meaning, or that some versions of Python have and others not.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tta_apm.bench import measure
 from tta_apm.bench.batches import Handed, batches_ahead, to_device
+from tta_apm.bench.deeds import Deeds
 from tta_apm.bench.isolation import Guard, MethodError
 from tta_apm.bench.records import Predictions
 from tta_apm.bench.shared_work import SharedWork
@@ -34,12 +35,14 @@ class Evaluation:
         image_hashes: of each image's pixels, [N], in the order of the predictions.
         seconds: adapt + predict; in a stream of several domains, the images' share.
         peak_memory_mb: the most that was in use while the method ran, less what others held.
+        did: what the method did, counted: see deeds.DEEDS; the images' share, as of seconds.
     """
 
     predictions: Predictions
     image_hashes: np.ndarray
     seconds: float
     peak_memory_mb: float
+    did: Mapping[str, float]
 
     @property
     def images_hash(self) -> str:
@@ -51,7 +54,8 @@ class Evaluation:
         return Evaluation(Predictions.joined([self.predictions, other.predictions]),
                           np.concatenate([self.image_hashes, other.image_hashes]),
                           self.seconds + other.seconds,
-                          max(self.peak_memory_mb, other.peak_memory_mb))
+                          max(self.peak_memory_mb, other.peak_memory_mb),
+                          {name: count + other.did[name] for name, count in self.did.items()})
 
 
 class Evaluator:
@@ -75,6 +79,7 @@ class Evaluator:
         self.outputs: list[Columns] = []
         self.image_hashes: list[bytes] = []
         self.seconds = self.peak_mb = 0.0
+        self.deeds = Deeds()
 
     def meet(self, handed: Handed, others_mb: float = 0.0) -> int:
         """Adapt to a batch and predict it; returns how many predictions are right.
@@ -87,11 +92,14 @@ class Evaluator:
                 holds; Trespass if the method changed the images that it was handed, or the
                 process; and whatever the method raises.
         """
+        if not self.outputs:
+            self.deeds.hear(self.guard.call(getattr, self.method, "did"))
         stopwatch = measure.Stopwatch(self.device)
         others_mb += self.shared.size_mb + handed.spare_mb
         measure.reset_peak_memory(self.device)
         try:
-            with torch.no_grad(), self.shared.turn() as turn:
+            with (torch.no_grad(), self.shared.turn() as turn,
+                  self.deeds.of_call(len(handed))):
                 logits = self.guard.call(stopwatch.time, self.method, handed.hand_out())
         except Exception as error:  # others are handed the images next
             handed.check(error)
@@ -109,14 +117,16 @@ class Evaluator:
 
     def evaluations(self) -> dict[Domain, Evaluation]:
         """What came of it, for each of the stream's domains, once all batches are met."""
+        self.deeds.hear(self.guard.call(getattr, self.method, "did"))
         stream = self.stream
         predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
                                   **_joined(self.outputs))
         hashes = np.array(self.image_hashes)
         of_domain = [stream.domain_indices == index for index in range(len(stream.domains))]
-        return {domain: Evaluation(predictions.chosen(mask), hashes[mask],
-                                   self.seconds * float(mask.mean()), self.peak_mb)
-                for domain, mask in zip(stream.domains, of_domain)}
+        shares = [float(mask.mean()) for mask in of_domain]
+        return {domain: Evaluation(predictions.chosen(mask), hashes[mask], self.seconds * share,
+                                   self.peak_mb, self.deeds.share(share))
+                for domain, mask, share in zip(stream.domains, of_domain, shares)}
 
 
 def evaluate(method: Method, stream: Stream, device: torch.device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -143,21 +143,32 @@ def _gradients_counted(counter: FlopCounterMode) -> Iterator[list[float]]:
     """Lists what each gradient that is taken meanwhile adds to `counter`."""
     counts: list[float] = []
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @contextmanager
+    def counted() -> Iterator[None]:
+        before = counter.get_total_flops()
+        yield
+        counts.append(counter.get_total_flops() - before)
+
+    with around_gradients(counted):
+        yield counts
+
+
+@contextmanager
+def around_gradients(watch: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Puts `watch()` around each gradient that is taken meanwhile, by vmap's programs too."""
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **keywords: Any) -> Any:
-            before = counter.get_total_flops()
-            result = function(*args, **keywords)
-            counts.append(counter.get_total_flops() - before)
-            return result
+            with watch():
+                return function(*args, **keywords)
         return run
 
-    # The counter cannot separate forward from backward, so wrap the two functions that start a
-    # backward pass; Tensor.backward calls the first.
+    # torch tells nobody that a backward pass starts, so wrap the two functions that start one;
+    # Tensor.backward calls the first.
     kept = torch.autograd.backward, torch.autograd.grad
-    torch.autograd.backward, torch.autograd.grad = (counted(function) for function in kept)
+    torch.autograd.backward, torch.autograd.grad = (watched(function) for function in kept)
     try:
-        yield counts
+        yield
     finally:
         torch.autograd.backward, torch.autograd.grad = kept
 

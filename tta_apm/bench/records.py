@@ -63,6 +63,8 @@ class Record:
     preprocessing: str = ""
     # What made the numbers, in parts: see identity.py. Empty in records of version 0.1.0.
     identity: dict[str, Any] = field(default_factory=dict)
+    # What the method did, over all images: see deeds.DEEDS. Empty in older records.
+    did: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ def load_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}
-        if not isinstance(content, dict) or known - set(content) - {"identity", "preprocessing"} \
-                or set(content) - known:
+        newer = {"identity", "preprocessing", "did"}
+        if not isinstance(content, dict) or known - set(content) - newer or set(content) - known:
             raise ValueError("it has not the fields of a record")
         record = Record(**content)
         _check_fields(record)
@@ -192,6 +194,9 @@ def _check_fields(record: Record) -> None:
             raise ValueError(f"{name} is out of range")
     if not 0 <= record.severity <= 5:
         raise ValueError(f"severity is {record.severity}")
+    if not all(isinstance(count, (int, float)) and 0 <= count < 1 << 63
+               for count in record.did.values()):
+        raise ValueError(f"did is {record.did}")
     if record.num_images < 1 or record.num_correct > record.num_images:
         raise ValueError(f"num_correct is {record.num_correct} of {record.num_images} images")
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tta_apm.backbones.passes import Passes, passes
 from tta_apm.backbones.sharing import work
 from tta_apm.bench import measure
 from tta_apm.bench.backbone_state import QuickState
@@ -41,11 +42,13 @@ class Answer(NamedTuple):
 
     Args:
         extra_mb: of memory, beyond what was in use.
+        forwards: images that went through the backbone.
     """
 
     content: Any
     seconds: float
     extra_mb: float
+    forwards: int
 
 
 class SharedWork:
@@ -101,6 +104,8 @@ class SharedWork:
         else:
             content, seconds = _copied(known.content), known.seconds
             self._charge(measure.memory_in_use_mb(self.device) + known.extra_mb)
+            if (counted := passes.get()) is not None:
+                counted.forwards += known.forwards
         measure.synchronize(self.device)
         self._turn.seconds += seconds - (time.perf_counter() - began)
         return content
@@ -139,6 +144,8 @@ class SharedWork:
         before = measure.memory_in_use_mb(self.device)
         self._charge(measure.peak_memory_mb(self.device))
         measure.reset_peak_memory(self.device)
+        counted = passes.get() or Passes()
+        forwards = counted.forwards
         start = time.perf_counter()
         content = compute()
         measure.synchronize(self.device)
@@ -147,7 +154,8 @@ class SharedWork:
         self._charge(peak)
         if (_can_be_copied(content) and same_state(random, global_state())
                 and self._is_undisturbed(backbone)):
-            self.answers[key] = Answer(_copied(content), seconds, max(0.0, peak - before))
+            self.answers[key] = Answer(_copied(content), seconds, max(0.0, peak - before),
+                                       counted.forwards - forwards)
         return content, seconds
 
     def _charge(self, peak_mb: float) -> None:

@@ -262,7 +262,8 @@ class Sweep:
             peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=run.gflops,
             device=describe(self.device), fingerprint=cell.fingerprint, code=cell.identity["code"],
             commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions,
-            preprocessing=backbone.preprocessing, identity=cell.identity)
+            preprocessing=backbone.preprocessing, identity=cell.identity,
+            did=dict(evaluation.did))
         save_cell(cell.path(self.folder), record, content)
 
 

@@ -16,6 +16,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import untrained
 from tta_apm.backbones.image_tower import suited
 from tta_apm.bench import measure
+from tta_apm.bench.deeds import Deeds
 from tta_apm.bench.measure import Flops
 from tta_apm.config import Row
 from tta_apm.method import Method
@@ -39,6 +40,9 @@ class MethodCost:
         peak_memory_mb: while a batch is adapted; of the whole process on a CPU.
         seconds: per image, in a batch of num_images.
         num_images: in the batch that was timed.
+        share_updated: of them, those of which an update was made.
+        forwards_per_image, backwards_per_image: images, views one by one, that went through the
+            backbone or a copy, and that a gradient went back for.
     """
 
     method: str
@@ -53,6 +57,9 @@ class MethodCost:
     peak_memory_mb: float
     seconds: float
     num_images: int
+    share_updated: float
+    forwards_per_image: float
+    backwards_per_image: float
 
 
 class Costs:
@@ -83,13 +90,17 @@ class Costs:
             method.reset()
         gc.collect()
         measure.reset_peak_memory(self.device)
-        stopwatch = measure.Stopwatch(self.device)
-        with torch.no_grad(), stopwatch:
+        stopwatch, deeds = measure.Stopwatch(self.device), Deeds()
+        deeds.hear(method.did)
+        with torch.no_grad(), deeds.of_call(len(images)), stopwatch:
             method(images)
+        deeds.hear(method.did)
+        did = deeds.share(1 / len(images))
         return MethodCost(
             row.text, backbone.name, sum(value.numel() for value in backbone.parameters()),
             adapted, row.hyper_parameters.get("steps"), *per_step, *flops,
-            measure.peak_memory_mb(self.device), stopwatch.seconds / len(images), len(images))
+            measure.peak_memory_mb(self.device), stopwatch.seconds / len(images), len(images),
+            did["updated"], did["forwards"], did["backwards"])
 
     def backbone(self, kind: str) -> Backbone:
         """The architecture that the config has for a kind, built once; alone on the device."""

@@ -13,8 +13,12 @@ GFLOPs count two per multiply-add, forward and backward, of products only (linea
 attention); backward is what gradients cost. "per step" is one more update, for an image.
 Peak memory is the GPU's allocated, or on a CPU the whole process's. Weights and images are random:
 they change no figure here, but that APM on a CPU does without the products that its weights and
-images make needless in wide layers, and is counted without them. What is done once before all
-images (text features, warm-up) is left out."""
+images make needless in wide layers, and is counted without them; and that methods which choose
+images or views by certainty do on random ones what the last three columns say, where GFLOPs are of
+the first two images alone: the CSV of a run has what they did on real ones. Updated: the share of
+images of which an update was made. Forwards and backwards: images, views one by one, that went
+through the backbone or a copy, and that a gradient went back for, per image. What is done once
+before all images (text features, warm-up) is left out."""
 
 TABLE_4_CONVENTIONS = """\
 Table 4 of the paper (20 iterations) counts forward passes only, one per multiply-add, and 512 of
@@ -24,7 +28,8 @@ differ, the paper does not say what else it counts."""
 
 METHOD_HEAD = ("method", "backbone", "M parameters of backbone", "M parameters adapted", "steps",
                "GFLOPs/step forward", "GFLOPs/step backward", "GFLOPs/image forward",
-               "GFLOPs/image backward", "GFLOPs/image", "peak MB", "ms/image", "images at a time")
+               "GFLOPs/image backward", "GFLOPs/image", "peak MB", "ms/image", "images at a time",
+               "updated", "forwards/image", "backwards/image")
 TABLE_4_HEAD = ("model", "passes", "printed GFLOPs", "same convention", "all of it",
                 "printed M parameters", "counted M parameters", "printed GB")
 
@@ -41,7 +46,8 @@ def method_table(costs: pd.DataFrame) -> str:
             *_giga(line["step_forward"], line["step_backward"], line["forward"], line["backward"],
                    total),
             f"{line['peak_memory_mb']:.0f}", f"{1000 * line['seconds']:.3g}",
-            str(line["num_images"])])
+            str(line["num_images"]), f"{100 * line['share_updated']:.0f} %",
+            *(f"{line[name]:.4g}" for name in ("forwards_per_image", "backwards_per_image"))])
     return pipe_table(METHOD_HEAD, rows, text=2)
 
 

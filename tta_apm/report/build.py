@@ -92,10 +92,17 @@ def _cost(row: TableRow, domains: Sequence[DomainKey]) -> Cost:
     if row.missing(domains):
         return Cost()
     records = [result.record for result in row.within(domains)]
+    num_images = sum(record.num_images for record in records)
+
+    def did(name: str) -> float:
+        return sum(record.did.get(name, math.nan) for record in records)
+
     return Cost(
-        sum(record.seconds for record in records) / sum(record.num_images for record in records),
+        sum(record.seconds for record in records) / num_images,
         _mean([record.gflops_per_image for record in records]),
-        max(record.peak_memory_mb for record in records))
+        max(record.peak_memory_mb for record in records),
+        did("updated") / num_images, did("forwards") / num_images,
+        did("backwards") / num_images, did("resets") / len(records))
 
 
 def _origin(row: TableRow, domains: Sequence[DomainKey]) -> Origin:

@@ -67,11 +67,19 @@ class Cost:
 
     Args:
         peak_memory_mb: the highest of any cell.
+        share_updated: of the images, those of which an update was made.
+        forwards_per_image, backwards_per_image: images, views one by one, that went through the
+            backbone or a copy, and that a gradient went back for.
+        resets: by the method itself, the mean of its cells.
     """
 
     seconds_per_image: float = math.nan
     gflops_per_image: float = math.nan
     peak_memory_mb: float = math.nan
+    share_updated: float = math.nan
+    forwards_per_image: float = math.nan
+    backwards_per_image: float = math.nan
+    resets: float = math.nan
 
 
 @dataclass(frozen=True)
