@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 
@@ -192,6 +193,18 @@ def test_shared_work_counts_for_everyone(digits_resnet, monkeypatch):
             torch.ones(1, requires_grad=True).sum().backward()
         assert deeds.share(1) == {"updated": 0, "forwards": 8, "backwards": 0, "resets": 0}
     assert ran == [6, 2]
+
+
+def test_a_gradient_goes_back_no_further_than_its_call(digits_resnet):
+    """EATA drops a batch; the next one's gradient is not the dropped one's."""
+    own = copy.deepcopy(digits_resnet).requires_grad_(True)
+    deeds = Deeds()
+    for count, takes_gradient in ((8, False), (3, True)):
+        with torch.enable_grad(), deeds.of_call(count):
+            loss = own(torch.rand(count, 3, 32, 32)).sum()
+            if takes_gradient:
+                loss.backward()
+    assert deeds.share(1) == {"updated": 0, "forwards": 11, "backwards": 3, "resets": 0}
 
 
 def test_nothing_is_left_of_a_call_that_raises():
