@@ -1,0 +1,90 @@
+"""Ranking: how well a score tells images of two kinds apart, with an interval over images.
+
+AUROC is the chance that a positive image scores higher than a negative one, a tie being half. No
+threshold is chosen. Intervals are percentile bootstraps over images: where an image is in several
+cells (corruptions, seeds), it is in all of them as often as it was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+class Scored(NamedTuple):
+    """Images of one cell with a score each.
+
+    Attributes:
+        image: which image of the sample each is, int [N], from 0.
+        score: [N], higher for what is more likely positive.
+        positive: bool [N].
+    """
+
+    image: np.ndarray
+    score: np.ndarray
+    positive: np.ndarray
+
+
+class Ranking(NamedTuple):
+    """A mean AUROC.
+
+    Attributes:
+        value: of the sample.
+        resampled: of each resample, [R]; NaN where all its images are of one kind.
+    """
+
+    value: float
+    resampled: np.ndarray
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Its ends."""
+        low, high = np.nanquantile(self.resampled, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def less(self, other: Ranking) -> Ranking:
+        """The difference to another of the same images and resamples, pair by pair."""
+        return Ranking(self.value - other.value, self.resampled - other.resampled)
+
+
+def draw_weights(num_images: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each resample holds each image, float [R+1,N]; the first is the sample itself."""
+    counts = np.random.default_rng(seed).multinomial(
+        num_images, np.full(num_images, 1 / num_images), resamples)
+    return np.concatenate([np.ones((1, num_images)), counts])
+
+
+def mean_auroc(cells: Sequence[Scored], weights: np.ndarray) -> Ranking:
+    """The mean AUROC over cells; a cell without images of both kinds has no say.
+
+    Args:
+        weights: see draw_weights.
+
+    Raises:
+        ValueError: if no cell has images of both kinds.
+    """
+    values = np.array([_auroc(cell, weights) for cell in cells
+                       if 0 < np.count_nonzero(cell.positive) < len(cell.positive)])
+    if not len(values):
+        raise ValueError("no cell holds positive and negative images")
+    there = np.count_nonzero(~np.isnan(values), axis=0)  # cells of which a resample has both kinds
+    means = np.divide(np.nansum(values, axis=0), there, out=np.full(len(there), np.nan),
+                      where=there > 0)
+    return Ranking(float(means[0]), means[1:])
+
+
+def _auroc(cell: Scored, weights: np.ndarray) -> np.ndarray:
+    """AUROC [R+1] under each row of weights; NaN where a kind is lacking."""
+    order = np.argsort(cell.score, kind="stable")
+    score = cell.score[order]
+    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])  # of ties
+    drawn = weights[:, cell.image[order]]
+    positive = np.add.reduceat(drawn * cell.positive[order], starts, axis=1)
+    negative = np.add.reduceat(drawn * ~cell.positive[order], starts, axis=1)
+    below = negative.cumsum(axis=1) - negative / 2
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    wins = (positive * below).sum(axis=1)
+    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
