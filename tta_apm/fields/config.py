@@ -31,9 +31,10 @@ class PretrainConfig:
     # Random squares of a photo, their sides uniform from this fraction of the shorter side to all
     # of it; 0 takes the whole photo, squeezed into a square.
     crop: float = 0.0
-    # timm/NAME of a ViT, clip/NAME of open_clip, or none, which leaves the loss rgb alone.
+    # timm/NAME of a ViT, clip/NAME of open_clip, classifier/MODEL as a sweep's CLASSIFIER.MODEL
+    # names it (own networks take images in [0,1]), or none, which leaves the loss rgb alone.
     teacher: str = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
-    # "" for the pretrained ones of timm, a tag of open_clip, a file, or random, by SEED.
+    # "" for the pretrained ones of the library, a tag of open_clip, a file, or random, by SEED.
     weights: str = ""
     # Of the losses: pooled feature against the teacher's image feature, columns against the
     # teacher's grid, columns against the mean colour of their patch.

@@ -1,4 +1,4 @@
-"""Teachers: frozen ViTs that give an image's feature and a grid of patch features (Section 5)."""
+"""Teachers: frozen networks that give an image's feature and a grid of features (Section 5)."""
 
 from __future__ import annotations
 
@@ -134,5 +134,38 @@ def _clip(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
     return Teacher(clip.weights, width, features_and_grid)
 
 
+# Outputs of a network of a library: its classes are not looked at, but weights must fit.
+IMAGENET_CLASSES = 1000
+
+
+def _classifier(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
+    """A classifier as CLASSIFIER.MODEL of a sweep names it: timm/NAME, torchvision/NAME (both with
+    1,000 outputs) or FILE.py:FUNCTION, whose network takes images in [0,1] here.
+
+    The grid are the activations that the input of its last linear layer is the mean of.
+    """
+    from tta_apm.apm.teacher import ClassifierTeacher
+    from tta_apm.backbones import classifiers
+    from tta_apm.backbones.build import Task
+
+    family, _ = classifiers.split(name)
+    if cfg.weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            net = classifiers.untrained(name, Task(("",) * IMAGENET_CLASSES), device)
+        net.weights = f"random, seed {cfg.seed}"
+    else:
+        keys = InputKeys(0, (0.0,) * 3, (1.0,) * 3) if family == classifiers.OWN else InputKeys()
+        net = classifiers.load_classifier(name, cfg.weights, num_classes=IMAGENET_CLASSES,
+                                          device=device, keys=keys)
+    asked = ClassifierTeacher(net, layer="", wants_grid=True)
+
+    def features_and_grid(images: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = asked.ask(images)
+        assert outputs.grid is not None  # it was asked for
+        return outputs.features, outputs.grid
+    return Teacher(net.weights, asked.feature_dim, features_and_grid)
+
+
 FAMILIES: dict[str, Callable[[str, PretrainConfig, torch.device], Teacher]] = {
-    "timm": _timm, "clip": _clip}
+    "timm": _timm, "clip": _clip, "classifier": _classifier}
