@@ -12,6 +12,7 @@ from places import ROOT
 from tta_apm import cli, config
 from tta_apm.bench.plan import missing, plan
 from tta_apm.data.streams import domains
+from tta_apm.registry import METHODS as REGISTRY
 
 CONFIGS = ROOT / "configs"
 # Configs of `tta-apm pretrain` have keys of their own.
@@ -57,6 +58,28 @@ def test_a_benchmark_of_the_paper_has_a_file_for_each_method_and_one_for_all(ben
     for file in (CONFIGS / benchmark).glob("*.yaml"):  # one that was copied speaks of another
         first_sentence = re.sub(r"\W", "", re.split(r"\.\s", opening(file))[0])
         assert benchmark.replace("_", "") in first_sentence.lower(), file
+
+
+def test_the_digits_have_a_row_of_every_method():
+    rows = {row.method for row in config.rows(config.load(CONFIGS / "digits_c/all.yaml"))}
+    elsewhere = {name for name in REGISTRY.names() if name.endswith("_surviving")}
+    assert rows == set(REGISTRY.names()) - elsewhere - {"one_sample"}
+
+
+@pytest.mark.parametrize("benchmark", [
+    "digits_c", "cifar10_c", "cifar100_c", "imagenet_c", "imagenet_a", "imagenet_r", "imagenet_v2",
+    "imagenet_sketch"])
+def test_methods_of_classifiers_have_a_file_that_says_what_is_published(benchmark):
+    found = {}
+    for file in (CONFIGS / benchmark).glob("*.yaml"):
+        if file.stem in ("classifiers", "continual", "reset", "correlated", "mixed_domains"):
+            found[file.stem] = {row.method for row in config.rows(config.load(file))}
+            told = re.search(r"prints|[Nn]o (published )?(table|figure)|docs/", opening(file))
+            assert told, file
+    wanted = {"eata", "sar", "deyo", "cotta", "roid", "rotta", "lame", "t3a"}
+    assert found and all(wanted <= rows for rows in found.values())
+    if benchmark in ("cifar10_c", "cifar100_c", "imagenet_c"):
+        assert found.keys() == {"continual", "reset", "correlated", "mixed_domains"}
 
 
 @pytest.mark.parametrize("benchmark", [*CIFAR, *IMAGENET])

@@ -16,6 +16,7 @@ SMALL_NETS = "--classifier timm/digits_resnet --clip digits_clip"
 # Of each script the options, and a word that its result holds.
 SMALL = {
     "apm": (f"--teacher digits_clip --columns 4 --images 1 --steps 1 {ONCE} --no-warm-up", "Floor"),
+    "authors": (f"nowhere {ONCE}", "eata is left out"),
     "baselines": (f"{SMALL_NETS} --mae digits_mae --images 2 --classes 10 --steps 1 --masks 2 "
                   f"{ONCE}", "| ttt_mae |"),
     "corruptions": ("--images 2 --severities 1", "sum of 15"),

@@ -1,0 +1,262 @@
+"""Eight methods against the code of their authors, or its port in online-tta, on the same work.
+
+    python benchmarks/authors.py CLONES
+    python benchmarks/authors.py CLONES --classifier torchvision/resnet18 --size 224 --images 16
+
+CLONES is a folder of clones, each by its own name, none of which is part of this repository:
+https://github.com/mr-eggplant/EATA, mr-eggplant/SAR, Jhyun17/DeYO, matsuolab/T3A, and
+mariodoebler/test-time-adaptation (online-tta) for CoTTA, ROID (its authors' own), RoTTA and LAME.
+A method whose clone is not there is left out.
+
+Both sides adapt copies of one network, of random weights in the same memory layout, to the same
+batches, in turn, in one process. Filters are open, so that both do all of the work. Memory is the
+peak of a process of its own for each side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import math
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import common
+from tta_apm.backbones.build import untrained
+from tta_apm.backbones.classifiers import Classifier
+from tta_apm.bench import measure
+from tta_apm.data.imagenet_classes import class_names
+from tta_apm.registry import METHODS
+
+Side = Callable[[Tensor], Any]
+HOST = "test-time-adaptation"
+# A share of ln K that no entropy exceeds.
+OPEN = 1.05
+LR = 2.5e-4
+
+
+class Bench:
+    """A network, and the folder with the clones.
+
+    Args:
+        batch: a first one.
+    """
+
+    def __init__(self, clones: Path, network: Classifier, batch: Tensor, num_classes: int) -> None:
+        self.clones = clones
+        self.network = network
+        self.batch = batch
+        self.num_classes = num_classes
+
+    def ours(self, name: str, **keywords: Any) -> Side:
+        return METHODS.load(name)(self.network, **keywords)
+
+    def module(self, file: str) -> Any:
+        """A module of a clone, by its file."""
+        path = self.clones / file
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    def ready(self, module: Any) -> tuple[nn.Module, list[nn.Parameter]]:
+        """A copy of the network as a module's `configure_model` wants it, and what it adapts."""
+        model = module.configure_model(copy.deepcopy(self.network))
+        parameters, _ = module.collect_params(model)
+        return model, parameters
+
+    def hosted(self, name: str, *options: object, first: int | None = None) -> Any:
+        """A method of online-tta that has met the `first` images of a batch, without what our
+        adapter does around each call."""
+        from tta_apm.interop.hosts.online_tta_methods import OnlineTta
+
+        words = ("OPTIM.METHOD", "SGD", "OPTIM.NESTEROV", False, "OPTIM.LR", LR, *options)
+        method = OnlineTta(self.network, repo=str(self.clones / HOST), name=name,
+                           options=list(map(str, words)))
+        method(self.batch[:first])
+        return method.adapted
+
+
+def eata(bench: Bench) -> tuple[Side, Side]:
+    module = bench.module("EATA/eata.py")
+    model, parameters = bench.ready(module)
+    theirs = module.EATA(model, torch.optim.SGD(parameters, LR, momentum=0.9), d_margin=2.0,
+                         e_margin=OPEN * math.log(bench.num_classes))
+    return bench.ours("eata", fisher_alpha=0.0, entropy_margin=OPEN, diversity_margin=2.0), theirs
+
+
+def sar(bench: Bench) -> tuple[Side, Side]:
+    module = bench.module("SAR/sar.py")
+    model, parameters = bench.ready(module)
+    optimizer = bench.module("SAR/sam.py").SAM(parameters, torch.optim.SGD, lr=LR, momentum=0.9)
+    theirs = module.SAR(model, optimizer, margin_e0=OPEN * math.log(bench.num_classes))
+    return bench.ours("sar", entropy_margin=OPEN, recovery=0.0), theirs
+
+
+def deyo(bench: Bench) -> tuple[Side, Side]:
+    """With the second filter at 0, which about half of the images pass."""
+    module = bench.module("DeYO/methods/deyo.py")
+    model, parameters = bench.ready(module)
+    words = argparse.Namespace(
+        wandb_log=False, filter_ent=True, filter_plpd=True, aug_type="patch", patch_len=4,
+        plpd_threshold=0.0, reweight_ent=1, reweight_plpd=1)
+    largest = math.log(bench.num_classes)
+    method = module.DeYO(model, words, torch.optim.SGD(parameters, LR, momentum=0.9),
+                         deyo_margin=OPEN * largest, margin_e0=0.4 * largest)
+    return bench.ours("deyo", entropy_margin=OPEN, plpd=0.0), lambda images: method(images, 0)
+
+
+def cotta(bench: Bench, views: int = 0) -> tuple[Side, Side]:
+    """Where the source network is sure of all."""
+    ours = bench.ours("cotta", lr=LR, optimizer="sgd", confidence=float(views > 0),
+                      num_views=max(1, views))
+    return ours, bench.hosted("cotta", "COTTA.AP", float(views > 0), "TEST.N_AUGMENTATIONS", views)
+
+
+def cotta_views(bench: Bench) -> tuple[Side, Side]:
+    """Where it is not: with 8 views in place of 32, for time."""
+    return cotta(bench, 8)
+
+
+def roid(bench: Bench) -> tuple[Side, Side]:
+    return bench.ours("roid", lr=LR, optimizer="sgd"), bench.hosted("roid")
+
+
+def rotta(bench: Bench) -> tuple[Side, Side]:
+    """One update for each batch; with the call mended that stops theirs."""
+    size = len(bench.batch)
+    theirs = bench.hosted("rotta", "ROTTA.MEMORY_SIZE", size, "ROTTA.UPDATE_FREQUENCY", size,
+                          first=size - 1)  # no update until the call is mended
+    theirs.loss_calculation = lambda *_: type(theirs).loss_calculation(theirs)
+    return bench.ours("rotta", lr=LR, optimizer="sgd", memory=size, update_every=size), theirs
+
+
+def lame(bench: Bench) -> tuple[Side, Side]:
+    return bench.ours("lame"), bench.hosted("lame", "LAME.AFFINITY", "kNN", "LAME.FORCE_SYMMETRY",
+                                            True)
+
+
+def t3a(bench: Bench) -> tuple[Side, Side]:
+    class Algorithm(nn.Module):
+        def __init__(self, shape: object, classes: int, domains: int, words: dict[str, Any]):
+            super().__init__()
+            self.hparams = words
+
+    stub = types.ModuleType("domainbed.algorithms")
+    stub.Algorithm = Algorithm  # type: ignore[attr-defined]
+    sys.modules |= {"domainbed": types.ModuleType("domainbed"), "domainbed.algorithms": stub}
+    module = bench.module("T3A/domainbed/adapt_algorithms.py")
+    featurizer = copy.deepcopy(bench.network)
+    name, head = [(name, layer) for name, layer in featurizer.named_modules()
+                  if isinstance(layer, nn.Linear)][-1]
+    above, _, last = name.rpartition(".")
+    setattr(featurizer.get_submodule(above), last, nn.Identity())
+    parts = types.SimpleNamespace(featurizer=featurizer, classifier=head)
+    method = module.T3A(None, bench.num_classes, 1, {"filter_K": 20, "cached_loader": False}, parts)
+    return bench.ours("t3a", num_supports=20), lambda images: method(images, adapt=True)
+
+
+SIDES: dict[str, Callable[[Bench], tuple[Side, Side]]] = {
+    function.__name__: function
+    for function in (eata, sar, deyo, cotta, cotta_views, roid, rotta, lame, t3a)}
+
+
+def main() -> None:
+    options = _options()
+    device = torch.device(options.device)
+    if options.memory_of:
+        print(peak_mb(options, device))
+        return
+    # The process's own time, on a CPU that others share, too.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    rows, missing = [], []
+    for name in options.methods:
+        try:
+            ours, theirs = sides(options, name, device)
+        except Exception as error:  # no clone, or one that does not run here
+            missing.append(f"{name} is left out: {error}")
+            continue
+        batches = images(options, device)
+
+        def run(side: Side) -> Callable[[], object]:
+            return lambda: [side(batch) for batch in batches]
+        with torch.no_grad():
+            seconds = common.in_turn([run(ours), run(theirs)], options.rounds, device, clock=clock)
+        count = options.images * options.batches
+        memory = [alone(options, f"{name} {index}") for index in (0, 1)]
+        rows.append([name, *(f"{1000 * median(times) / count:.3g}" for times in seconds),
+                     common.ratio(seconds[1], seconds[0]), *memory])
+    lines = common.table(["method", "ours, ms/image", "theirs, ms/image", "their time over ours",
+                          "ours, peak MB", "theirs, peak MB"], rows)
+    lines += ["", f"{options.batches} batches of {options.images} images of {options.size} pixels; "
+              f"{options.classifier} with {options.classes} classes and random weights. Median of "
+              f"{options.rounds} rounds in turn, range in brackets; CPU time if there is no GPU.",
+              *missing]
+    common.publish("Methods against the code of their authors", lines, device, options.append)
+
+
+def sides(options: argparse.Namespace, name: str, device: torch.device) -> tuple[Side, Side]:
+    """Ours and theirs, each on a copy of the same network."""
+    torch.manual_seed(0)
+    network = untrained("classifier", options.classifier, device=device,
+                        class_names=class_names()[:options.classes])
+    assert isinstance(network, Classifier)
+    return SIDES[name](Bench(options.clones.resolve(), network, images(options, device)[0],
+                             options.classes))
+
+
+def images(options: argparse.Namespace, device: torch.device) -> list[Tensor]:
+    """The batches."""
+    torch.manual_seed(1)
+    return [torch.rand(options.images, 3, options.size, options.size, device=device)
+            for _ in range(options.batches)]
+
+
+def alone(options: argparse.Namespace, side: str) -> str:
+    """The peak of memory of one side, in a process of its own."""
+    words = [sys.executable, __file__, str(options.clones), "--memory-of", side, "--device",
+             options.device, "--classifier", options.classifier, "--size", str(options.size),
+             "--images", str(options.images), "--batches", str(options.batches), "--classes",
+             str(options.classes)]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=True)
+    return f"{float(done.stdout.splitlines()[-1]):.0f}"
+
+
+def peak_mb(options: argparse.Namespace, device: torch.device) -> float:
+    """Of a side, while it adapts to the batches; the process's on a CPU."""
+    name, index = options.memory_of.split()
+    chosen = sides(options, name, device)[int(index)]
+    batches = images(options, device)
+    measure.reset_peak_memory(device)
+    with torch.no_grad():
+        for batch in batches:
+            chosen(batch)
+    return measure.peak_memory_mb(device)
+
+
+def _options() -> argparse.Namespace:
+    parser = common.parser(__doc__)
+    parser.add_argument("clones", type=Path, help="the folder with the clones")
+    parser.add_argument("--methods", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--classifier", default="timm/digits_resnet")
+    parser.add_argument("--size", type=int, default=32, help="of images, in pixels")
+    parser.add_argument("--images", type=int, default=64, help="in a batch")
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
