@@ -298,6 +298,26 @@ def test_command_writes_its_tables(tmp_path, capsys):
     assert (tmp_path / "table4.csv").exists()
 
 
+def test_what_rows_did_on_real_images_is_shown_from_their_records(tmp_path, write_cell,
+                                                                  write_config, capsys):
+    did = dict(updated=6, forwards=20, backwards=10, resets=3)
+    write_cell("eata", "fog", 9, did=did)
+    write_cell("eata", "snow", 9, did=did | {"updated": 2})
+    write_cell("sar", "fog", 9)  # of before: it does not tell
+    write_config(METHODS=["eata", "sar"], CORRUPTIONS=["fog", "snow"])
+    words = ["cost", "--cfg", "cfgs/digits_c/classifiers.yaml", "--classes", "3", "METHODS",
+             "[eata,sar]", "EATA.FISHER_ALPHA", "0", "OUTPUT_DIR"]
+    assert cli.main([*words, str(tmp_path)]) == cli.OK
+    shown = capsys.readouterr().out.partition("Recorded in")[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown[2:7]]
+    assert cells[0][:5] == ["method", "updated", "forwards/image", "backwards/image",
+                            "resets/domain"]
+    assert cells[2] == ["eata", "40 %", "2", "1", "3", "200", "3", "100"]
+    assert cells[3] == [""]
+    assert cli.main([*words, str(tmp_path / "none")]) == cli.OK
+    assert "Recorded in" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words, why", [
     ([], "--cfg FILE"), (["--figure2"], "--out"),
     (["--cfg", "cfgs/digits_c/all.yaml", "--classes", "0"], "1 to 1000"),

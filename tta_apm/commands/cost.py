@@ -64,6 +64,7 @@ def _tables(options: argparse.Namespace) -> None:
 
     cfg = config.load(options.cfg, options.overrides)
     names = _class_names(cfg, options.classes)
+    recorded = _recorded(cfg)
 
     import pandas as pd
 
@@ -87,10 +88,26 @@ def _tables(options: argparse.Namespace) -> None:
     text = "\n\n".join([
         f"{options.cfg}, {len(names)} classes, {_machine(device)}",
         table.method_table(methods) if measured else "No method could be measured.",
-        table.CONVENTIONS, table.table_4(printed), table.TABLE_4_CONVENTIONS])
+        table.CONVENTIONS, *recorded, table.table_4(printed), table.TABLE_4_CONVENTIONS])
     print(text)
     _write(options.out, {"cost.md": text + "\n", "cost.csv": csv_of(methods),
                          "table4.csv": printed.to_csv(index=False)})
+
+
+def _recorded(cfg: CfgNode) -> list[str]:
+    """What the config's rows did on real images, with a heading, where a run has recorded it."""
+    from tta_apm.cost.table import recorded_table
+    from tta_apm.report.build import build_tables
+    from tta_apm.report.results import CELLS, load_rows
+
+    folder = Path(cfg.OUTPUT_DIR)
+    if not (folder / CELLS).is_dir():
+        return []
+    tables = [table for table in build_tables(load_rows(folder)) if table.dataset == cfg.DATASET]
+    wanted = set(cfg.METHODS)
+    text = recorded_table([line for table in tables[-1:] for line in table.lines
+                           if line.protocol.row in wanted])
+    return [f"Recorded in {folder}, of real images:", text] if text else []
 
 
 def _class_names(cfg: CfgNode, count: int | None) -> Sequence[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
+from tta_apm.report import phrases
 from tta_apm.report.formats.markdown import escape, pipe_table
+from tta_apm.report.table import TableLine
 
 CONVENTIONS = """\
 GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
@@ -15,7 +18,8 @@ Peak memory is the GPU's allocated, or on a CPU the whole process's. Weights and
 they change no figure here, but that APM on a CPU does without the products that its weights and
 images make needless in wide layers, and is counted without them; and that methods which choose
 images or views by certainty do on random ones what the last three columns say, where GFLOPs are of
-the first two images alone: the CSV of a run has what they did on real ones. Updated: the share of
+the first two images alone: what they did on real ones stands in the records of a run, which are
+shown below where OUTPUT_DIR has some, and in its table.csv. Updated: the share of
 images of which an update was made. Forwards and backwards: images, views one by one, that went
 through the backbone or a copy, and that a gradient went back for, per image. What is done once
 before all images (text features, warm-up) is left out."""
@@ -30,6 +34,8 @@ METHOD_HEAD = ("method", "backbone", "M parameters of backbone", "M parameters a
                "GFLOPs/step forward", "GFLOPs/step backward", "GFLOPs/image forward",
                "GFLOPs/image backward", "GFLOPs/image", "peak MB", "ms/image", "images at a time",
                "updated", "forwards/image", "backwards/image")
+RECORDED_HEAD = ("method", "updated", "forwards/image", "backwards/image", "resets/domain",
+                 "ms/image", "GFLOPs/image", "peak MB")
 TABLE_4_HEAD = ("model", "passes", "printed GFLOPs", "same convention", "all of it",
                 "printed M parameters", "counted M parameters", "printed GB")
 
@@ -49,6 +55,18 @@ def method_table(costs: pd.DataFrame) -> str:
             str(line["num_images"]), f"{100 * line['share_updated']:.0f} %",
             *(f"{line[name]:.4g}" for name in ("forwards_per_image", "backwards_per_image"))])
     return pipe_table(METHOD_HEAD, rows, text=2)
+
+
+def recorded_table(lines: Sequence[TableLine]) -> str:
+    """Markdown of what rows did on real images, from their records; empty for none that tells."""
+    rows = []
+    for line in lines:
+        cost = line.cost
+        if not math.isnan(cost.forwards_per_image):
+            rows.append([escape(line.heading), f"{100 * cost.share_updated:.0f} %", *(
+                f"{value:.4g}" for value in (cost.forwards_per_image, cost.backwards_per_image,
+                                             cost.resets)), *phrases.cost(cost)])
+    return pipe_table(RECORDED_HEAD, rows, text=1) if rows else ""
 
 
 def table_4(lines: pd.DataFrame) -> str:
