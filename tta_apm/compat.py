@@ -1,9 +1,15 @@
-"""Compat: workarounds for faults of our dependencies, all in one place."""
+"""Compat: workarounds for faults of our dependencies, all in one place.
+
+    python -m tta_apm.compat MODULE ARGUMENT ...
+
+runs a module of robustbench, or of a clone of it, where `import robustbench` alone fails.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import runpy
 import sys
 import warnings
 from types import ModuleType
@@ -34,3 +40,16 @@ def alias_pyautoattack() -> None:
     if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         for name in ("", ".state"):
             sys.modules["autoattack" + name] = importlib.import_module("pyautoattack" + name)
+
+
+def main() -> None:
+    """Run a module with what robustbench imports."""
+    if len(sys.argv) < 2:
+        raise SystemExit("python -m tta_apm.compat MODULE ARGUMENT ...: which module?")
+    alias_pyautoattack()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -273,10 +273,12 @@ MOODY = """
 
 
 def test_whatever_a_constructor_raises_is_one_sentence(sweep, plugin):
+    said = "method 'moody' cannot be built: TypeError: not today (plugin_methods.py:"
     code, folder, printed = sweep("[source, moody]", "PLUGINS", plugin(MOODY))
-    assert code == cli.BAD_INPUT and not cells(folder)
-    assert ("method 'moody' cannot be built: TypeError: not today (plugin_methods.py:"
-            in printed.err)
+    assert code == cli.FAILED_CELLS and len(cells(folder)) == 2  # it fails alone
+    assert f"moody fails, the other rows go on: {said}" in printed.err
+    code, folder, printed = sweep("[moody]", "PLUGINS", plugin(MOODY), folder="alone")
+    assert code == cli.BAD_INPUT and not cells(folder) and said in printed.err
 
 
 def test_a_method_that_can_be_built_once_only_fails_by_name(sweep, plugin):
@@ -356,8 +358,12 @@ def test_a_folder_without_frost_pictures_is_told_before_anything_runs(sweep, tmp
     assert code == cli.OK
 
 
-def test_a_method_that_cannot_be_built_is_told_before_anything_runs(sweep):
+def test_a_method_that_cannot_be_built_is_told_at_once_and_fails_alone(sweep):
     code, folder, printed = sweep("[source, 'tent STEPS 0']")
+    assert code == cli.FAILED_CELLS
+    assert "tent STEPS 0 fails, the other rows go on: steps 0 must" in printed.err
+    assert len(cells(folder)) == 2
+    code, folder, printed = sweep("'tent STEPS 0'", folder="alone")
     assert code == cli.BAD_INPUT and "steps 0" in printed.err
     assert not cells(folder)
 

@@ -112,8 +112,11 @@ def test_unknown_names_are_told(classifier):
 # Examples
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["own_loop", "compare_in_python"])
+@pytest.mark.parametrize("name", ["own_loop", "compare_in_python", "your_benchmark", "tent_setup",
+                                  "torch_ttt_engines"])
 def test_examples_run(name):
+    if name.startswith("torch_ttt"):
+        pytest.importorskip("torch_ttt")
     done = python(f"examples/{name}.py")
     assert done.returncode == 0, done.stderr
     assert "%" in done.stdout or "error" in done.stdout

@@ -1,6 +1,7 @@
 """Compat: robustbench imports although its dependency goes by another name."""
 
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -29,3 +30,16 @@ def test_missing_dependency_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "robustbench", None)
     with pytest.raises(UserError, match="robustbench does not import .*setuptools<82"):
         compat.import_robustbench()
+
+
+@pytest.mark.slow
+def test_a_module_of_robustbench_runs_by_our_door(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom robustbench.utils import load_model\n"
+        "print(load_model.__name__, sys.argv[1:], __name__)\n")
+    run = [sys.executable, "-W", "ignore", "-m"]
+    done = subprocess.run([*run, "tta_apm.compat", "mine", "--x"], cwd=tmp_path, text=True,
+                          capture_output=True)
+    assert done.stdout == "load_model ['--x'] __main__\n", done.stderr
+    done = subprocess.run([*run, "tta_apm.compat"], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 1 and "which module?" in done.stderr

@@ -23,6 +23,7 @@ SMALL = {
     "intervals": ("--trials 20 --bootstrap 5 --sizes 20", "| 15 × 3, corruptions 0.7"),
     "growth": ("--teacher digits_clip --hidden 8 --grow images --images 1 2 --columns 4 --steps 1 "
                f"--classes 10 {ONCE}", "peak MB = "),
+    "hosts": ("--hosts nowhere", "no hosts in nowhere"),  # tests/interop runs it
     "imagemagick": ("--images 1", "ImageMagick"),  # or that there is none
     "kills": ("--kills 2 --commands import table", "| all "),
     "loading": (f"--images 16 --batch-size 8 {ONCE}", "prefetched"),

@@ -12,10 +12,14 @@ import pandas as pd
 import pytest
 
 from tta_apm import cli
+from tta_apm.commands.host import HOSTS
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.interop import citations
+from tta_apm.interop.hosts import benchmark_tta
 from tta_apm.interop.robustbench import ALEXNET, DOMAINS
 from tta_apm.registry import DATASETS, FORMATS, METHODS, Registry
+from tta_apm.report import imported
+from tta_apm.report.imported_log import Log
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
@@ -293,7 +297,34 @@ def test_bibtex_of_what_was_used(write, tmp_path, capsys):
     assert "keywords" not in text and text.count("{") == text.count("}")
 
 
+def test_bibtex_of_methods_of_hosts_and_of_hosts(write, tmp_path, capsys):
+    """Of one that ran in our sweep, and of logs that were imported, also of two alike rows."""
+    write(row="online_tta NAME santa", hyper_parameters={"name": "santa"})
+    for rate in (0.1, 0.2):
+        log = Log(host="ttab", file="log-1.json", file_hash=str(rate), method="note",
+                  hyper_parameters={"lr": rate}, backbone="net", dataset="cifar10_c",
+                  setting="online", batch_size=8, seed=1, errors=[("fog", 5, 0.5, 10)])
+        imported.save(log, tmp_path)
+    assert export(tmp_path, "bibtex") == 0
+    text = capsys.readouterr().out
+    assert {line.split("{")[1] for line in text.splitlines() if line.startswith("@")} == {
+        "chakrabarty2023santa,", "marsden2024roid,", "gong2022note,", "zhao2023ttab,",
+        "hendrycks2019corruptions,"}
+
+
 def test_citations_are_for_what_there_is():
+    """What is not in our registry is a host, or a method of one."""
+    theirs = {*HOSTS, "robustbench", *benchmark_tta.THEIRS, "norm_ema", "bntest", "bnalpha",
+              "bnema", "santa", "gtta", "cmf", "rpl", "vte", "bn_adapt", "shot", "note",
+              "conjugate_pl"}
     for _, found in citations.citations():
         assert found.keys() >= {"title", "author", "year", "url", "keywords"}
-        assert citations.keywords(found) <= {*METHODS.names(), *DATASETS.names()}, found
+        assert citations.keywords(found) <= {*METHODS.names(), *DATASETS.names(), *theirs}, found
+
+
+@pytest.mark.parametrize("name, shown", [("bntest", "BN-1"), ("DeYO", "DeYO"), ("rotta", "RoTTA"),
+                                         ("santa", "SANTA"), ("adacontrast", "AdaCont.")])
+def test_names_go_back_as_the_host_writes_them(benchmark, tmp_path, capsys, name, shown):
+    benchmark(0.5, row=f"online_tta NAME {name}", hyper_parameters={"name": name})
+    assert export(tmp_path, "online-tta") == 0
+    assert f"| Architecture | {shown} |" in capsys.readouterr().out

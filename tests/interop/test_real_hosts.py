@@ -1,161 +1,131 @@
 """The real hosts, by the commands of docs/hosts: methods of ours give there what they give here.
 
-Their archives and real images lie beside the project; the tests skip where these are absent.
+Their archives and real images lie beside the project; the tests skip where these are absent. What
+runs them is benchmarks/hosts.py, which makes the tables of docs/hosts/checked.md.
 """
 
 from __future__ import annotations
 
-import logging
 import re
+import shlex
+import sys
 from importlib.util import find_spec
 
 import pytest
-import real_hosts
 import torch
-from real_hosts import CLIP, MAE, METHODS_OF_OURS, NETWORK, ROTATION, Trace, pairs_of
+from safetensors.torch import save_file
 
-from places import SHARED
+from places import ROOT, SHARED
 from tta_apm import cli
-from tta_apm.backbones.build import build
-from tta_apm.data.digits import CLASS_NAMES, TEMPLATE_SET
 from tta_apm.errors import UserError
-from tta_apm.interop.hosts import backbones, hosted, online_tta, ttab
-from tta_apm.registry import METHODS
+from tta_apm.interop.hosts import backbones, online_tta, ttab
+
+sys.path.append(str(ROOT / "benchmarks"))
+import hosts  # noqa: E402
 
 MISSING = sorted(package for module, package in {**online_tta.PACKAGES, **ttab.PACKAGES}.items()
                  if find_spec(module) is None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not real_hosts.ONLINE_TTA.is_file() or not (SHARED / "data").is_dir(),
+    pytest.mark.skipif(not (SHARED / "hosts").is_dir() or not hosts.WEIGHTS.is_file(),
                        reason="no hosts beside the project"),
     pytest.mark.skipif(bool(MISSING), reason=f"pip install -e .[hosts]: the hosts need {MISSING}")]
-BACKBONE = {"classifier": NETWORK, "clip": CLIP, "mae": MAE, "rotation": ROTATION}
-DOMAINS = ["CORRUPTION.TYPE", "['gaussian_noise','contrast']", "CORRUPTION.SEVERITY", "[5]"]
+PAGES = ROOT / "docs" / "hosts"
+NETWORK = hosts.words_of("classifier", hosts.settings()["classifier"])
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return real_hosts.make_data(tmp_path_factory.mktemp("data"))
+    return hosts.make_data(SHARED / "data", tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clones")
-    return {"online-tta": real_hosts.unpack(real_hosts.ONLINE_TTA, folder),
-            "ttab": real_hosts.unpack(real_hosts.TTAB, folder)}
+    return {host: hosts.unpack(SHARED / "hosts", host, folder) for host in hosts.ARCHIVES}
 
 
 @pytest.fixture(autouse=True)
-def small_world(monkeypatch):
-    """The packaged CLIP knows digits only; ttab asks torchvision for a checksum of CIFAR-10."""
-    monkeypatch.setattr(backbones, "_classes", lambda dataset: (CLASS_NAMES, TEMPLATE_SET))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
-    for handler in list(logging.root.handlers):  # a host's: it writes into a clone
-        if type(handler) in (logging.FileHandler, logging.StreamHandler):
-            logging.root.removeHandler(handler)
+def small_world():
+    with hosts.small_world():
+        yield
 
 
-@pytest.fixture
-def trace(monkeypatch):
-    return Trace().of(monkeypatch)
+# The same predictions
+
+@pytest.mark.parametrize("host", hosts.ARCHIVES)
+def test_a_host_gives_what_our_sweep_gives(host, clones, data, tmp_path):
+    lines = hosts.compare(host, clones[host], data, tmp_path, images=8, batch_size=4)
+    assert [name for name, *_ in lines] == list(hosts.OURS)
+    assert {name for name, against, *_ in lines if against == "our sweep"} == set(hosts.ALONE)
+    for name, _, equal, total in lines:
+        assert equal == total == (16 if host == "online-tta" else 8), name
 
 
-@pytest.fixture
-def in_online_tta(clones, data, capfd, caplog):
-    """Run online-tta, without anything to download; the errors in % that its log tells."""
-    def run(*words: str, images: int = 20, cfg: str = "tent") -> list[float]:
-        caplog.clear()
-        caplog.set_level(logging.INFO)
-        code = cli.main(["host", "online-tta", "--repo", str(clones["online-tta"]), "--", "--cfg",
-                         f"cfgs/cifar10_c/{cfg}.yaml", "DATA_DIR", str(data), *DOMAINS,
-                         "CORRUPTION.NUM_EX", str(images), "TEST.NUM_WORKERS", "0", *words])
-        assert code == 0, capfd.readouterr().err[-2000:]
-        return [float(error) for error in re.findall(r"#samples=\d+\]: ([\d.]+)%", caplog.text)]
-    return run
+@pytest.mark.parametrize("host", hosts.ARCHIVES)
+@pytest.mark.parametrize("batch_size, images, names", [
+    (200, 200, ["source", "norm", "tent"]), (16, 18, ["source", "tent", "sar"]),
+    (1, 3, ["source", "norm", "rmt", "tent"])], ids=["200", "16", "1"])
+def test_batches_of(host, batch_size, images, names, clones, data, tmp_path):
+    """16 of 18 images leave a batch of two, 1 of 3 are single ones without company."""
+    with hosts.traced() as trace:
+        lines = hosts.compare(host, clones[host], data, tmp_path, images=images, names=names,
+                              batch_size=batch_size)
+    sizes = {len(batch) for batch in trace.batches}
+    assert sizes == {batch_size, images % batch_size or batch_size}
+    assert all(equal == total for *_, equal, total in lines)
 
 
-def ours(name: str, keywords: dict) -> hosted.Method:
-    """A method of ours over the backbone of the commands, as in a plain loop."""
-    backbone = backbone_of(METHODS.signature(name).needs)
-    return hosted.make_method(name, keywords, backbone, seed=1)
-
-
-def backbone_of(kind: str):
-    words = BACKBONE[kind]
-    section = {key.split(".")[1]: value for key, value in zip(words[::2], words[1::2])}
-    if kind == "classifier":
-        section |= {"MEAN": (0.485, 0.456, 0.406), "STD": (0.229, 0.224, 0.225)}
-    template = backbones.templates(TEMPLATE_SET)
-    return build(kind, section["MODEL"], section["WEIGHTS"], class_names=CLASS_NAMES,
-                 templates=template, device="cpu", section=section)
-
-
-def words_of(name: str, theirs: str) -> list[str]:
-    return [*BACKBONE[METHODS.signature(name).needs], *pairs_of(theirs, METHODS_OF_OURS[name])]
-
-
-@pytest.mark.parametrize("name", METHODS_OF_OURS)
-def test_online_tta_gives_what_a_plain_loop_gives(in_online_tta, trace, name):
-    taken = {"source", "tent", "rmt", "memo", "tpt", "sar"}
-    theirs = f"tta_apm_{name}" if name in taken else name
-    in_online_tta("MODEL.ADAPTATION", theirs, *words_of(name, theirs), "TEST.BATCH_SIZE", "8",
-                  images=16)
-    method = ours(name, METHODS_OF_OURS[name])
-    again = [method(batch).argmax(1) for batch in trace.batches]
-    assert [len(batch) for batch in trace.batches] == [8, 8, 8, 8]
-    assert trace.predictions == torch.cat(again).tolist()
-
-
-@pytest.mark.parametrize("words", [
-    [], ["SETTING", "mixed_domains"], ["SETTING", "correlated"], ["MODEL.EPISODIC", "True"],
-    ["MODEL.RESET_AFTER_NUM_UPDATES", "2"], ["TEST.BATCH_SIZE", "1", "TEST.WINDOW_LENGTH", "4"],
-    ["TEST.BATCH_SIZE", "16"]], ids=" ".join)
-def test_the_hosts_own_tent_beside_ours(in_online_tta, words):
-    same = [*NETWORK, "OPTIM.LR", "0.01", *words]
-    theirs = in_online_tta("MODEL.ADAPTATION", "tent", *same)
-    mine = in_online_tta("MODEL.ADAPTATION", "tta_apm_tent", "TTA_APM_TENT.LR", "0.01", *same)
+@pytest.mark.parametrize("setting", hosts.SETTINGS)
+def test_the_hosts_own_tent_beside_ours(setting, clones, data):
+    theirs, mine = hosts.two_tents(clones["online-tta"], data, hosts.SETTINGS[setting], images=12)
     assert mine == theirs and len(mine) >= 1
 
 
-@pytest.mark.parametrize("name", ["norm", "tta_apm_rmt", "tta_apm_tent"])
-def test_single_images_run_in_online_tta(in_online_tta, trace, name):
-    in_online_tta("MODEL.ADAPTATION", name, *words_of(name.removeprefix("tta_apm_"), name),
-                  "TEST.BATCH_SIZE", "1", images=3)
-    assert [len(batch) for batch in trace.batches] == [1] * 6
+# The tables of the docs
+
+def test_the_docs_have_the_table_of_equal_predictions():
+    """As benchmarks/hosts.py prints it: each host and method, and all predictions equal."""
+    page = (PAGES / "checked.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (online-tta|ttab) \| (\w+) \| (our sweep|a plain loop) \| (.*) \|$",
+                       page, re.M)
+    assert [line[:3] for line in lines] == [
+        (host, name, "our sweep" if name in hosts.ALONE else "a plain loop")
+        for host in hosts.ARCHIVES for name in hosts.OURS]
+    for *_, counts in lines:
+        numbers = re.findall(r"(\d+) of (\d+)", counts)
+        assert len(numbers) == 3 and all(equal == total for equal, total in numbers)
 
 
-@pytest.mark.parametrize("name", METHODS_OF_OURS)
-def test_ttab_gives_what_a_plain_loop_gives(clones, data, trace, capfd, name):
-    theirs = f"tta_apm_{name}" if name in {"tent", "memo", "ttt", "sar", "rmt"} else name
-    if name == "rmt":
-        theirs = name
-    code = cli.main(["host", "ttab", "--repo", str(clones["ttab"]), "--", "--device", "cpu",
-                     "--data_path", str(data), "--data_size", "16", "--batch_size", "8",
-                     "--num_cpus", "0", "--job_id", str(data / "jobs"), "--root_path",
-                     str(data / "logs"), "--data_names", "cifar10_c_deterministic-contrast-5",
-                     "--seed", "1", "--model_adaptation_method", theirs, *words_of(name, theirs)])
-    assert code == 0, capfd.readouterr().err[-2000:]
-    method = ours(name, METHODS_OF_OURS[name])
-    again = [method(batch).argmax(1) for batch in trace.batches]
-    assert len(trace.predictions) == 16
-    assert trace.predictions == torch.cat(again).tolist()
+def test_the_docs_have_the_table_of_online_ttas_methods(clones):
+    lines = hosts.table_of_theirs(clones["online-tta"])
+    assert len(lines) == 22
+    table = hosts.pipe(["method", "its config", "in our sweeps"], lines)
+    assert table in (PAGES / "checked.md").read_text(encoding="utf-8")
 
 
-THEIRS = ("source", "bntest", "bnalpha", "bnema", "ttaug", "cotta", "rmt", "rotta", "adacontrast",
-          "gtta", "lame", "memo", "tent", "eata", "sar", "deyo", "rpl", "roid", "santa")
+# Their methods in ours
 
-
-@pytest.mark.parametrize("name", THEIRS)
-def test_online_ttas_methods_adapt_our_networks(clones, digits_source, images, name):
+def test_a_method_of_the_host_is_reset_to_what_it_was(clones, digits_source, images):
     from tta_apm.interop.hosts.online_tta_methods import OnlineTta
-    few = ["TEST.N_AUGMENTATIONS", 2, "SOURCE.NUM_SAMPLES", 32, "RMT.NUM_SAMPLES_WARM_UP", 16]
-    method = OnlineTta(backbone_of("classifier"), repo=str(clones["online-tta"]), name=name,
-                       options=few, source=digits_source)
-    first = method(images[:8])
-    assert first.shape == (8, 10) and method.resolved == {"dataset": "cifar10_c", "image_size": 32}
-    method(images[8:16])
-    method.reset()
-    assert torch.equal(method(images[:8]), first)
+    for name in ("cotta", "rmt", "eata"):
+        method = OnlineTta(hosts.backbone_of("classifier"), repo=str(clones["online-tta"]),
+                           name=name, options=hosts.FEW, source=digits_source)
+        first = method(images[:8])
+        assert method.resolved == {"dataset": "cifar10_c", "image_size": 32}
+        method(images[8:16])
+        method.reset()
+        assert torch.equal(method(images[:8]), first), name
+
+
+def test_vte_without_augmentations_is_zero_shot(clones, digits_clip, images):
+    from tta_apm.backbones.image_tower import suited
+    from tta_apm.interop.hosts.online_tta_methods import OnlineTta
+    method = OnlineTta(suited(digits_clip, "classifier"), repo=str(clones["online-tta"]),
+                       name="vte", options=["TEST.N_AUGMENTATIONS", 1, "TPT.SELECTION_P", 1.0])
+    # The host's views are pictures of 8 bits.
+    seen = (images[:4] * 255).to(torch.uint8) / 255
+    torch.testing.assert_close(method(images[:4]), digits_clip(seen), atol=1e-3, rtol=1e-4)
 
 
 def test_online_ttas_methods_take_the_size_of_our_images(clones):
@@ -174,22 +144,96 @@ def test_online_ttas_methods_take_the_size_of_our_images(clones):
     method = OnlineTta(classifier, repo=repo, name="cotta", cfg="cfgs/cifar10_c/cotta.yaml")
     with pytest.raises(UserError, match="cifar10_c has 10 classes of 32x32 pixels"):
         method(images)
-    with pytest.raises(UserError, match="the host's own CLIP"):
-        OnlineTta(classifier, repo=repo, name="tpt")
+    for name, said in (("tpt", "the host's own CLIP"), ("VTE", "name BACKBONE clip in its row"),
+                       ("tant", "did you mean 'tent'?")):
+        with pytest.raises(UserError, match=re.escape(said)):
+            OnlineTta(classifier, repo=repo, name=name)
 
 
-def test_what_is_not_there_is_told(clones, data, capfd):
+def test_a_row_that_cannot_be_built_fails_alone(clones, tmp_path, capsys):
+    rows = "[source, online_tta NAME tpt, online_tta NAME eata OPTIONS [EATA.FISHER_ALPHA,0.0]]"
+    assert cli.main(["--cfg", "cfgs/digits_c/source.yaml", "PLUGINS",
+                     "tta_apm.interop.hosts.online_tta_methods", "ONLINE_TTA.REPO",
+                     str(clones["online-tta"]), "METHODS", rows, "CORRUPTIONS", "[fog]",
+                     "NUM_IMAGES", "16", "BATCH_SIZE", "8", "OUTPUT_DIR", str(tmp_path)]) == 1
+    assert "online_tta NAME tpt fails, the other rows go on: online_tta: tpt learns" in \
+        capsys.readouterr().err
+    assert len(list((tmp_path / "cells").rglob("*.json"))) == 2
+
+
+# What is not there, and what is wrong
+
+def test_what_is_not_there_is_told(clones, data, tmp_path, capfd):
     def said(host: str, *words: str) -> str:
         assert cli.main(["host", host, "--repo", str(clones[host]), "--", *words]) == 2
         return capfd.readouterr().err.splitlines()[-1]
 
     tent = ["--cfg", "cfgs/cifar10_c/tent.yaml"]
-    assert "there is no folder nowhere/CIFAR-10-C" in said("online-tta", *tent, "DATA_DIR",
-                                                           "nowhere")
+    assert "there is no folder nowhere in" in said("online-tta", *tent, "DATA_DIR", "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "there is no folder" in said("online-tta", *tent, "DATA_DIR", str(tmp_path / "empty"))
     here = [*tent, "DATA_DIR", str(data)]
+    assert "there is no file" in said("online-tta", *here) and "shot_noise.npy" in said(
+        "online-tta", *here)
     assert "did you mean 'CLASSIFIER'?" in said("online-tta", *here, "CLASIFIER.MODEL", "x")
     assert "did you mean 'tent'?" in said("online-tta", *here, "MODEL.ADAPTATION", "tant")
+    assert "the following arguments are required: --cfg" in said("online-tta", "--cgf", "x")
+    assert "cannot read the config cfgs/none.yaml" in said("online-tta", "--cfg", "cfgs/none.yaml")
     assert "there is no folder nowhere" in said("ttab", "--device", "cpu", "--data_path", "nowhere")
     assert "did you mean 'APM'?" in said("ttab", "APN.STEPS", "3")
-    assert "there is no checkpoint" in said("ttab", "--device", "cpu", "--data_path", str(data),
-                                            "--data_names", "cifar10_c_deterministic-contrast-5")
+    there = ["--device", "cpu", "--data_path", str(data)]
+    assert "did you mean '--batch_size'?" in said("ttab", *there, "--batch_sise", "3")
+    assert "invalid int value: 'x'" in said("ttab", *there, "--batch_size", "x")
+    assert "did you mean 'apm'?" in said("ttab", *there, "--model_adaptation_method", "apn")
+    contrast = ["--data_names", "cifar10_c_deterministic-contrast-5"]
+    assert "there is no checkpoint" in said("ttab", *there, *contrast)
+    assert "cifar10_c/fog.npy" in said("ttab", *there, "--data_names",
+                                       "cifar10_c_deterministic-fog-5")
+    assert "`tta-apm data make cifar100_python`" in said("ttab", *there, "--data_names",
+                                                         "cifar100_c_deterministic-fog-5")
+
+
+def test_methods_that_learn_prompts_ask_for_the_text_tower(clones, data, digits_clip, tmp_path,
+                                                           capfd):
+    """The host throws that of its CLIP away by default."""
+    save_file(digits_clip.model.state_dict(), tmp_path / "clip.safetensors")
+    words = ["MODEL.ADAPTATION", "tta_apm_tpt", "TTA_APM_TPT.NUM_VIEWS", "16", "MODEL.USE_CLIP",
+             "True", "MODEL.ARCH", "digits_clip", "CLIP.PRECISION", "fp32", "MODEL.WEIGHTS",
+             str(tmp_path / "clip.safetensors"), "TEST.BATCH_SIZE", "2"]
+    with pytest.raises(UserError, match="failed"):
+        hosts.in_online_tta(clones["online-tta"], data, *words, images=2)
+    assert "add CLIP.FREEZE_TEXT_ENCODER False to the command" in capfd.readouterr().err
+    hosts.in_online_tta(clones["online-tta"], data, *words, "CLIP.FREEZE_TEXT_ENCODER", "False",
+                        images=2)
+
+
+def test_classes_that_have_no_names_are_told():
+    with pytest.raises(UserError, match="no class names for 'domainnet126' here"):
+        backbones.own_backbone("clip", {"MODEL": "digits_clip", "WEIGHTS": "x"},
+                               dataset="domainnet126", num_classes=126, device="cpu")
+
+
+# The commands of the docs, word for word
+
+def commands(page: str) -> list[list[str]]:
+    """Those of a page that start a host on the small CIFAR-10-C."""
+    text = re.sub(r"\\\n\s*", "", (PAGES / page).read_text(encoding="utf-8"))
+    return [shlex.split(line) for line in text.splitlines()
+            if line.startswith("tta-apm host") and "CLASSIFIER.MODEL" in line]
+
+
+@pytest.mark.parametrize("host, page, name", [
+    ("online-tta", "online-tta.md", "test-time-adaptation"),
+    ("ttab", "ttab.md", "ttab")])
+def test_the_commands_of_the_docs_run_as_written(host, page, name, data, tmp_path, monkeypatch):
+    """From a folder with the clone, DATA, the weights and this project in it."""
+    found = commands(page)
+    assert found
+    hosts.unpack(SHARED / "hosts", host, tmp_path).rename(tmp_path / name)
+    for link, target in {"DATA": data, "tta-apm": ROOT, hosts.WEIGHTS.name: hosts.WEIGHTS}.items():
+        (tmp_path / link).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    for words in found:
+        with hosts.traced() as trace:
+            hosts.run(words[1:])
+        assert len(trace.predictions) >= 200

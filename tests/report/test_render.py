@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -58,6 +60,25 @@ def test_latex_is_well_formed(write_cell, tmp_path):
     text = (tmp_path / "table.tex").read_text()
     check_latex(text)
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX is installed")
+def test_latex_fits_a_page(write_cell, tmp_path):
+    """Compiled: no line is wider than the page, with 15 corruptions, long names and paths."""
+    for corruption in CORRUPTIONS:
+        write_cell("apm STEPS 20 HIDDEN [256,128] IMAGE_SIZE 32", corruption, 9, teacher=7,
+                   hyper_parameters={"repo": "/long/path/to/a/clone_of_others/test-time-adapt"})
+        write_cell("online_tta NAME cotta CFG cfgs/cifar10_c/cotta.yaml", corruption, 9)
+    make_tables(tmp_path).write(tmp_path)
+    (tmp_path / "page.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+        "\\input{table.tex}\n\\end{document}\n")
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+                          cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    wide = re.findall(r"Overfull .hbox \((\d+)\.", done.stdout)
+    assert all(int(points) < 5 for points in wide), done.stdout
 
 
 @pytest.mark.slow

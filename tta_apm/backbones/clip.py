@@ -58,10 +58,15 @@ class ClipBackbone(Backbone):
         logit_scale: the inverse temperature itself; by default the model's, about 100 for trained
             ones.
         image_size, mean, std, name, weights, notes: see Backbone.
+
+    Attributes:
+        text_tower_gone: why there is no text tower, for methods that learn prompts; "" if it is
+            there.
     """
 
     kind = "clip"
     text_features: Tensor
+    text_tower_gone = ""
 
     def __init__(self, model: open_clip.CLIP, tokenizer: Callable[..., Tensor], *,
                  class_names: Sequence[str] = (), templates: Sequence[str] = (),

@@ -199,6 +199,8 @@ def _without_classes(entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
 
 def _text_tower(backbone: ClipBackbone) -> Any:
     """The part of open_clip's model that holds the text tower's layers."""
+    if backbone.text_tower_gone:
+        raise UserError(f"prompts are learned through a text tower: {backbone.text_tower_gone}")
     tower = getattr(backbone.model, "text", backbone.model)
     pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     if (pooling != "argmax" or getattr(tower, "attn_mask", None) is None

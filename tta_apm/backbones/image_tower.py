@@ -42,6 +42,11 @@ def as_classifier(clip: ClipBackbone) -> Classifier:
     return classifier.to(text.device)
 
 
+def is_tower(classifier: Classifier) -> bool:
+    """Whether a classifier comes from as_classifier."""
+    return isinstance(getattr(classifier.net, "tower", None), UnitFeatures)
+
+
 def suited(backbone: Backbone, needs: str) -> Backbone:
     """What a method that needs this kind of backbone is given: of a CLIP, maybe its image tower."""
     if needs == Classifier.kind and isinstance(backbone, ClipBackbone):

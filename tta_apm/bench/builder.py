@@ -25,6 +25,10 @@ from tta_apm.errors import UserError, name_and_text, text_of
 from tta_apm.registry import METHODS
 
 
+class RowError(UserError):
+    """A method that cannot be built over its backbone, which is there."""
+
+
 class Builder:
     """Makes runs, and keeps the backbones that they share.
 
@@ -46,7 +50,8 @@ class Builder:
 
         Raises:
             Trespass: if the method's constructor changed what is not its own.
-            UserError: if it cannot be built, whatever it raises.
+            RowError: if the method cannot be built, whatever it raises.
+            UserError: if its backbone cannot be built.
         """
         if series not in self.runs:
             self.runs[series] = self._build(series)
@@ -121,10 +126,15 @@ class Builder:
                 raise guard.blamed(error)
             held_mb = max(0.0, measure.memory_in_use_mb(self.device) - before)
             return Run(method, guard, self.device, series.carries_on, held_mb)
-        except (UserError, MethodError, KeyboardInterrupt):
+        except (MethodError, KeyboardInterrupt):
             raise
+        except UserError as error:
+            if row.needs not in self.backbones:
+                raise
+            raise RowError(str(error)) from error
         except BaseException as error:
-            raise UserError(f"method {row.text!r} cannot be built: {explained(error)}") from error
+            text = f"method {row.text!r} cannot be built: {explained(error)}"
+            raise (RowError if row.needs in self.backbones else UserError)(text) from error
 
 
 def explained(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
@@ -12,7 +13,7 @@ from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import find_kind
-from tta_apm.bench.builder import Builder, explained
+from tta_apm.bench.builder import Builder, RowError, explained
 from tta_apm.bench.evaluate import Evaluation
 from tta_apm.bench.isolation import MethodError, Trespass
 from tta_apm.bench.one_pass import OnePass, Outcome, Spoiled
@@ -30,6 +31,7 @@ from tta_apm.data.streams import Stream
 from tta_apm.data.workers import set_num_workers
 from tta_apm.device import choose_device, describe
 from tta_apm.errors import UserError, beyond_the_machine
+from tta_apm.names import clean, clean_lines
 
 # Rows that run side by side.
 Group = list[Series]
@@ -68,7 +70,8 @@ class Sweep:
         """Run the cells; returns the names of those that failed.
 
         Raises:
-            UserError: before anything runs, for a method or backbone that cannot be built.
+            UserError: before anything runs, for a backbone that cannot be built, and where no
+                method can.
         """
         set_num_workers(0 if self.cfg.NUM_WORKERS == "auto" else int(self.cfg.NUM_WORKERS))
         every = [Series(list(cells), self.cfg.SETTING) for _, cells in groupby(
@@ -85,7 +88,8 @@ class Sweep:
         return list(self.failed)
 
     def _check(self, every: Sequence[Series], room: Room) -> None:
-        """Build the method of each row: a bad setting is told now, not after an hour.
+        """Build the method of each row: a bad setting is told now, not after an hour. A row that
+        cannot be built fails alone, in its turn.
 
         The rows of the first group are kept, as building may take minutes. The others are
         released, as they would take memory from those that run.
@@ -94,14 +98,23 @@ class Sweep:
         firsts: dict[str, Series] = {}
         for series in every:
             firsts.setdefault(series.row.text, series)
+        broken: dict[str, RowError] = {}
         for series in firsts.values():
             try:
                 self.builder.run_of(series)
+            except RowError as error:
+                broken[series.row.text] = error
+                if len(broken) == len(firsts):
+                    raise next(iter(broken.values()))
+                continue
             except MethodError:  # no setting is bad: the row fails by name in its turn
                 continue
             if room.holds([self.builder.held_mb[other.row.text] for other in (*kept, series)]):
                 kept.append(series)
             self.builder.keep(kept)
+        for text, reason in broken.items():
+            print(f"{clean(text)} fails, the other rows go on: {clean_lines(str(reason))}",
+                  file=sys.stderr)
 
     def _groups(self, every: Sequence[Series], room: Room) -> Iterator[Group]:
         """The rows of each seed, in order, as many together as there is room for."""

@@ -12,14 +12,16 @@ from tta_apm.interop.robustbench import conditions, find_row, write_entry
 from tta_apm.registry import FORMATS
 from tta_apm.report.build import build_tables
 from tta_apm.report.results import load_rows
+from tta_apm.report.write import with_imported
 
 ROBUSTBENCH = "robustbench"  # not one text, but files in a folder
+BIBTEX = "bibtex"
 
 
 def run(options: argparse.Namespace) -> int:
     """Write or print what is asked for."""
-    rows = load_rows(options.results)
     if options.format == ROBUSTBENCH:
+        rows = load_rows(options.results)
         row = find_row(rows, options.row)
         for path in write_entry(row, options.name, options.to or Path("model_info"),
                                 additional_data=options.additional_data):
@@ -28,7 +30,10 @@ def run(options: argparse.Namespace) -> int:
         print("This is RobustBench's format, not an entry: its rules take no defence with an "
               "optimisation loop.")
         return OK
-    text = FORMATS.load(options.format)(build_tables(rows))
+    # What is cited is all that a table shows; leaderboards and papers get what was run here.
+    tables = with_imported(options.results)[1] if options.format == BIBTEX \
+        else build_tables(load_rows(options.results))
+    text = FORMATS.load(options.format)(tables)
     if options.to is None:
         print(text, end="")
     else:

@@ -6,16 +6,31 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tta_apm.report.table import Table
+from tta_apm.interop.online_tta import ADAPTERS
+from tta_apm.report.table import Table, TableLine
 
+# How the heading of an imported row ends.
+_IMPORTED = re.compile(r"\(imported, (?:ours in )?(?P<host>[\w-]+)\)$")
 FILE = Path(__file__).with_name("citations.bib")
 
 
 def text(tables: Sequence[Table]) -> str:
-    """The entries for the methods and data sets of the tables."""
+    """The entries for the methods and data sets of the tables, and for what rows come from."""
     used = {name for table in tables for line in table.lines
-            for name in (line.protocol.method, table.dataset)}
+            for name in (table.dataset, *_names(line))}
     return "\n\n".join(entry for entry, found in citations() if used & keywords(found)) + "\n"
+
+
+def _names(line: TableLine) -> list[str]:
+    """Of a line: its method, the one of a host that it runs, and the host that it was run in."""
+    method = line.protocol.method.split(" ")[0]  # an imported one has what tells it apart behind it
+    names = [method]
+    if method in ADAPTERS:
+        inside = (line.protocol.hyper_parameters or {}).get(ADAPTERS[method])
+        names += [str(inside).lower(), method.replace("_", "-")]
+    if found := _IMPORTED.search(line.heading):
+        names.append(found["host"])
+    return names
 
 
 def paper_of(method: str) -> dict[str, str] | None:

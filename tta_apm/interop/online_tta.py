@@ -21,7 +21,9 @@ DATASETS = {"cifar10_c": ("CIFAR10-C", 10_000), "cifar100_c": ("CIFAR100-C", 10_
             "imagenet_c": ("ImageNet-C", 5_000), "imagenet_r": ("ImageNet-R", 30_000),
             "imagenet_sketch": ("ImageNet-Sketch", 50_889)}
 METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1", "cotta": "CoTTA",
-           "rotta": "RoTTA", "adacontrast": "AdaCont.", "norm_test": "BN-1"}
+           "rotta": "RoTTA", "adacontrast": "AdaCont.", "norm_test": "BN-1", "bntest": "BN-1",
+           # As its code writes those that benchmark.md has not.
+           "bnalpha": "BNAlpha", "bnema": "BNEMA", "deyo": "DeYO", "ttaug": "TTAug"}
 # Methods that run one of a host's, and the key that has its name there.
 ADAPTERS = {"online_tta": "name"}
 SEVERITY = 5
@@ -102,7 +104,7 @@ def _column(line: TableLine) -> str:
     method, *pairs = split(line.heading, " ")
     key = ADAPTERS.get(method)
     if key:
-        method = str((line.protocol.hyper_parameters or {}).get(key, method))
+        method = str((line.protocol.hyper_parameters or {}).get(key, method)).lower()
         pairs = [word for start in range(0, len(pairs), 2) for word in pairs[start:start + 2]
                  if pairs[start].lower() != key]
     return " ".join([METHODS.get(method, method.upper()), *pairs])

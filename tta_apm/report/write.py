@@ -13,6 +13,7 @@ from tta_apm.report.external import add_external
 from tta_apm.report.formats import csv, latex, markdown, terminal
 from tta_apm.report.published import add_published
 from tta_apm.report.results import CELLS, Rows, group_rows, load_rows, saved_config, wanted
+from tta_apm.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> T
     """
     saved = saved_config(folder)
     metric = metric or str(saved.get("METRIC", "error"))
-    external = imported.rows(imported.load(folder))
-    rows = _rows(folder, required=not external)
-    tables = add_external(build_tables(rows, metric=metric), external, metric)
+    rows, tables = with_imported(folder, metric)
     if published or saved.get("PUBLISHED") is True:
         tables = add_published(tables)
     files = {"table.md": markdown.text(tables), "table.csv": csv.text(tables),
@@ -62,6 +61,13 @@ def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> T
         texts.append(ablations.ablation(rows, paper))
         files["ablation.md"] = texts[-1] + "\n"
     return Tables(files, "\n\n".join(texts))
+
+
+def with_imported(folder: Path, metric: str = "error") -> tuple[Rows, list[Table]]:
+    """The folder's own rows, and its tables with the imported ones."""
+    external = imported.rows(imported.load(folder))
+    rows = _rows(folder, required=not external)
+    return rows, add_external(build_tables(rows, metric=metric), external, metric)
 
 
 def _rows(folder: Path, required: bool) -> Rows:

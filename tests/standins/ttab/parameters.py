@@ -10,6 +10,7 @@ def get_args():
     parser.add_argument("--model_selection_method", default="last_iterate")
     parser.add_argument("--base_data_name", default="cifar10")
     parser.add_argument("--data_path", default=".")
+    parser.add_argument("--data_names", default="fabricated")
     parser.add_argument("--ckpt_path", default="parameters.py")
     parser.add_argument("--model_name", default="resnet26")
     parser.add_argument("--episodic", default=False, type=lambda text: text == "true")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,11 @@ from tta_apm.errors import UserError
 
 # What leaves images in [0,1] as they are.
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+# Hosts' data sets whose classes have names here: what gives those, and the set of their prompts.
+CLASSES: dict[str, Callable[[], tuple[Sequence[str], str]]] = {
+    "cifar10": lambda: (cifar.CIFAR10.class_names, cifar.TEMPLATE_SET),
+    "cifar100": lambda: (cifar.CIFAR100.class_names, cifar.TEMPLATE_SET),
+    "imagenet": lambda: (imagenet_classes.class_names(), IMAGENET)}
 
 
 class HostClip(ClipBackbone):
@@ -42,6 +47,9 @@ class HostClip(ClipBackbone):
                          image_size=size if isinstance(size, int) else size[0], mean=mean, std=std,
                          name=name, weights=weights)
         self.to(text_features.device)
+        if not hasattr(model, "text") and getattr(model, "transformer", None) is None:
+            self.text_tower_gone = ("the host has thrown that of its CLIP away: add "
+                                    "CLIP.FREEZE_TEXT_ENCODER False to the command")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features [B,D] in float32, whatever precision the host's CLIP has."""
@@ -89,10 +97,7 @@ def own_backbone(kind: str, section: Mapping[str, Any], *, dataset: str, num_cla
 
 def _classes(dataset: str) -> tuple[Sequence[str], str]:
     """Names of the classes and of the template set of a data set."""
-    known = {"cifar10": lambda: (cifar.CIFAR10.class_names, cifar.TEMPLATE_SET),
-             "cifar100": lambda: (cifar.CIFAR100.class_names, cifar.TEMPLATE_SET),
-             "imagenet": lambda: (imagenet_classes.class_names(), IMAGENET)}
-    if dataset not in known:
-        raise UserError(f"no class names for {dataset!r} here, only for {', '.join(known)}: use a "
-                        "method over the host's own classifier")
-    return known[dataset]()
+    if dataset not in CLASSES:
+        raise UserError(f"no class names for {dataset!r} here, only for {', '.join(CLASSES)}: use "
+                        "a method over the host's own classifier")
+    return CLASSES[dataset]()

@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.compat import alias_pyautoattack
-from tta_apm.errors import UserError, name_and_text
+from tta_apm.errors import UserError, choose, name_and_text
 from tta_apm.interop.hosts import launch, settings
 from tta_apm.interop.hosts.backbones import NO_MEAN, NO_STD, host_classifier, own_backbone
 from tta_apm.interop.hosts.hosted import Hosted, make_method
@@ -33,6 +33,8 @@ MARKER = "test-time.py"
 TESTED = "d1c14ff"
 MODULES = ("robustbench", "src")
 PACKAGES = {"iopath": "iopath", "requests": "requests"}
+# Where its data sets lie in DATA_DIR.
+FOLDERS = {"cifar10_c": "CIFAR-10-C", "cifar100_c": "CIFAR-100-C"}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 # The host dispatches by a chain of ifs; ours take this branch of it.
 BRANCH = "source"
@@ -48,7 +50,7 @@ def run(repo: Path, words: Sequence[str]) -> None:
     folder = launch.find_folder(repo, MARKER)
     launch.require(PACKAGES)
     launch.tell_commit(folder, TESTED)
-    with launch.inside(folder, [MARKER]), launch.own_modules(MODULES, {}):
+    with launch.inside(folder, [MARKER]), launch.telling_flags(), launch.own_modules(MODULES, {}):
         file = settings.value_of("--cfg", words)
         settings.import_plugins(words, file)
         plug = Plug()
@@ -71,6 +73,18 @@ def install(pairs: Sequence[str] = ()) -> None:
     plug = Plug()
     plug.pairs = list(pairs)
     plug.install()
+
+
+def check_data(cfg: Any) -> None:
+    """UserError for data that is not there: the host would download it, or fail."""
+    launch.require_paths([Path(cfg.DATA_DIR)], "DATA_DIR is the folder of the data sets, relative "
+                         "to that of the host, whose own default is one of its author's")
+    dataset = cfg.CORRUPTION.DATASET
+    if dataset in FOLDERS:
+        folder = Path(cfg.DATA_DIR, FOLDERS[dataset])
+        launch.require_paths([folder / f"{name}.npy" for name in ("labels", *cfg.CORRUPTION.TYPE)],
+                             "CORRUPTION.TYPE asks for it, and `tta-apm data make "
+                             f"{dataset}` makes it of the clean images")
 
 
 class Plug:
@@ -107,6 +121,9 @@ class Plug:
         settings.merge(self.cfg, self.pairs)  # where its log goes and its seed count from here on
         self._load_config(*args, **keywords)
         settings.merge(self.cfg, self.pairs)
+        choose("benchmark-tta", "MODEL.ADAPTATION", self.cfg.MODEL.ADAPTATION,
+               {*self.names, *THEIRS})
+        check_data(self.cfg)
         if self.cfg.MODEL.ADAPTATION in self.names:
             self.name, self.cfg.MODEL.ADAPTATION = self.cfg.MODEL.ADAPTATION, BRANCH
 

@@ -46,6 +46,7 @@ class Hosted(nn.Module):
         self.num_batches = 0
         self.num_single = 0
         self.recent: Tensor | None = None
+        self.is_window = False  # of single images; else a batch
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]; of a list of views the first is the image."""
@@ -56,7 +57,7 @@ class Hosted(nn.Module):
         if len(images) == 1 and self.method.scope != "image":
             return self._single(images)
         if self.method.scope != "image":
-            self.recent = images
+            self.recent, self.is_window = images, False
         return self._adapt(images)
 
     def reset(self) -> None:
@@ -72,14 +73,32 @@ class Hosted(nn.Module):
 
     def _single(self, image: Tensor) -> Tensor:
         """Logits [1,K] of one image, seen with those before it."""
-        known = image if self.recent is None else torch.cat([self.recent, image])
-        # The last image of a domain has the batch before it as company.
-        company = self.window if self.recent is None else max(self.window, len(self.recent))
-        self.recent = known[-company:]
+        place = self._join(image)
+        assert self.recent is not None
         self.num_single += 1
         if self.method.scope == "stream" and self.num_single % self.window:
-            return predict(copy.deepcopy(self.method), self.recent)[-1:]
-        return self._adapt(self.recent)[-1:]
+            return predict(copy.deepcopy(self.method), self.recent)[place][None]
+        return self._adapt(self.recent)[place][None]
+
+    def _join(self, image: Tensor) -> int:
+        """Put an image among those before it; returns its place there.
+
+        A window that is full has its oldest image replaced, as in the hosts: sums over the window
+        are then theirs to the bit.
+        """
+        if self.recent is None:
+            self.recent, self.is_window = image, True
+            return 0
+        if not self.is_window:  # the last image of a domain has the batch before it as company
+            company = max(self.window, len(self.recent))
+            self.recent = torch.cat([self.recent, image])[-company:]
+            return len(self.recent) - 1
+        if len(self.recent) < self.window:
+            self.recent = torch.cat([self.recent, image])
+            return len(self.recent) - 1
+        place = self.num_single % self.window
+        self.recent = torch.cat([self.recent[:place], image, self.recent[place + 1:]])
+        return place
 
 
 def predict(method: Method, images: Tensor) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, nearest
 
 
 def find_folder(repo: str | Path, marker: str, inside: str = "") -> Path:
@@ -59,6 +60,41 @@ def _git(folder: Path, *words: str) -> str:
                               encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+@contextmanager
+def telling_flags() -> Iterator[None]:
+    """What a host's command line refuses is a UserError, with the nearest flag that it knows."""
+    theirs = argparse.ArgumentParser.error
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        unknown = [word for word in message.replace(":", " ").split() if word.startswith("--")
+                   and word.partition("=")[0] not in known]
+        advice = f"; {unknown[0]}: {nearest(unknown[0], known)}" if unknown else ""
+        raise UserError(f"the host's command line: {message}{advice}")
+
+    setattr(argparse.ArgumentParser, "error", error)
+    try:
+        yield
+    finally:
+        setattr(argparse.ArgumentParser, "error", theirs)
+
+
+def require_paths(paths: Iterable[Path], advice: str) -> None:
+    """Raise UserError for data that is not there: hosts would download it, or fail.
+
+    Args:
+        paths: relative to the working folder, the host's.
+        advice: what to do, for the sentence.
+    """
+    for path in paths:
+        if not path.exists():
+            # The first folder that is missing says most.
+            lacking = next((parent for parent in reversed(path.parents) if not parent.exists()),
+                           path)
+            kind = "file" if lacking == path and path.suffix else "folder"
+            raise UserError(f"there is no {kind} {lacking} in {Path.cwd()}: {advice}")
 
 
 def require(packages: Mapping[str, str]) -> None:

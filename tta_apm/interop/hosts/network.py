@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.backbones.image_tower import is_tower
 from tta_apm.errors import UserError
 
 
@@ -18,17 +20,36 @@ class Network(nn.Module):
     """A copy of a classifier whose weights take gradients; it normalises images inside.
 
     The host sets `model_preprocess`; its methods ask for the size of the images there, and for the
-    network in two parts by `split`.
+    network in two parts by `split`. Of a CLIP's image tower they also ask for `logit_scale`, the
+    logarithm of the inverse temperature, and for the features behind the logits.
     """
+
+    logit_scale: Tensor
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = copy.deepcopy(classifier).requires_grad_(True)
         self.model_preprocess: Any = None
+        self.is_clip = is_tower(classifier)
+        if self.is_clip:  # rows of the head are text features times the scale
+            head: Any = classifier.net.head
+            scale = head.weight.norm(dim=1).mean()
+            self.register_buffer("logit_scale", scale.log().detach(), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.classifier(images)
+    def forward(self, images: Tensor, return_features: bool = False) -> Any:
+        """Logits [B,K] of images [B,3,H,W] in [0,1].
+
+        With `return_features` also the image features [B,D] and the text features [K,D] behind
+        them, rows of length 1.
+        """
+        if not return_features:
+            return self.classifier(images)
+        if not self.is_clip:
+            raise UserError("the host's method asks for the features of a CLIP: name BACKBONE clip "
+                            "in its row")
+        net: Any = self.classifier.net
+        features = net.tower(self.classifier.prepare(images))
+        return net.head(features), features, F.normalize(net.head.weight, dim=-1)
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,6 @@ From inside that folder, in a script of the user's own:
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +47,8 @@ def run(repo: Path, words: Sequence[str]) -> None:
     folder = launch.find_folder(repo, MARKER, INSIDE)
     launch.require(PACKAGES)
     launch.tell_commit(folder, TESTED)
-    with launch.inside(folder, [MARKER, *words]), launch.own_modules((*MODULES, "test_time"), {}):
+    with launch.inside(folder, [MARKER, *words]), launch.telling_flags(), \
+            launch.own_modules((*MODULES, "test_time"), {}):
         file = settings.value_of("--cfg", words)
         settings.import_plugins(words, file)
         cfg = install()
@@ -139,11 +139,21 @@ def _get_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable
 
 
 def check_data(cfg: Any) -> None:
-    """UserError for a folder of data that is not there: the host would download it, or fail."""
-    folder = Path(cfg.DATA_DIR, FOLDERS.get(cfg.CORRUPTION.DATASET, ""))
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder} in {os.getcwd()}: DATA_DIR is the folder of "
-                        f"the data sets, relative to that of the host")
+    """UserError for data that is not there: the host would download it, or fail."""
+    advice = "DATA_DIR is the folder of the data sets, relative to that of the host"
+    dataset = cfg.CORRUPTION.DATASET
+    folder = Path(cfg.DATA_DIR, FOLDERS.get(dataset, ""))
+    launch.require_paths([folder], advice)
+    if dataset not in FOLDERS:
+        return
+    names = [name for name in cfg.CORRUPTION.TYPE if name not in ("", "none")]
+    if dataset == "imagenet_c":
+        paths = [folder / name / str(severity) for name in names
+                 for severity in cfg.CORRUPTION.SEVERITY]
+    else:
+        paths = [folder / f"{name}.npy" for name in ("labels", *names)]
+    launch.require_paths(paths, f"CORRUPTION.TYPE asks for it, and `tta-apm data make {dataset}` "
+                         "makes it of the clean images")
 
 
 def _constructor(name: str, ours: str) -> Callable[..., Hosted]:

@@ -27,20 +27,22 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.backbones.image_tower import is_tower
 from tta_apm.bench.randomness import Randomness
 from tta_apm.compat import alias_pyautoattack
 from tta_apm.errors import UserError, choose, name_and_text, raised_at
 from tta_apm.interop.hosts import launch
 from tta_apm.interop.hosts.network import Network
-from tta_apm.interop.hosts.online_tta import (
-    INSIDE, MARKER, MODULES, PACKAGES, SIDES, patch_split)
+from tta_apm.interop.hosts.online_tta import INSIDE, MARKER, MODULES, PACKAGES, SIDES, patch_split
 from tta_apm.method import Method, Source, register
 
 # Methods that take a list of views of each image, and those of them that take one image at a time.
-ALONE = ("memo", "ttaug")
+ALONE = ("memo", "ttaug", "vte")
 VIEWS = (*ALONE, "adacontrast")
-# Methods that work on the host's own CLIP.
-OF_CLIP = ("tpt", "vte")
+# Methods that take a CLIP, here the image tower of ours.
+OF_CLIP = ("vte",)
+# Methods that need a class of the host's own, built round its own CLIP.
+OF_THE_HOST = ("tpt",)
 # The host's data set by its number of classes and the side of its images.
 DATASETS = {(10, 32): "cifar10_c", (100, 32): "cifar100_c", (1000, 224): "imagenet_c"}
 
@@ -61,7 +63,8 @@ class OnlineTta(Method):
     and the source images. Its data set is the one of these that the classes and the size fit:
     cifar10_c, cifar100_c or imagenet_c, else its generic imagenet, whose methods take any size. A
     config that says otherwise is refused. Methods that take lists of views get the host's own
-    views; memo and ttaug then see one image at a time, as their configs there have it.
+    views; memo, ttaug and vte then see one image at a time, as their configs there have it. vte
+    works on a CLIP: its row says BACKBONE clip.
 
     Args:
         backbone: the source model; a copy of it is adapted.
@@ -92,16 +95,17 @@ class OnlineTta(Method):
         self.folder = launch.find_folder(repo, MARKER, INSIDE)
         launch.require(PACKAGES)
         self.backbone = backbone
-        self.name = name
+        self.name = name = name.lower()
         self.seed = seed
         self.source = source
-        if name in OF_CLIP:
-            raise UserError(f"online_tta: {name} works on the host's own CLIP, not on a classifier "
-                            "of ours")
+        if name in OF_THE_HOST:
+            raise UserError(f"online_tta: {name} learns the prompts of a class of the host's, round"
+                            " the host's own CLIP: run it in the host, or take ours of that name")
+        if name in OF_CLIP and not is_tower(backbone):
+            raise UserError(f"online_tta: {name} works on a CLIP: name BACKBONE clip in its row")
         with _host(self.folder):
             self.config = _config(cfg, options, seed)
-            choose("online_tta", "method", name, importlib.import_module(
-                "utils.registry").ADAPTATION_REGISTRY.registered_names())
+            choose("online_tta", "method", name, names_in(self.folder))
         self.reset()
 
     def reset(self) -> None:
@@ -158,9 +162,18 @@ class OnlineTta(Method):
     def _views(self, images: Tensor) -> list[Tensor]:
         """The host's views of images [B,3,H,W], the images themselves first; each [B,3,H,W]."""
         transform = importlib.import_module("datasets.data_loading").get_transform(
-            self.dataset, self.name, self.preprocess, False, self.config.TEST.N_AUGMENTATIONS)
+            self.dataset, self.name, self.preprocess, self.name in OF_CLIP,
+            self.config.TEST.N_AUGMENTATIONS)
         by_image = [transform(to_pil_image(image.cpu())) for image in images]
         return [torch.stack(views).to(images.device) for views in zip(*by_image)]
+
+
+def names_in(folder: Path) -> list[str]:
+    """The methods that a clone's folder classification/ has; it also knows them by their classes.
+    """
+    with _host(folder):
+        registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
+        return sorted({name.lower() for name in registry.registered_names()})
 
 
 @contextmanager
@@ -249,9 +262,11 @@ def _on_device(device: torch.device) -> Iterator[None]:
         with torch.cuda.device(device):
             yield
         return
-    before = torch.cuda.is_available
+    before = torch.cuda.is_available, torch.Tensor.cuda
     torch.cuda.is_available = lambda: False
+    # Some of its methods call it whatever the device.
+    torch.Tensor.cuda = lambda tensor, *_: tensor  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.cuda.is_available = before
+        torch.cuda.is_available, torch.Tensor.cuda = before  # type: ignore[method-assign]

@@ -12,17 +12,22 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.datasets import cifar as torchvision_cifar
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.errors import UserError
+from tta_apm.data.dataset import CLEAN, Domain
+from tta_apm.data.provenance import read_mark
+from tta_apm.errors import UserError, nearest
 from tta_apm.interop.hosts import launch, settings
 from tta_apm.interop.hosts.backbones import host_classifier, own_backbone
 from tta_apm.interop.hosts.hosted import Hosted, make_method
@@ -35,6 +40,8 @@ METHOD = "--model_adaptation_method"
 PACKAGES = {"gdown": "gdown", "lmdb": "lmdb", "cv2": "opencv-python-headless",
             "skimage": "scikit-image"}
 # The host makes motion blur and snow with ImageMagick, whose C library pip does not install.
+CIFAR = re.compile(r"(cifar100?)_c_deterministic-(\w+)-\d")
+CLEAN_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 SIDE_JOBS = ("wand", "wand.image", "wand.api", "wand.color")
 
 
@@ -43,7 +50,8 @@ def run(repo: Path, words: Sequence[str]) -> None:
     folder = launch.find_folder(repo, MARKER)
     launch.require(PACKAGES)
     launch.tell_commit(folder, TESTED)
-    with launch.inside(folder, [MARKER, *words]), launch.own_modules(MODULES, {}):
+    with launch.inside(folder, [MARKER, *words]), launch.telling_flags(), \
+            launch.own_modules(MODULES, {}), our_files_pass():
         settings.import_plugins(words)
         install()
         host = importlib.import_module("run_exp")
@@ -120,10 +128,44 @@ def _load_pretrained_model(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_data(config: Any) -> None:
-    """UserError for a folder of data that is not there: the host would download it, or fail."""
-    if not Path(config.data_path).is_dir():
-        raise UserError(f"there is no folder {config.data_path} in {Path.cwd()}: --data_path is "
-                        "the folder of the data sets, relative to that of the host")
+    """UserError for data that is not there: the host would download it, or fail."""
+    folder = Path(config.data_path)
+    launch.require_paths([folder], "--data_path is the folder of the data sets, relative to that "
+                         "of the host")
+    for name in config.data_names.split(";"):
+        found = CIFAR.fullmatch(name)
+        if found:
+            dataset, corruption = found.groups()
+            clean = folder / dataset / CLEAN_FOLDERS[dataset]
+            launch.require_paths(
+                [folder / f"{dataset}_c" / f"{corruption}.npy", clean],
+                f"the host reads both; `tta-apm data make {dataset}_python` writes the clean images"
+                f" of CIFAR and the link {dataset}_c, `tta-apm data make {dataset}_c` the others")
+
+
+@contextmanager
+def our_files_pass() -> Iterator[None]:
+    """Let torchvision take files of CIFAR that `tta-apm data make` wrote: it asks for the bytes of
+    the official ones, and would download those. Whose files they are is said."""
+    theirs = torchvision_cifar.check_integrity
+    told: set[Path] = set()
+
+    def check_integrity(file: str, md5: str | None = None) -> bool:
+        folder = Path(file).parent
+        mark = read_mark(folder)
+        if mark is None:
+            return theirs(file, md5)
+        if folder not in told:
+            told.add(folder)
+            print(f"tta-apm: {folder} is not the official one but "
+                  f"{mark.describe(Domain(folder.name, CLEAN, 0))}", file=sys.stderr)
+        return True
+
+    setattr(torchvision_cifar, "check_integrity", check_integrity)
+    try:
+        yield
+    finally:
+        setattr(torchvision_cifar, "check_integrity", theirs)
 
 
 def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
@@ -134,6 +176,7 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
     pairs, words = settings.take_pairs(sys.argv[1:], known)
     cfg = known.clone()
     settings.merge(cfg, pairs)
+    check_method(words, get_args, names)
     name = None
     for index, word in enumerate(words):
         option, _, value = word.partition("=")
@@ -155,6 +198,22 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
     if name:
         conf.model_adaptation_method = name
     return conf
+
+
+def check_method(words: Sequence[str], get_args: Any, names: Mapping[str, str]) -> None:
+    """UserError with the nearest one for a method that neither the host nor we know."""
+    asked = settings.value_of(METHOD, words)
+    if asked is None or asked in names:
+        return
+    before, sys.argv = sys.argv, [MARKER, METHOD, asked]
+    try:
+        get_args()
+    except UserError as error:
+        theirs = importlib.import_module("ttab.configs.algorithms").algorithm_defaults
+        raise UserError(f"ttab: unknown {METHOD} {asked!r}: {nearest(asked, {*theirs, *names})}") \
+            from error
+    finally:
+        sys.argv = before
 
 
 def _method_class(parent: Any, name: str, ours: str) -> Any:

@@ -17,22 +17,40 @@ _SIGNS = {
 }
 
 
+# A table that is wider than the line is scaled down to it; its head says how to keep its size.
+HEAD = "\n".join([
+    r"% needs \usepackage{booktabs,graphicx}",
+    r"% \newcommand{\ttafit}[1]{#1} before this file leaves wide tables as they are.",
+    r"\providecommand{\ttafit}[1]{%",
+    r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}"])
+
+
 def text(tables: Sequence[Table]) -> str:
-    """Each table with its notes below it; needs only the package booktabs."""
-    parts = ["% needs \\usepackage{booktabs}"]
+    """Each table with its notes below it, which hold the protocols of its rows by number.
+
+    It needs the packages booktabs and graphicx.
+    """
+    parts = [HEAD]
     for table in tables:
         head, grid = make_grid(table, bold="\\textbf{{{}}}", escape=escape, cost=False)
         notes = [f"{phrases.title(table)}. {phrases.introduction(table)}"]
         if table.lines_with_teacher:
             notes += [phrases.teacher_caption(table), *phrases.verdicts(table)]
         notes += table.notes
+        shown = [escape(note) for note in notes]
+        shown += [f"{cells[0]}: {_breakable(cells[-1])}" for cells in grid]
         parts.append("\n".join([
-            "{\\footnotesize\\setlength{\\tabcolsep}{3pt}\\noindent",
-            f"\\begin{{tabular}}{{rll{'r' * (len(head) - 4)}l}}", "\\toprule",
-            " & ".join(map(escape, head)) + r" \\", "\\midrule",
-            *(" & ".join(cells) + r" \\" for cells in grid), "\\bottomrule", "\\end{tabular}",
-            *(f"\\par {escape(note)}" for note in notes), "\\par}"]))
+            "{\\footnotesize\\setlength{\\tabcolsep}{3pt}\\noindent\\ttafit{%",
+            f"\\begin{{tabular}}{{rll{'r' * (len(head) - 4)}}}", "\\toprule",
+            " & ".join(map(escape, head[:-1])) + r" \\", "\\midrule",
+            *(" & ".join(cells[:-1]) + r" \\" for cells in grid), "\\bottomrule",
+            "\\end{tabular}}", "\\raggedright", *(f"\\par {note}" for note in shown), "\\par}"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _breakable(text: str) -> str:
+    """Escaped text whose long words, such as paths, may break behind these signs."""
+    return re.sub(r"(/|\\_|-|\.(?!\d))(?=\w{4})", r"\1\\allowbreak{}", text)
 
 
 def escape(text: str) -> str:

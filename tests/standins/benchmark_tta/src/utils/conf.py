@@ -3,7 +3,7 @@
 from yacs.config import CfgNode
 
 cfg = CfgNode()
-cfg.DATA_DIR = "data"
+cfg.DATA_DIR = "."
 cfg.OUTPUT = "output"
 cfg.TRACE = "trace.json"
 cfg.RNG_SEED = 1
