@@ -361,7 +361,7 @@ def test_a_folder_without_frost_pictures_is_told_before_anything_runs(sweep, tmp
 def test_a_method_that_cannot_be_built_is_told_at_once_and_fails_alone(sweep):
     code, folder, printed = sweep("[source, 'tent STEPS 0']")
     assert code == cli.FAILED_CELLS
-    assert "tent STEPS 0 fails, the other rows go on: steps 0 must" in printed.err
+    assert "tent STEPS 0 fails, the other rows go on: tent: steps 0 must" in printed.err
     assert len(cells(folder)) == 2
     code, folder, printed = sweep("'tent STEPS 0'", folder="alone")
     assert code == cli.BAD_INPUT and "steps 0" in printed.err

@@ -35,8 +35,10 @@ TESTED = "8b2ed63"
 # What test_time.py imports, beyond what we need ourselves.
 PACKAGES = {"iopath": "iopath", "einops": "einops", "webdataset": "webdataset"}
 MODULES = ("augmentations", "conf", "datasets", "methods", "models", "robustbench", "utils")
-# Where its data sets lie in DATA_DIR; it downloads those that it does not find.
-FOLDERS = {"cifar10_c": "CIFAR-10-C", "cifar100_c": "CIFAR-100-C", "imagenet_c": "ImageNet-C"}
+# Where its data sets lie in DATA_DIR, and what a corruption and severity is there; it downloads
+# those that it does not find.
+FOLDERS = {"cifar10_c": ("CIFAR-10-C", "{}.npy"), "cifar100_c": ("CIFAR-100-C", "{}.npy"),
+           "imagenet_c": ("ImageNet-C", "{}/{}")}
 
 # Of its images in pixels, where no preprocessing tells; 224 for all others, as its methods have it.
 SIDES = {"cifar10": 32, "cifar100": 32}
@@ -142,16 +144,13 @@ def check_data(cfg: Any) -> None:
     """UserError for data that is not there: the host would download it, or fail."""
     advice = "DATA_DIR is the folder of the data sets, relative to that of the host"
     dataset = cfg.CORRUPTION.DATASET
-    folder = Path(cfg.DATA_DIR, FOLDERS.get(dataset, ""))
+    name, part = FOLDERS.get(dataset, ("", ""))
+    folder = Path(cfg.DATA_DIR, name)
     launch.require_paths([folder], advice)
-    if dataset not in FOLDERS:
+    if not part:
         return
-    names = [name for name in cfg.CORRUPTION.TYPE if name not in ("", "none")]
-    if dataset == "imagenet_c":
-        paths = [folder / name / str(severity) for name in names
-                 for severity in cfg.CORRUPTION.SEVERITY]
-    else:
-        paths = [folder / f"{name}.npy" for name in ("labels", *names)]
+    paths = [folder / part.format(corruption, severity) for corruption in cfg.CORRUPTION.TYPE
+             if corruption not in ("", "none") for severity in cfg.CORRUPTION.SEVERITY]
     launch.require_paths(paths, f"CORRUPTION.TYPE asks for it, and `tta-apm data make {dataset}` "
                          "makes it of the clean images")
 
