@@ -69,7 +69,8 @@ class T3a(Method):
         self.entropies = torch.cat([self.entropies, entropy(logits)])
         if self.num_supports:
             self._prune(self.supports)
-        members = F.one_hot(self.classes, logits.shape[1]).to(features)  # [S,K]
+        members = logits.new_zeros(len(self.classes), logits.shape[1])  # [S,K]
+        members.scatter_(1, self.classes[:, None], 1)
         return features @ F.normalize(members.T @ self.supports, dim=-1).T
 
     def _prune(self, supports: Tensor) -> None:
