@@ -7,6 +7,7 @@ runs a module of robustbench, or of a clone of it, where `import robustbench` al
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import runpy
@@ -44,11 +45,15 @@ def alias_pyautoattack() -> None:
 
 def main() -> None:
     """Run a module with what robustbench imports."""
-    if len(sys.argv) < 2:
-        raise SystemExit("python -m tta_apm.compat MODULE ARGUMENT ...: which module?")
+    parser = argparse.ArgumentParser(
+        "python -m tta_apm.compat", description="Run a module, of robustbench say, with what "
+        "robustbench imports.")
+    parser.add_argument("module")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the module")
+    options = parser.parse_args()
     alias_pyautoattack()
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    sys.argv = [options.module, *options.arguments]
+    runpy.run_module(options.module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

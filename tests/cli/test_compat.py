@@ -42,4 +42,4 @@ def test_a_module_of_robustbench_runs_by_our_door(tmp_path):
                           capture_output=True)
     assert done.stdout == "load_model ['--x'] __main__\n", done.stderr
     done = subprocess.run([*run, "tta_apm.compat"], cwd=tmp_path, text=True, capture_output=True)
-    assert done.returncode == 1 and "which module?" in done.stderr
+    assert done.returncode == 2 and "arguments are required: module" in done.stderr

@@ -12,8 +12,9 @@ from tta_apm import __version__, cli
 from tta_apm.bench.records import load_predictions, load_record
 from tta_apm.data import cifar
 from tta_apm.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
-from tta_apm.data.dataset import CLEAN, Domain
+from tta_apm.data.dataset import CLEAN, Clean, Domain
 from tta_apm.data.digits import digits
+from tta_apm.data.prepare.python_version import PythonFiles
 from tta_apm.errors import UserError
 
 NUM_TEST = 10_000
@@ -170,13 +171,31 @@ def test_the_python_version_that_we_make_is_torchvisions(tmp_path, capsys):
     assert data.describe(domain) == f"cifar10, written by tta-apm {__version__}"
 
 
+def test_an_official_python_version_is_linked_to_and_left_alone(tmp_path, capsys):
+    write_python(tmp_path)
+    (tmp_path / "CIFAR-10-C").mkdir()
+    words = ["data", "make", "cifar10_python", "--data-dir", str(tmp_path)]
+    place = tmp_path / "cifar10/cifar-10-batches-py"
+    assert cli.main(words) == cli.main(words) == cli.OK
+    assert place.is_symlink() and place.resolve() == tmp_path / "cifar-10-batches-py"
+    assert [file.name for file in place.iterdir()] == ["test_batch"]
+    assert "checksums" not in capsys.readouterr().out
+    place.unlink()
+    (tmp_path / "cifar-10-batches-py").rename(place)  # where a host wants it
+    (tmp_path / "cifar10_c").unlink()
+    assert cli.main(words) == cli.OK and (tmp_path / "cifar10_c").is_dir()
+    assert [file.name for file in place.iterdir()] == ["test_batch"]
+
+
 def test_files_of_others_are_left_alone_by_what_we_make(tmp_path, capsys):
-    write_binary(tmp_path)
     file = tmp_path / "cifar10/cifar-10-batches-py/test_batch"
     file.parent.mkdir(parents=True)
     file.write_text("theirs")
     assert cli.main(["data", "make", "cifar10_python", "--data-dir", str(tmp_path)]) == 2
-    assert "holds files that tta-apm did not make" in capsys.readouterr().err
+    assert "not a batch of CIFAR" in capsys.readouterr().err
+    clean = Clean("cifar10_jpeg", np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, int), ["a"], "")
+    with pytest.raises(UserError, match="holds files that tta-apm did not make"):
+        list(PythonFiles(cifar.CIFAR10, tmp_path, clean, reuse=False).run())
     assert file.read_text() == "theirs"
     assert cli.main(["data", "make", "imagenet_c", "--clean", "cifar10"]) == 2
     assert "--clean cifar10: imagenet_c cannot be made of it" in capsys.readouterr().err

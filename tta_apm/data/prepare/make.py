@@ -213,9 +213,9 @@ def _without_corruptions(name: str, frost_dir: str | None, domains: tuple[Domain
 
 
 def _python(which: cifar.Cifar, read: Callable[..., Clean], data_dir: Path, frost_dir: str | None,
-            domains: tuple[Domain, ...]) -> PythonFiles:
+            domains: tuple[Domain, ...], reuse: bool = True) -> PythonFiles:
     _without_corruptions(f"{which.name}_python", frost_dir, domains)
-    return PythonFiles(which, data_dir, read(data_dir=str(data_dir), frost_dir=None))
+    return PythonFiles(which, data_dir, read(data_dir=str(data_dir), frost_dir=None), reuse)
 
 
 def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, ...]) -> Archives:
@@ -239,7 +239,7 @@ _JPEG = cifar.CIFAR10, cifar_jpeg.cifar10_jpeg
 CLEAN_SETS: dict[str, dict[str, _Maker]] = {
     "cifar10_c": {"cifar10": MAKERS["cifar10_c"], "cifar10_jpeg": partial(_cifar_c, *_JPEG)},
     "cifar10_python": {"cifar10": MAKERS["cifar10_python"],
-                       "cifar10_jpeg": partial(_python, *_JPEG)}}
+                       "cifar10_jpeg": partial(_python, *_JPEG, reuse=False)}}
 
 
 def _chunks(indices: np.ndarray) -> list[np.ndarray]:

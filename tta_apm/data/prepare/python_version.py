@@ -16,7 +16,7 @@ import numpy as np
 from tta_apm.atomic import atomic_write
 from tta_apm.data.cifar import Cifar
 from tta_apm.data.dataset import CLEAN, Clean, Domain
-from tta_apm.data.provenance import Provenance, mark_folder
+from tta_apm.data.provenance import Provenance, mark_folder, read_mark
 from tta_apm.errors import writing
 from tta_apm.lock import locked
 
@@ -26,11 +26,17 @@ META = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_l
 
 @dataclass(frozen=True)
 class PythonFiles:
-    """The test images `clean` as the Python version of `which` below `data_dir`."""
+    """The test images `clean` as the Python version of `which` below `data_dir`.
+
+    Args:
+        reuse: take what is there already: in its place as it is, directly in `data_dir`, where
+            the official archive unpacks, by a link.
+    """
 
     which: Cifar
     data_dir: Path
     clean: Clean
+    reuse: bool = True
 
     def __len__(self) -> int:
         """Number of images."""
@@ -48,8 +54,10 @@ class PythonFiles:
         beside = f", and {link} the corrupted ones" if link.is_dir() else (
             f"; there is no {self.data_dir / self.which.corrupted[0]} yet: `tta-apm data make "
             f"{name}_c` makes it, and this command then links to it")
-        return (f"{self.folder} holds the test images{beside}. The files are not torchvision's to "
-                "the byte, so its checksums refuse them: `tta-apm host` says so and goes on.")
+        checksums = "" if read_mark(self.folder) is None else (
+            " The files are not the official ones to the byte, so torchvision's checksums refuse "
+            "them: `tta-apm host` says so and goes on.")
+        return f"{self.folder} holds the test images{beside}.{checksums}"
 
     def run(self) -> Iterator[int]:
         """Write what is missing; yields the number of images.
@@ -57,6 +65,21 @@ class PythonFiles:
         Raises:
             UserError: if the folder holds other files, or cannot be written to.
         """
+        official = self.data_dir / self.which.python.folders[0]
+        test = self.which.python.test
+        if self.reuse and (self.folder / test).is_file():
+            pass
+        elif self.reuse and (official / test).is_file():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            _link(self.folder, Path("..", official.name))
+        else:
+            self._write()
+        link = self.data_dir / f"{self.which.name}_c"
+        if (self.data_dir / self.which.corrupted[0]).is_dir() and not link.exists():
+            _link(link, Path(self.which.corrupted[0]))
+        yield len(self)
+
+    def _write(self) -> None:
         how = self.clean.describe(Domain(self.clean.name, CLEAN, 0))
         provenance = Provenance(images=how, constants="", frost="", stored="")
         with writing(f"to {self.folder}"), locked(self.folder, repr(provenance)):
@@ -68,11 +91,11 @@ class PythonFiles:
             self._save(self.which.python.test, {
                 "data": np.ascontiguousarray(pixels),
                 self.which.python.label_key: self.clean.labels.tolist()})
-        link = self.data_dir / f"{self.which.name}_c"
-        if (self.data_dir / self.which.corrupted[0]).is_dir() and not link.exists():
-            with writing(link):
-                link.symlink_to(self.which.corrupted[0], target_is_directory=True)
-        yield len(self)
 
     def _save(self, name: str, content: dict[str, object]) -> None:
         atomic_write(self.folder / name, pickle.dumps(content, protocol=PROTOCOL))
+
+
+def _link(link: Path, target: Path) -> None:
+    with writing(link):
+        link.symlink_to(target, target_is_directory=True)
