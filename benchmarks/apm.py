@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from tta_apm.toolbox.episodes import stack
 COPIES, CHUNK = 8, 16  # of the authors' loop: of the image, and columns at a time
 
 
-class GivenTeacher(nn.Module):
+class FixedTeacher(nn.Module):
     """Answers with features that are there: the method without its teacher."""
 
     def __init__(self, features: Tensor, text_features: Tensor) -> None:
@@ -55,26 +56,28 @@ def main() -> None:
     names = [f"class {number}" for number in range(options.classes)]
     clip = untrained("clip", options.teacher, class_names=names, device=device)
     assert isinstance(clip, ClipBackbone)
-    given = GivenTeacher(clip.encode_image(images), clip.text_features)
-    keywords = dict(preset=options.preset, image_size=size, steps=options.steps)
-    alone, full, asking = (Apm(teacher, precision=precision, **keywords) for teacher, precision in (
-        (given, options.precision), (given, "float32"), (clip, options.precision)))
-    student = new_student(options.preset, grid, given.features.shape[1]).to(device)
+    fixed = FixedTeacher(clip.encode_image(images), clip.text_features)
+    keywords: dict[str, Any] = dict(preset=options.preset, image_size=size, steps=options.steps)
+    teachers: list[tuple[Any, str]] = [(fixed, options.precision), (fixed, "float32"),
+                                       (clip, options.precision)]
+    alone, full, asking = (Apm(teacher, precision=precision, **keywords)
+                           for teacher, precision in teachers)
+    student = new_student(options.preset, grid, fixed.features.shape[1]).to(device)
     start = {name: value.clone() for name, value in student.state_dict().items()}
 
-    def loop(teacher: GivenTeacher | ClipBackbone) -> Tensor:
+    def loop(teacher: FixedTeacher | ClipBackbone) -> Tensor:
         return plain_loop(student, start, teacher, alone, images)
 
     # name, side, image-steps that it makes, whether the teacher is asked
     sides = [("method", lambda: alone(images), options.images * options.steps, False),
              ("method, float32", lambda: full(images), options.images * options.steps, False),
              ("method", lambda: asking(images), options.images * options.steps, True),
-             ("one-image loop", lambda: loop(given), options.images * options.steps, False),
+             ("one-image loop", lambda: loop(fixed), options.images * options.steps, False),
              ("one-image loop", lambda: loop(clip), options.images * options.steps, True)]
     if alone.precision == "float32":
         del sides[1]
     if options.authors_steps:
-        authors = new_student(options.preset, grid, given.features.shape[1], rgb=True).to(device)
+        authors = new_student(options.preset, grid, fixed.features.shape[1], rgb=True).to(device)
         sides.append(("like the authors'", lambda: authors_like(
             authors, clip, images[0], options.authors_steps), options.authors_steps, True))
     seconds = common.in_turn([side[1] for side in sides], options.rounds, device,
@@ -92,11 +95,11 @@ def main() -> None:
               "out, but for the authors' arrangement, which makes them at each step; it was timed "
               f"for {options.authors_steps} steps of one image.", ""]
     lines += floor(alone, images, median(per_step[0]), options.steps)
-    cosine = F.cosine_similarity(features_of(alone, images), loop(given)).min().item()
+    cosine = F.cosine_similarity(features_of(alone, images), loop(fixed)).min().item()
     lines.append(f"Least cosine of the method's and the loop's features: {cosine:.7f}.")
     weights = sum(value.numel() for value in alone.student.initial.values())
     common.publish(f"APM {options.preset}: {weights / 1e6:.1f} M weights, {grid**2} columns, "
-                   f"D = {given.features.shape[1]}, {options.images} images", lines, device,
+                   f"D = {fixed.features.shape[1]}, {options.images} images", lines, device,
                    options.append)
 
 
@@ -110,22 +113,19 @@ def new_student(preset: str, grid: int, feature_dim: int, rgb: bool = False) -> 
 @torch.no_grad()
 def features_of(method: Apm, images: Tensor) -> Tensor:
     """The students' features after the fit."""
-    kept: list[Tensor] = []
-    classify = method.backbone.classify
-    method.backbone.classify = lambda features: kept.append(features) or classify(features)
-    method(images)
-    method.backbone.classify = classify
-    return kept[-1]
+    with common.classified_by(method.backbone) as features:
+        method(images)
+    return features[-1]
 
 
-def plain_loop(student: Student, start: dict[str, Tensor], teacher: GivenTeacher | ClipBackbone,
+def plain_loop(student: Student, start: dict[str, Tensor], teacher: FixedTeacher | ClipBackbone,
                method: Apm, images: Tensor) -> Tensor:
     """As one would write it: one Student, one Adam, one image after the other, eager, in float32,
     every column through the whole MLP; the teacher once per image."""
     features = []
     for index, image in enumerate((images - method.mean) / method.std):
         with torch.no_grad():
-            target = (teacher.features[index] if isinstance(teacher, GivenTeacher)
+            target = (teacher.features[index] if isinstance(teacher, FixedTeacher)
                       else teacher.encode_image(images[index:index + 1])[0])
         student.load_state_dict(start)
         optimizer = torch.optim.Adam(student.parameters(), lr=method.lr)

@@ -8,11 +8,14 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 
 from tta_apm.bench.measure import synchronize
 from tta_apm.device import describe
@@ -51,6 +54,19 @@ def in_turn(sides: Sequence[Callable[[], object]], rounds: int, device: torch.de
             synchronize(device)
             times.append(clock() - begin)
     return seconds
+
+
+@contextmanager
+def classified_by(backbone: nn.Module) -> Iterator[list[Tensor]]:
+    """The features that `backbone` is asked to classify within, one entry for each call."""
+    classify = getattr(backbone, "classify")
+    kept: list[Tensor] = []
+
+    def keep(features: Tensor) -> Tensor:
+        kept.append(features)
+        return classify(features)
+    with patch.object(backbone, "classify", keep):
+        yield kept
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:

@@ -19,6 +19,7 @@ import torch
 import common
 from tta_apm.apm.method import PRESETS, Apm
 from tta_apm.backbones.build import untrained
+from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.bench.measure import peak_memory_mb, reset_peak_memory
 from tta_apm.data.imagenet_classes import class_names
 
@@ -50,6 +51,7 @@ def measure(options: argparse.Namespace, size: dict[str, int],
     """Median seconds of a forward, and its peak memory."""
     clip = untrained("clip", options.teacher, class_names=class_names()[:size["classes"]],
                      device=device)
+    assert isinstance(clip, ClipBackbone)
     method = Apm(clip, preset=options.preset, hidden=options.hidden, columns=size["columns"],
                  steps=size["steps"])
     images = torch.rand(size["images"], 3, 224, 224, device=device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -72,9 +73,9 @@ def main() -> None:
     height, width = images.shape[1:3]
 
     def corrupt(by: Smear, corruption: str, severity: int) -> np.ndarray:
-        functions.smear = by
-        return functions.corrupt(images, corruption, severity, indices=indices,
-                                 constants=args.constants).astype(int)
+        with patch.object(functions, "smear", by):
+            return functions.corrupt(images, corruption, severity, indices=indices,
+                                     constants=args.constants).astype(int)
 
     print(f"{args.images} images of {args.dataset}, {height}×{width}, {args.constants} constants; "
           f"{version}\n")

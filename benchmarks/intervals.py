@@ -115,7 +115,7 @@ def distribution(scenario: Scenario, discordant: float, difference: float
                  ) -> tuple[np.ndarray, np.ndarray]:
     """The values that an image's difference can have, and their probabilities."""
     new = np.array([(discordant - difference) / 2, 1 - discordant, (discordant + difference) / 2])
-    shares = 0
+    shares = np.zeros(1)
     for of_image, result in zip(new, np.eye(3)):
         corruption = mixture(scenario.follows_image, result, new)
         seeds = sum(probability * repeated(mixture(scenario.follows_corruption, own, new),

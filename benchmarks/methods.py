@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 import common
 from tta_apm import config
+from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.clip_prompts import Context
 from tta_apm.cost.methods import Costs
 from tta_apm.data.imagenet_classes import class_names
@@ -87,6 +88,7 @@ def measure_one(options: argparse.Namespace) -> dict[str, object]:
         costs = Costs(cfg, class_names()[:classes], torch.device(options.device))
         if learned:
             text = costs.backbone("clip")
+            assert isinstance(text, ClipBackbone)
             width = text.model.token_embedding.weight.shape[1]
             feature_dim = text.text_features.shape[1] if name == "cocoop" else None
             save_file(Context(torch.randn(4, width) * 0.02, feature_dim).state_dict(), contexts)

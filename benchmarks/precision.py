@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,6 @@ CORRUPTIONS = ("gaussian_noise", "fog", "contrast", "pixelate")
 SMALL = dict(image_size=32, patch=8, code=64, hidden=(1024, 256))
 
 
-class Told(ClipBackbone):
-    """A CLIP that keeps what it was last asked to classify."""
-
-    def classify(self, features: Tensor) -> Tensor:
-        self.last = features
-        return super().classify(features)
-
-
 def main() -> None:
     options = _options()
     device = torch.device(options.device)
@@ -47,7 +40,7 @@ def main() -> None:
                         for name in CORRUPTIONS])
     clip = build("clip", "digits_clip", "digits_clip.safetensors", class_names=data.class_names,
                  templates=templates(data.template_set), device=device)
-    clip.__class__ = Told
+    assert isinstance(clip, ClipBackbone)
     exact = run(options, copy.deepcopy(clip).double(), images.double(), "float32")
     rows = [[precision, *compared(run(options, clip, images, precision), exact)]
             for precision in ("float32", "bfloat16")]
@@ -57,16 +50,14 @@ def main() -> None:
                    f"{len(images)} images, against float64", lines, device, options.append)
 
 
-def run(options: argparse.Namespace, clip: Told, images: Tensor, precision: str
+def run(options: argparse.Namespace, clip: ClipBackbone, images: Tensor, precision: str
         ) -> tuple[Tensor, Tensor]:
     """The students' features and their predictions."""
-    size = SMALL if options.student == "small" else {}
+    size: dict[str, Any] = SMALL if options.student == "small" else {}
     method = Apm(clip, preset=options.preset, precision=precision, **size)
-    features, predictions = [], []
-    for batch in images.split(options.batch):
-        predictions.append(method(batch).argmax(-1))
-        features.append(clip.last.double())
-    return torch.cat(features), torch.cat(predictions)
+    with common.classified_by(clip) as features:
+        predictions = [method(batch).argmax(-1) for batch in images.split(options.batch)]
+    return torch.cat(features).double(), torch.cat(predictions)
 
 
 def compared(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> list[str]:

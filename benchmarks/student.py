@@ -187,9 +187,9 @@ def corrupted_cells(images: pd.DataFrame) -> Iterable[Scored]:
         clean = of_seed[of_seed.severity == 0]
         corrupted = of_seed[of_seed.severity > 0]
         for _, cell in corrupted.groupby(["corruption", "severity"]):
-            yield Scored(
-                *(np.concatenate([clean[name], cell[name]]) for name in ("image", "score")),
-                positive=np.repeat([False, True], [len(clean), len(cell)]))
+            image, score = (np.concatenate([clean[name], cell[name]])
+                            for name in ("image", "score"))
+            yield Scored(image, score, np.repeat([False, True], [len(clean), len(cell)]))
 
 
 def _auroc(ranking: Ranking, form: str) -> str:

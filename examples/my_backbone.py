@@ -4,13 +4,15 @@
         METHODS "[source,clip_zero_shot,vote,vote SHARE 0.8]"
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from tta_apm import Method, register
 from tta_apm.backbones import classifiers, clip
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.build import KINDS, Kind
+from tta_apm.backbones.build import KINDS, Kind, Task
 
 # In a package, an entry point of the group tta_apm.backbone_kinds does instead of KINDS.register.
 PAIR = Kind(__name__, {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
@@ -37,13 +39,13 @@ class Pair(Backbone):
         return self.classifier(images), self.clip(images)
 
 
-def load(section, task, device):
+def load(section: Mapping[str, str], task: Task, device: torch.device) -> Pair:
     """The two networks with their weights: see Kind."""
     of_clip = {"MODEL": section["CLIP_MODEL"], "WEIGHTS": section["CLIP_WEIGHTS"]}
     return Pair(classifiers.load(section, task, device), clip.load(of_clip, task, device))
 
 
-def untrained(model, task, device):
+def untrained(model: str, task: Task, device: torch.device) -> Pair:
     """The two networks with random weights: see Kind."""
     return Pair(classifiers.untrained(model, task, device),
                 clip.untrained(PAIR.section["CLIP_MODEL"], task, device))

@@ -4,7 +4,7 @@
         METHODS [clip_zero_shot,sharpened] SHARPENED.GAIN 3
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tta_apm import Method, register
 
@@ -21,7 +21,7 @@ class Sharpened(Method):
     needs = "clip"    # the frozen backbone it is given: or "classifier", "mae", "rotation"
     scope = "image"   # what a prediction depends on: the image, its batch, or the stream so far
 
-    def __init__(self, backbone, *, gain: float = 2.0) -> None:
+    def __init__(self, backbone: nn.Module, *, gain: float = 2.0) -> None:
         super().__init__()
         self.backbone = backbone
         self.gain = gain

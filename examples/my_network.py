@@ -37,10 +37,11 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         widths = [16, 16, 32, 64]
-        for stage, (inside, outside) in enumerate(zip(widths, widths[1:]), start=1):
-            blocks = [Block(inside if block == 0 else outside, outside,
-                            2 if block == 0 and stage > 1 else 1) for block in range(depth)]
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(*(Block(inside if block == 0 else outside, outside,
+                                  2 if block == 0 and inside != outside else 1)
+                            for block in range(depth)))
+            for inside, outside in zip(widths, widths[1:]))
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -107,6 +107,12 @@ def reason(error: OSError) -> str:
     return error.strerror or text_of(error)
 
 
+def corrupt(file: Path, error: BaseException, advice: str = "", *, kind: str = "") -> UserError:
+    """FILE is corrupt or incomplete: why, and what to do. `kind`: what else it may fail to be."""
+    nature = f"corrupt, incomplete or not {kind}" if kind else "corrupt or incomplete"
+    return UserError(f"{file} is {nature}: {explain(error)}{advice and f'. {advice}'}")
+
+
 @contextmanager
 def writing(what: str | Path, advice: str = "") -> Iterator[None]:
     """Within, an OSError is the UserError "cannot write WHAT: ...", with what to do."""

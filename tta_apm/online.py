@@ -1,4 +1,7 @@
-"""Whether a server answers, asked once: the Hugging Face client tries for half a minute."""
+"""Online: whether a server answers, and what to do if it does not.
+
+It is asked once: the Hugging Face client alone tries for half a minute.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,11 @@ from huggingface_hub import constants
 from tta_apm.errors import explain
 
 CONNECT_SECONDS = 5.0
+
+
+def elsewhere(what: str, then: str) -> str:
+    """What to do where there is no network: get it on another machine, and then."""
+    return f"On a machine that is online get {what} {then}"
 
 
 def unreachable(url: str) -> str | None:

@@ -20,8 +20,8 @@ from tta_apm.bench import measure as stopwatch
 from tta_apm.bench.measure import count_flops
 from tta_apm.cost import paper as cost_references
 from tta_apm.cost import table as cost_table
-from tta_apm.cost.figure2 import draw_figure_2
-from tta_apm.cost.methods import Costs
+from tta_apm.cost.figure2 import PatchCost, draw_figure_2
+from tta_apm.cost.methods import Costs, MethodCost
 from tta_apm.errors import UserError
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
@@ -243,7 +243,7 @@ def test_untrained_robustbench_needs_no_download():
 
 
 def test_table_4_in_the_papers_convention(table_4):
-    lines = table_4.set_index(["model", "passes"])
+    lines = pd.DataFrame(table_4).set_index(["model", "passes"])
     macs = lines["macs"] / 1e9
     assert macs["APM, teacher"].item() == pytest.approx(20.5, abs=0.05)
     assert macs["APM, student, plain net", "one iteration, 512 columns"] == pytest.approx(
@@ -265,15 +265,15 @@ def test_tables_print_what_they_are_given(table_4):
     text = cost_table.table_4(table_4)
     assert "| CLIP ViT-B/16 " in text and "462" in text and "410.9" in text
     assert "nan" not in text
-    costs = pd.DataFrame([dict(
-        method="apm", backbone="ViT-B-16", backbone_parameters=149_620_737,
-        adapted_parameters=22_000_000, steps=20, step_forward=2e9, step_backward=4e9,
-        forward=40e9, backward=80e9, peak_memory_mb=1234.5, seconds=0.25, num_images=2,
-        share_updated=1.0, forwards_per_image=64.0, backwards_per_image=0.0),
-        dict(method="source", backbone="r", backbone_parameters=1, adapted_parameters=0,
-             steps=None, step_forward=math.nan, step_backward=math.nan, forward=1e9, backward=0,
-             peak_memory_mb=1, seconds=1, num_images=2, share_updated=0.0, forwards_per_image=1.0,
-             backwards_per_image=0.0)])
+    costs = [
+        MethodCost(method="apm", backbone="ViT-B-16", backbone_parameters=149_620_737,
+                   adapted_parameters=22_000_000, steps=20, step_forward=2e9, step_backward=4e9,
+                   forward=40e9, backward=80e9, peak_memory_mb=1234.5, seconds=0.25, num_images=2,
+                   share_updated=1.0, forwards_per_image=64.0, backwards_per_image=0.0),
+        MethodCost(method="source", backbone="r", backbone_parameters=1, adapted_parameters=0,
+                   steps=None, step_forward=math.nan, step_backward=math.nan, forward=1e9,
+                   backward=0, peak_memory_mb=1, seconds=1, num_images=2, share_updated=0.0,
+                   forwards_per_image=1.0, backwards_per_image=0.0)]
     text = cost_table.method_table(costs)
     head = text.splitlines()[0].split("|")[1:-1]
     assert len({cell.strip() for cell in head}) == len(head)  # no two columns of one name
@@ -329,9 +329,8 @@ def test_command_refuses(words, why, capsys):
 
 def test_figure_2_is_drawn(tmp_path):
     counts = [1, 2, 4, 8]
-    costs = pd.DataFrame({"patches": counts, "apm_gflops_per_pass": [0.02 * n for n in counts],
-                          "apm_gflops_per_image": 10.0, "apm_seconds": [1 / n for n in counts],
-                          "vit_gflops": 20.5, "vit_seconds": 0.2})
+    costs = [PatchCost(n, apm_gflops_per_pass=0.02 * n, apm_gflops_per_image=10.0,
+                       apm_seconds=1 / n, vit_gflops=20.5, vit_seconds=0.2) for n in counts]
     path = draw_figure_2(costs, tmp_path / "figure2.png", "CPU")
     assert path.read_bytes()[:4] == b"\x89PNG"
 
@@ -339,9 +338,7 @@ def test_figure_2_is_drawn(tmp_path):
 def test_every_line_of_figure_2_is_named(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("tta_apm.report.style.save", lambda made, path: drawn.append(made))
-    draw_figure_2(pd.DataFrame({name: [1.0, 2.0, 3.0, 4.0] for name in (
-        "patches", "apm_gflops_per_pass", "apm_gflops_per_image", "apm_seconds", "vit_gflops",
-        "vit_seconds")}), tmp_path, "CPU")
+    draw_figure_2([PatchCost(n, n, n, n, n, n) for n in (1, 2, 3, 4)], tmp_path, "CPU")
     (legend,) = drawn[0].legends
     names = {line.get_color(): text.get_text()
              for line, text in zip(legend.get_lines(), legend.get_texts())}

@@ -16,9 +16,9 @@ SMALL_NETS = "--classifier timm/digits_resnet --clip digits_clip"
 # Of each script the options, and a word that its result holds.
 SMALL = {
     "apm": (f"--teacher digits_clip --columns 4 --images 1 --steps 1 {ONCE} --no-warm-up", "Floor"),
+    "arrangements": (f"{SMALL_NETS} --mae digits_mae --images 2 --classes 10 --steps 1 --masks 2 "
+                     f"{ONCE}", "| ttt_mae |"),
     "authors": (f"nowhere {ONCE}", "eata is left out"),
-    "baselines": (f"{SMALL_NETS} --mae digits_mae --images 2 --classes 10 --steps 1 --masks 2 "
-                  f"{ONCE}", "| ttt_mae |"),
     "corruptions": ("--images 2 --severities 1", "sum of 15"),
     "intervals": ("--trials 20 --bootstrap 5 --sizes 20", "| 15 × 3, corruptions 0.7"),
     "growth": ("--teacher digits_clip --hidden 8 --grow images --images 1 2 --columns 4 --steps 1 "

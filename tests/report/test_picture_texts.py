@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from tta_apm import cli
-from tta_apm.cost.figure2 import draw_figure_2
+from tta_apm.cost.figure2 import PatchCost, draw_figure_2
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.fields.checkpoint import build_student, save_student
 from tta_apm.fields.config import PretrainConfig
@@ -117,10 +116,9 @@ def test_plots_of_a_folder(write_cell, tmp_path, drawn, names, corruptions):
 @pytest.mark.parametrize("seconds", [[2.2, 2.4, 1.2, 1.0, 0.4, 0.25, 0.2, 0.16, 0.13, 0.12],
                                      np.full(10, 0.25)])
 def test_figure_2(tmp_path, drawn, seconds):
-    patches = np.array([1, 2, 4, 7, 16, 32, 64, 128, 256, 512])
-    costs = pd.DataFrame({"patches": patches, "apm_gflops_per_pass": 0.02 * patches,
-                          "apm_gflops_per_image": 10.0, "apm_seconds": seconds,
-                          "vit_gflops": 20.5, "vit_seconds": 0.27})
+    costs = [PatchCost(patches, apm_gflops_per_pass=0.02 * patches, apm_gflops_per_image=10.0,
+                       apm_seconds=second, vit_gflops=20.5, vit_seconds=0.27)
+             for patches, second in zip((1, 2, 4, 7, 16, 32, 64, 128, 256, 512), seconds)]
     draw_figure_2(costs, tmp_path / "figure2.png",
                   "NVIDIA GeForce RTX 4090 Laptop GPU, a long name, 2 threads, torch 2.15.0+cu132")
     check(drawn)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tta_apm.atomic import atomic_write, is_temporary
-from tta_apm.errors import UserError, reason
+from tta_apm.errors import UserError, corrupt, reason
 
 # Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
 MOST_UNPACKED = 1 << 28
@@ -218,8 +218,8 @@ def load_predictions(path: Path, record: Record) -> Predictions:
             raise ValueError("its content is not what the record says")
         return Predictions.from_bytes(content)
     except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is corrupt or incomplete ({error}): delete or move {path}, then "
-                        "run again; only that cell is run anew") from error
+        raise corrupt(file, error, f"Delete or move {path}, then run again: only that cell is run "
+                      "anew") from error
 
 
 def find_records(folder: Path) -> Iterator[Path]:

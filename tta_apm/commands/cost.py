@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from yacs.config import CfgNode
 
@@ -80,18 +78,18 @@ def _tables(options: argparse.Namespace) -> None:
     for row in config.rows(cfg):
         print(f"measuring {row.text} ...", file=sys.stderr, flush=True)
         try:
-            measured.append(dataclasses.asdict(costs.measure(row, num_images)))
+            measured.append(costs.measure(row, num_images))
         except UserError as error:  # a learned context that is not here, say: the others go on
             print(f"{row.text} is left out: {error}", file=sys.stderr)
     print("measuring the models of Table 4 ...", file=sys.stderr, flush=True)
-    methods, printed = pd.DataFrame(measured), paper.table_4()
+    printed = paper.table_4()
     text = "\n\n".join([
         f"{options.cfg}, {len(names)} classes, {_machine(device)}",
-        table.method_table(methods) if measured else "No method could be measured.",
+        table.method_table(measured) if measured else "No method could be measured.",
         table.CONVENTIONS, *recorded, table.table_4(printed), table.TABLE_4_CONVENTIONS])
     print(text)
-    _write(options.out, {"cost.md": text + "\n", "cost.csv": csv_of(methods),
-                         "table4.csv": printed.to_csv(index=False)})
+    _write(options.out, {"cost.md": text + "\n", "cost.csv": csv_of(pd.DataFrame(measured)),
+                         "table4.csv": pd.DataFrame(printed).to_csv(index=False)})
 
 
 def _recorded(cfg: CfgNode) -> list[str]:
@@ -126,14 +124,16 @@ def _class_names(cfg: CfgNode, count: int | None) -> Sequence[str]:
 
 
 def _figure_2(options: argparse.Namespace) -> None:
+    import pandas as pd
+
     from tta_apm.cost import paper
     from tta_apm.cost.figure2 import draw_figure_2
     from tta_apm.device import choose_device
 
     print("measuring Figure 2 ...", file=sys.stderr, flush=True)
     device = choose_device("auto")
-    costs: pd.DataFrame = paper.figure_2(device)
-    _write(options.out, {"figure2.csv": costs.to_csv(index=False)})
+    costs = paper.figure_2(device)
+    _write(options.out, {"figure2.csv": pd.DataFrame(costs).to_csv(index=False)})
     print(draw_figure_2(costs, options.out / "figure2.png", _machine(device)))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tta_apm.report import style
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # The lines, by the names that both halves give them.
 LINES: dict[str, dict[str, Any]] = {
@@ -19,12 +18,26 @@ LINES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_figure_2(costs: pd.DataFrame, path: Path, device: str) -> Path:
+@dataclass(frozen=True)
+class PatchCost:
+    """What an image costs where APM processes `patches` of it at a time, and what a ViT costs.
+
+    GFLOPs are of forward passes and count a multiply-add once, as the paper does.
+    """
+
+    patches: int
+    apm_gflops_per_pass: float
+    apm_gflops_per_image: float
+    apm_seconds: float
+    vit_gflops: float
+    vit_seconds: float
+
+
+def draw_figure_2(costs: Sequence[PatchCost], path: Path, device: str) -> Path:
     """Draw GFLOPs of one pass and seconds per image against patches at a time.
 
     Args:
-        costs: columns patches, apm_gflops_per_pass, apm_gflops_per_image, apm_seconds,
-            vit_gflops, vit_seconds; a multiply-add is one, as the paper counts.
+        costs: one entry per number of patches.
         path: a .png or .svg.
         device: that the seconds were measured on, for the title.
     """
@@ -32,15 +45,17 @@ def draw_figure_2(costs: pd.DataFrame, path: Path, device: str) -> Path:
 
     figure, (work, time) = style.figure(1, 2, height=4.0)
     one_pass, whole_image, vit = LINES
-    patches = costs["patches"]
-    for axes, label, columns in (
+    patches = [cost.patches for cost in costs]
+    for axes, label, lines in (
             (work, "GFLOPs, forward only", {
-                one_pass: "apm_gflops_per_pass", whole_image: "apm_gflops_per_image",
-                vit: "vit_gflops"}),
+                one_pass: [cost.apm_gflops_per_pass for cost in costs],
+                whole_image: [cost.apm_gflops_per_image for cost in costs],
+                vit: [cost.vit_gflops for cost in costs]}),
             (time, "seconds per image, forward only", {
-                whole_image: "apm_seconds", vit: "vit_seconds"})):
-        for name, column in columns.items():
-            axes.plot(patches, costs[column], label=name, markersize=5, **LINES[name])
+                whole_image: [cost.apm_seconds for cost in costs],
+                vit: [cost.vit_seconds for cost in costs]})):
+        for name, values in lines.items():
+            axes.plot(patches, values, label=name, markersize=5, **LINES[name])
         axes.set(xscale="log", yscale="log", xlabel="patches at a time", ylabel=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(patches, [str(count) for count in patches], rotation=60)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import open_clip
-import pandas as pd
 import timm
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from tta_apm.backbones.build import untrained
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.bench import measure
 from tta_apm.bench.measure import Flops
+from tta_apm.cost.figure2 import PatchCost
+from tta_apm.cost.table import PaperLine
 from tta_apm.toolbox.episodes import stack
 
 ITERATIONS = 20
@@ -43,8 +44,8 @@ class Work(NamedTuple):
     flops: float
 
 
-def table_4() -> pd.DataFrame:
-    """The printed figures beside our counts, in the columns that table.table_4 takes.
+def table_4() -> list[PaperLine]:
+    """The printed figures beside our counts.
 
     Counted on the meta device: shapes without numbers, so it takes no time and no memory.
     """
@@ -59,7 +60,7 @@ def table_4() -> pd.DataFrame:
     plain, whole = (_plain_step(student, count) for count in (COLUMNS, student.grid**2))
     ours, ours_whole = (_own_step(student, count) for count in (COLUMNS, student.grid**2))
     size, small = _parameters(clip), _parameters(student)
-    lines = [
+    return [
         _line("CLIP ViT-B/16", f"{ITERATIONS} × (image + one prompt)", ITERATIONS, of_clip,
               Printed(462, 149.2, 2.3), size),
         _line("TPT", f"printed: {ITERATIONS} iterations", 1, None, Printed(529, 151.3, 3.1)),
@@ -85,12 +86,11 @@ def table_4() -> pd.DataFrame:
               Work(of_clip.macs + ITERATIONS * ours_whole.macs,
                    2 * of_clip.macs + ITERATIONS * ours_whole.flops), Printed(), size + small),
     ]
-    return pd.DataFrame(lines)
 
 
-def figure_2(device: torch.device) -> pd.DataFrame:
-    """Cost of an image against the patches processed at a time: figure2's columns."""
-    clip, student = _drawn_clip(device), sample_weights(_student(), 42).to(device)
+def figure_2(device: torch.device) -> list[PatchCost]:
+    """Cost of an image against the patches processed at a time."""
+    clip, student = _random_clip(device), sample_weights(_student(), 42).to(device)
     image = torch.rand(1, 3, 224, 224, device=device)
     tokens = clip.tokenizer(["a photo of a cat."]).to(device)
     large = torch.rand(3, 448, 448, device=device)
@@ -105,26 +105,25 @@ def figure_2(device: torch.device) -> pd.DataFrame:
     vit_macs, vit_seconds = _forward(see), _seconds(see, device)
     inputs = student.unfold(large)[:COLUMNS].detach()
     whole = _forward(lambda: student.columns(inputs))
-    return pd.DataFrame([{
-        "patches": count,
-        "apm_gflops_per_pass": _forward(lambda: student.columns(inputs[:count])) / 1e9,
-        "apm_gflops_per_image": whole / 1e9,
-        "apm_seconds": _seconds(lambda: perceive(count), device),
-        "vit_gflops": vit_macs / 1e9, "vit_seconds": vit_seconds} for count in PATCHES])
+    return [PatchCost(
+        patches=count,
+        apm_gflops_per_pass=_forward(lambda: student.columns(inputs[:count])) / 1e9,
+        apm_gflops_per_image=whole / 1e9,
+        apm_seconds=_seconds(lambda: perceive(count), device),
+        vit_gflops=vit_macs / 1e9, vit_seconds=vit_seconds) for count in PATCHES]
 
 
-def _drawn_clip(device: torch.device) -> ClipBackbone:
+def _random_clip(device: torch.device) -> ClipBackbone:
     clip = untrained("clip", "ViT-B-16", class_names=["cat"], device=device)
     assert isinstance(clip, ClipBackbone)
     return clip
 
 
 def _line(model: str, passes: str, times: int, work: Work | None, printed: Printed,
-          parameters: float = UNKNOWN) -> dict[str, object]:
+          parameters: float = UNKNOWN) -> PaperLine:
     macs, flops = (times * value for value in work) if work else (UNKNOWN, UNKNOWN)
-    return {"model": model, "passes": passes, "printed_gflops": printed.gflops, "macs": macs,
-            "flops": flops, "printed_parameters": printed.parameters, "parameters": parameters,
-            "printed_gb": printed.gb}
+    return PaperLine(model, passes, printed.gflops, macs, flops, printed.parameters, parameters,
+                     printed.gb)
 
 
 def _meta_clip() -> open_clip.CLIP:

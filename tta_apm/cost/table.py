@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import pandas as pd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tta_apm.report import phrases
 from tta_apm.report.formats.markdown import escape, pipe_table
 from tta_apm.report.table import TableLine
+
+if TYPE_CHECKING:
+    from tta_apm.cost.methods import MethodCost
 
 CONVENTIONS = """\
 GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
@@ -40,20 +43,41 @@ TABLE_4_HEAD = ("model", "passes", "printed GFLOPs", "same convention", "all of 
                 "printed M parameters", "counted M parameters", "printed GB")
 
 
-def method_table(costs: pd.DataFrame) -> str:
-    """Markdown of what methods cost; columns of the frame as bench.method_cost.MethodCost."""
-    rows = []
-    for line in costs.to_dict("records"):
-        total = line["forward"] + line["backward"]
-        rows.append([
-            escape(line["method"]), escape(line["backbone"]),
-            *_millions(line["backbone_parameters"], line["adapted_parameters"]),
-            "" if pd.isna(line["steps"]) else str(int(line["steps"])),
-            *_giga(line["step_forward"], line["step_backward"], line["forward"], line["backward"],
-                   total),
-            f"{line['peak_memory_mb']:.0f}", f"{1000 * line['seconds']:.3g}",
-            str(line["num_images"]), f"{100 * line['share_updated']:.0f} %",
-            *(f"{line[name]:.4g}" for name in ("forwards_per_image", "backwards_per_image"))])
+@dataclass(frozen=True)
+class PaperLine:
+    """A line of the paper's Table 4 beside our counts; NaN where there is none.
+
+    Args:
+        model: as the paper names it.
+        passes: what is counted.
+        printed_gflops: as the paper prints them.
+        macs: multiply-adds of the forward passes, the paper's convention.
+        flops: of all of it: two per multiply-add, forward and backward.
+        printed_parameters: in millions.
+        parameters: counted.
+        printed_gb: of memory.
+    """
+
+    model: str
+    passes: str
+    printed_gflops: float
+    macs: float
+    flops: float
+    printed_parameters: float
+    parameters: float
+    printed_gb: float
+
+
+def method_table(costs: Sequence[MethodCost]) -> str:
+    """Markdown of what methods cost."""
+    rows = [[escape(cost.method), escape(cost.backbone),
+             *_millions(cost.backbone_parameters, cost.adapted_parameters),
+             "" if cost.steps is None else str(cost.steps),
+             *_giga(cost.step_forward, cost.step_backward, cost.forward, cost.backward,
+                    cost.forward + cost.backward),
+             f"{cost.peak_memory_mb:.0f}", f"{1000 * cost.seconds:.3g}", str(cost.num_images),
+             f"{100 * cost.share_updated:.0f} %", f"{cost.forwards_per_image:.4g}",
+             f"{cost.backwards_per_image:.4g}"] for cost in costs]
     return pipe_table(METHOD_HEAD, rows, text=2)
 
 
@@ -69,16 +93,12 @@ def recorded_table(lines: Sequence[TableLine]) -> str:
     return pipe_table(RECORDED_HEAD, rows, text=1) if rows else ""
 
 
-def table_4(lines: pd.DataFrame) -> str:
-    """Markdown of the paper's Table 4 beside our counts; empty where there is none.
-
-    Columns of the frame: model, passes, printed_gflops, macs, flops, printed_parameters (millions),
-    parameters, printed_gb.
-    """
-    rows = [[line["model"], line["passes"], _number(line["printed_gflops"]),
-             *_giga(line["macs"], line["flops"]), _number(line["printed_parameters"]),
-             *_millions(line["parameters"]), _number(line["printed_gb"])]
-            for line in lines.to_dict("records")]
+def table_4(lines: Sequence[PaperLine]) -> str:
+    """Markdown of the paper's Table 4 beside our counts; empty where there is none."""
+    rows = [[line.model, line.passes, _number(line.printed_gflops),
+             *_giga(line.macs, line.flops), _number(line.printed_parameters),
+             *_millions(line.parameters), _number(line.printed_gb)]
+            for line in lines]
     return pipe_table(TABLE_4_HEAD, rows, text=2)
 
 

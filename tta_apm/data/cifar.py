@@ -19,7 +19,7 @@ from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import CLEAN, Clean, DataSet, Domain, hash_files
 from tta_apm.data.provenance import how_to_finish, read_mark
-from tta_apm.errors import UserError, explain
+from tta_apm.errors import UserError, corrupt
 
 TEMPLATE_SET = "cifar"
 
@@ -302,5 +302,4 @@ def _memory_map(file: Path, advice: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is corrupt, incomplete or not a .npy file: {explain(error)}. "
-                        f"Delete it. {advice}") from error
+        raise corrupt(file, error, f"Delete it. {advice}", kind="a .npy file") from error

@@ -22,7 +22,7 @@ from tta_apm.data.cifar import CIFAR10_CLASSES, IMAGE, NUM_TEST, NUM_TRAIN, TEMP
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import Clean, DataSet
 from tta_apm.data.pictures import InMemory, read_picture
-from tta_apm.errors import UserError
+from tta_apm.errors import UserError, corrupt
 
 QUALITY = 75
 MAX_MEMBER = 2 ** 16  # bytes
@@ -85,7 +85,7 @@ def _read(folder: Path, part: str, num_images: int, name: str,
             if len(images) > num_images:
                 raise UserError(f"{file} holds more than {num_images} images; {ADVICE}")
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is corrupt or incomplete: {error}") from error
+        raise corrupt(file, error) from error
     if len(images) != num_images:
         raise UserError(f"{file} holds {len(images)} images instead of {num_images}; {ADVICE}")
     # Sorted by class in the archive; mixed, so that the first few are of many classes.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_apm.errors import UserError, explain
+from tta_apm.errors import UserError, corrupt
 from tta_apm.pickles import Malformed, PickledArray, unpickle
 
 # The official files take a tenth more than their pixels.
@@ -39,8 +39,7 @@ def read_batch(file: Path, num_images: int, row: int, label_key: str, advice: st
         with open(file, "rb") as stream:
             content = unpickle(stream)
     except (Malformed, OSError) as error:
-        raise UserError(f"{file} is corrupt, incomplete or not a batch of CIFAR: {explain(error)}. "
-                        f"{advice}") from error
+        raise corrupt(file, error, advice, kind="a batch of CIFAR") from error
     found = _by_text(content) if isinstance(content, dict) else {}
     data, labels = found.get("data"), found.get(label_key)
     pixels = data.numbers() if isinstance(data, PickledArray) else None

@@ -30,7 +30,7 @@ CLASSES, TEMPLATES, COUNT = (
 # Where DATA_DIR is a URL: its own default, so that the next run finds them without one.
 DOWNLOADS = Path("data")
 
-AGAIN = "get it anew"
+AGAIN = "get it again"
 NUM_PROBES = 8  # images whose sizes tell whether all are small squares
 
 
@@ -148,8 +148,8 @@ def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
             or a label below `num_classes`.
     """
     if not archive.is_file():
-        raise UserError(f"there is no {archive}, though {archive.with_name('nshards.txt')} counts "
-                        "it: get it anew")
+        raise UserError(f"file not found: {archive}, though {archive.with_name('nshards.txt')} "
+                        f"counts it: {AGAIN}")
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
     for member in members(archive):

@@ -52,8 +52,8 @@ def members(archive: Path) -> Iterator[Member]:
             if any(file.read()):
                 raise tarfile.ReadError("its end is missing")
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{archive} is incomplete or no tar archive ({_explain(archive, error)}): "
-                        "delete it and get it anew") from error
+        raise UserError(f"{archive} is corrupt, incomplete or not a tar archive: "
+                        f"{_explain(archive, error)}. Delete it and get it again") from error
 
 
 def _explain(archive: Path, error: Exception) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tta_apm.apm.student import Student
 from tta_apm.atomic import atomic_path
 from tta_apm.backbones.weights import archives, files
-from tta_apm.errors import UserError, explain
+from tta_apm.errors import UserError, corrupt
 from tta_apm.fields.config import PretrainConfig, from_plain
 from tta_apm.fields.photos import Preprocessing
 
@@ -126,7 +126,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], PretrainConfig, int
     try:
         settings, feature_dim = json.loads(about["recipe"]), int(about["feature_dim"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is corrupt or incomplete: {explain(error)}") from error
+        raise corrupt(path, error) from error
     return files.read(path), from_plain(settings, str(path)), feature_dim
 
 

@@ -35,6 +35,7 @@ ALEXNET = {
     "zoom_blur": 0.79572, "frost": 0.83148, "glass_blur": 0.83080, "impulse_noise": 0.91724,
     "contrast": 0.85432, "jpeg_compression": 0.60680, "elastic_transform": 0.64804,
 }
+TABLE = "unaggregated_results.csv"
 DOMAINS = [(name, severity) for name in ALEXNET for severity in SEVERITIES]
 OURS = "Measured with tta-apm."  # the end of the footnote of each entry of ours
 
@@ -84,7 +85,7 @@ def write_entry(row: TableRow, name: str, folder: Path, *, additional_data: bool
                         "is what RobustBench calls a model")
     board = check(row)
     inside = folder / board.name / "corruptions"
-    files = inside / f"{name}.json", inside / "unaggregated_results.csv"
+    files = inside / f"{name}.json", inside / TABLE
     _keep_others(inside, name, files[1])
     table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
     text = json.dumps(model_info(row, board, additional_data), indent=2)
@@ -194,8 +195,7 @@ def _read(file: Path) -> pd.DataFrame:
             [(corruption, int(severity)) for corruption, severity in known.columns])
         return known[DOMAINS]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not an unaggregated_results.csv of robustbench: "
-                        f"{error}") from error
+        raise UserError(f"{file} is not an {TABLE} of robustbench: {error}") from error
 
 
 def _percent(fraction: float) -> str:

@@ -23,6 +23,7 @@ from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
 from tta_apm.backbones.weights.zero_rows import leave_out
 from tta_apm.data.dataset import Clean
+from tta_apm.device import choose_device
 from tta_apm.progress import bar
 from tta_apm.toolbox.views import crops, pad_crop_views
 from tta_apm.training.recipes import BackboneRecipe
@@ -60,7 +61,7 @@ def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
 def train(recipe: BackboneRecipe, *, data_dir: str) -> nn.Module:
     """A new network of `recipe`, trained on the data set below `data_dir`."""
     torch.manual_seed(SEED)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device("auto")
     return TRAINERS[recipe.kind](recipe, recipe.data.train(data_dir), device)
 
 
@@ -84,7 +85,7 @@ def accuracy(backbone: Backbone, data: Clean) -> float:
 
 # One for each kind
 
-def _classifier(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
+def _classifier(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """Normalised images -> logits, by cross-entropy."""
     import timm
     from timm.data import resolve_model_data_config
@@ -100,7 +101,7 @@ def _classifier(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module
     return net
 
 
-def _clip(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
+def _clip(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """Both towers of an open_clip model, to match images and prompts.
 
     The loss is the image-to-text half of CLIP's over the K classes instead of over the batch:
@@ -139,7 +140,7 @@ def _zero_unseen(embedding: nn.Embedding, tokens: Tensor) -> None:
     embedding.weight.mul_(seen)
 
 
-def _mae(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
+def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """A masked autoencoder without labels, then its probing head with the rest frozen."""
     from tta_apm.backbones import mae
     architecture = mae.ARCHITECTURES[recipe.model]
@@ -156,7 +157,7 @@ def _mae(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
     return net
 
 
-def _rotation(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
+def _rotation(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """Both branches on views as TTT makes them: labels, and turns of all four rotations."""
     from tta_apm.backbones import rotation
     model = rotation.MODELS[recipe.model]
@@ -175,7 +176,7 @@ def _rotation(recipe: BackboneRecipe, images: Clean, device: str) -> nn.Module:
     return net
 
 
-TRAINERS: dict[str, Callable[[BackboneRecipe, Clean, str], nn.Module]] = {
+TRAINERS: dict[str, Callable[[BackboneRecipe, Clean, torch.device], nn.Module]] = {
     "classifier": _classifier, "clip": _clip, "mae": _mae, "rotation": _rotation}
 
 

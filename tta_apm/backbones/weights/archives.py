@@ -36,6 +36,8 @@ MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
 SNIFFED = 1024
 MAX_HEADER = 100_000_000  # bytes, in safetensors' own rules
+MISSING = "the numbers of its storage {!r} are missing"
+UNKNOWN_NAMES = "its storages are named in an unknown way"
 
 # Files that people take for weights: their first bytes, and what they are.
 _OTHERS = (
@@ -150,7 +152,7 @@ class _ZipStorages:
             try:
                 member = archive.getinfo(f"{self.folder}data/{key}")
             except KeyError:
-                raise Malformed(f"the numbers of its storage {key!r} are missing") from None
+                raise Malformed(MISSING.format(key)) from None
             return bytearray(archive.read(member))
 
 
@@ -190,7 +192,7 @@ def _check_byte_order(archive: zipfile.ZipFile, folder: str) -> None:
 def _loader(source: StorageReader) -> Callable[[Any], Any]:
     def load(key: Any) -> Any:
         if not isinstance(key, tuple) or len(key) != 5 or key[0] != "storage":
-            raise Malformed("its storages are named in an unknown way")
+            raise Malformed(UNKNOWN_NAMES)
         _, kind, name, _, num = key
         return storage_of(source, kind, name, num)
     return load
@@ -222,7 +224,7 @@ class _TrailingStorages:
 
     def read(self, key: str) -> bytearray:
         if key not in self.spans:
-            raise Malformed(f"the numbers of its storage {key!r} are missing")
+            raise Malformed(MISSING.format(key))
         if key not in self.contents:
             offset, num_bytes = self.spans[key]
             with open(self.file, "rb") as stream:
@@ -237,7 +239,7 @@ def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
 
     def load(key: Any) -> Any:
         if not isinstance(key, tuple) or len(key) < 5 or key[0] not in ("storage", "module"):
-            raise Malformed("its storages are named in an unknown way")
+            raise Malformed(UNKNOWN_NAMES)
         if key[0] == "module":
             return key[1]
         _, kind, name, _, num, *view = key
@@ -256,10 +258,9 @@ def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
     tree = unpickle(stream, load)
     for key in unpickle(stream, load):
         count = stream.read(8)
-        if len(count) < 8:
-            raise Malformed("it is incomplete: get it again")
-        num_bytes = struct.unpack("<q", count)[0] * sizes.get(str(key), 1)
         offset = stream.tell()
+        num = struct.unpack("<q", count)[0] if len(count) == 8 else -1
+        num_bytes = num * sizes.get(str(key), 1)
         if num_bytes < 0 or offset + num_bytes > size:
             raise Malformed("it is incomplete: get it again")
         source.spans[str(key)] = (offset, num_bytes)

@@ -1,7 +1,7 @@
 """TENT, BN-adapt, TPT and TTT-MAE against loops arranged like their authors', on the same work.
 
-    python benchmarks/baselines.py --methods tent norm tpt ttt_mae --images 8
-    python benchmarks/baselines.py --methods tpt ttt_mae --images 1 --classes 10 --steps 1 \\
+    python benchmarks/arrangements.py --methods tent norm tpt ttt_mae --images 8
+    python benchmarks/arrangements.py --methods tpt ttt_mae --images 1 --classes 10 --steps 1 \\
         --masks 16                                                (minutes on a CPU)
 
 Each side adapts to and predicts the same images from the same random weights, in turn, in one
@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def main() -> None:
     images = torch.rand(options.images, 3, 224, 224, device=device)
     names = class_names()[:options.classes]
 
-    def backbone(kind: str, model: str) -> nn.Module:
+    def backbone(kind: str, model: str) -> Any:
         return untrained(kind, model, class_names=names, device=device)
 
     sides = {"tent": lambda: tent(backbone("classifier", options.classifier), images),
