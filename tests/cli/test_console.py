@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from tta_apm import progress
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
-# Four cells.
+# Four cells of networks as they are, and four that ask for no library beside torch.
 SETTINGS = ("--cfg", "cfgs/digits_c/apm.yaml", "METHODS", "[source,apm]", "APM.STEPS", "1",
             "CORRUPTIONS", "[fog,contrast]", "BATCH_SIZE", "2", "NUM_IMAGES")
-SWEEP = (*SETTINGS, "4")
+LIGHT = ROOT / "tests/cli/light.py"
+SWEEP = ("--cfg", "cfgs/digits_c/base.yaml", "PLUGINS", LIGHT, "DATASET", "light",
+         "CORRUPT", "true", "METHODS", "[scaled,scaled SCALE 2]", "CORRUPTIONS", "[fog,contrast]",
+         "BATCH_SIZE", "2", "NUM_IMAGES", "4")
 
 
 def command(*words: object) -> list[str]:
@@ -70,7 +74,7 @@ def test_any_code_page_will_do(environment, tmp_path):
     assert is_whole(results) and "Δ" in made
     (results / "table.md").unlink()
     done = shell('exec "$@"', "table", results, **environment)
-    assert done.returncode == 0 and "apm" in done.stdout
+    assert done.returncode == 0 and "scaled" in done.stdout
     assert (results / "table.md").read_text(encoding="utf-8") == made
 
 
@@ -122,30 +126,36 @@ def test_torchrun_is_told_what_to_do(rank, said, tmp_path):
     assert done.stderr.count("start it without torchrun") == done.stderr.count("\n") == said
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1, 2.5, 5])
 @pytest.mark.parametrize("words", [
     (*SETTINGS, "400", "OUTPUT_DIR", "{}/results"),
     ("plot", "{}/results"), ("table", "{}/results"),
     ("pretrain", "--cfg", "cfgs/pretrain/quick.yaml", "OUTPUT_DIR", "{}/student")],
     ids=lambda words: words[0])
-def test_ctrl_c_is_answered_soon_and_without_a_traceback(words, seconds, tmp_path, write_cell):
-    """Wherever it comes: during the imports, while networks are built, in the work itself."""
+def test_ctrl_c_is_answered_soon_and_without_a_traceback(words, tmp_path, write_cell):
+    """Wherever it comes: during the imports, while networks are built, in the work itself.
+
+    The same command four times side by side, in folders of its own, each stopped at another moment.
+    """
     path = write_cell("source", "fog", 5)
-    (tmp_path / "results").mkdir()
-    path.parent.rename(tmp_path / "results/cells")
-    process = subprocess.Popen(command(*(word.format(tmp_path) for word in words)), cwd=ROOT,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               start_new_session=True)
-    time.sleep(seconds)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    moments = (0.3, 1, 2.5, 5)
+    folders = [tmp_path / f"after {seconds}" for seconds in moments]
+    for folder in folders:
+        shutil.copytree(path.parent, folder / "results/cells")
     began = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 10
-    assert process.returncode in (130, 0, -signal.SIGINT)
-    assert "Traceback" not in said and "Exception ignored" not in said, said
-    if process.returncode == 130:
-        assert "Stopped" in said
+    processes = [subprocess.Popen(command(*(word.format(folder) for word in words)), cwd=ROOT,
+                                  text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  start_new_session=True) for folder in folders]
+    for seconds, process in zip(moments, processes):
+        time.sleep(max(0, began + seconds - time.monotonic()))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        stopped = time.monotonic()
+        _, said = process.communicate(timeout=60)
+        assert time.monotonic() - stopped < 10
+        assert process.returncode in (130, 0, -signal.SIGINT)
+        assert "Traceback" not in said and "Exception ignored" not in said, said
+        if process.returncode == 130:
+            assert "Stopped" in said
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob(".lock"))
 
 
@@ -170,7 +180,7 @@ def test_four_equal_commands_at_once_lose_and_double_nothing(tmp_path):
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert sum("of 4 cells to run" in out for out, _ in said) == 1
-    assert all("apm" in out and "Traceback" not in error for out, error in said)
+    assert all("scaled" in out and "Traceback" not in error for out, error in said)
     assert is_whole(tmp_path / "results")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.backbones.clip import ClipBackbone
+
+if TYPE_CHECKING:
+    from tta_apm.backbones.clip import ClipBackbone
 
 
 class UnitFeatures(nn.Module):
@@ -49,6 +52,9 @@ def is_tower(classifier: Classifier) -> bool:
 
 def suited(backbone: Backbone, needs: str) -> Backbone:
     """What a method that needs this kind of backbone is given: of a CLIP, maybe its image tower."""
-    if needs == Classifier.kind and isinstance(backbone, ClipBackbone):
-        return as_classifier(backbone)
-    return backbone
+    if needs != Classifier.kind or isinstance(backbone, Classifier):
+        return backbone
+    # Imported here: open_clip takes seconds, which a sweep without a CLIP need not wait for.
+    from tta_apm.backbones.clip import ClipBackbone
+
+    return as_classifier(backbone) if isinstance(backbone, ClipBackbone) else backbone
