@@ -19,11 +19,9 @@ from typing import Any
 from tta_apm.bench.records import hash_bytes
 from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.errors import UserError, explain
+from tta_apm.interop.boards import LEADERBOARDS, LOGGED, not_accuracies
 from tta_apm.report.imported_log import CLEAN, Errors, Log, checked, is_int
 
-# Data sets that hosts name otherwise than we do.
-_DATASETS = {"imagenet_k": "imagenet_sketch", "cifar10": "cifar10_c", "cifar100": "cifar100_c",
-             "imagenet": "imagenet_c"}
 NUM_VALIDATION = 50_000
 # Of a host's config: where a run is logged, and what tells the runs of one row apart.
 _OF_THE_RUN = {"RNG_SEED", "LOG_DEST", "LOG_TIME", "SAVE_DIR", "OUTPUT", "DESC", "CORRUPTION.TYPE",
@@ -244,7 +242,7 @@ def _missing(run: _Run, errors: Errors) -> list[tuple[str, int]]:
 def _our_dataset(named: str, errors: Errors, file: Path) -> str:
     if not named:
         raise UserError(f"{file} does not tell its data set: give --dataset")
-    dataset = _DATASETS.get(named, named)
+    dataset = LOGGED.get(named, named)
     whole = {count for *_, count in errors} == {NUM_VALIDATION}
     return f"{dataset}_50k" if whole else dataset
 
@@ -300,14 +298,13 @@ def _robustbench(file: Path, of: Mapping[str, Any], dataset: str,
         if frame.empty or not frame.to_numpy().dtype.kind == "f":
             raise ValueError("it has no lines of accuracies")
     except (ValueError, IndexError) as error:
-        raise UserError(f"{file} is not an unaggregated_results.csv of robustbench: "
-                        f"{error}") from error
+        raise not_accuracies(file, error) from error
     names = [str(name) for name in frame.index]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{file} has model {twice[0]!r} in {names.count(twice[0])} lines: take out "
                         "all but one")
-    parts = [part for part in file.resolve().parts if part in ("cifar10", "cifar100", "imagenet")]
+    parts = [part for part in file.resolve().parts if part in LEADERBOARDS]
     if not dataset and not parts:
         raise UserError(f"{file} does not tell its data set: give --dataset, or leave the file in "
                         "robustbench's folders model_info/DATASET/corruptions")
@@ -322,7 +319,8 @@ def _robustbench(file: Path, of: Mapping[str, Any], dataset: str,
                 raise UserError(f"{file}: the line of {name} has {accuracy} for "
                                 f"{' '.join(map(str, column))}: accuracies are of 0 to 1 there")
     return [Log(host="robustbench", **of, method=name, hyper_parameters={}, backbone=name,
-                dataset=dataset or _DATASETS[parts[-1]], setting="no adaptation", batch_size=None,
-                seed=None, errors=[(*column, round(1 - float(accuracy), 6), None)
-                                   for column, accuracy in zip(columns, values)])
+                dataset=dataset or LEADERBOARDS[parts[-1]], setting="no adaptation",
+                batch_size=None, seed=None,
+                errors=[(*column, round(1 - float(accuracy), 6), None)
+                        for column, accuracy in zip(columns, values)])
             for name, values in chosen]

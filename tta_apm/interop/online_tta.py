@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from tta_apm.config.values import split
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.errors import UserError
+from tta_apm.interop.boards import BOARDS
 from tta_apm.interop.official import require
 from tta_apm.report import phrases
 from tta_apm.report.formats.markdown import escape
@@ -16,10 +17,6 @@ from tta_apm.report.table import CLEAN_KEY, Figure, Table, TableLine
 # As benchmark.md writes them; what it has not keeps our name.
 SETTINGS = {"continual": "Continual", "mixed_domains": "Mixed domains",
             "reset_each_domain": "Reset each shift", "gradual": "Gradual"}
-# Its data sets, each with the images that a figure there is over, per domain.
-DATASETS = {"cifar10_c": ("CIFAR10-C", 10_000), "cifar100_c": ("CIFAR100-C", 10_000),
-            "imagenet_c": ("ImageNet-C", 5_000), "imagenet_r": ("ImageNet-R", 30_000),
-            "imagenet_sketch": ("ImageNet-Sketch", 50_889)}
 METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1", "cotta": "CoTTA",
            "rotta": "RoTTA", "adacontrast": "AdaCont.", "norm_test": "BN-1", "bntest": "BN-1",
            # As its code writes those that benchmark.md has not.
@@ -27,8 +24,6 @@ METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1", "cott
 # Methods that run one of a host's, and the key that has its name there.
 ADAPTERS = {"online_tta": "name"}
 SEVERITY = 5
-# Those of its data sets whose domains are corruptions.
-CORRUPTED = {"cifar10_c", "cifar100_c", "imagenet_c"}
 
 
 def text(tables: Sequence[Table]) -> str:
@@ -62,7 +57,7 @@ def text(tables: Sequence[Table]) -> str:
     for (setting, dataset), grid in sorted(grids.items()):
         parts += [f"## {setting}"] if setting != last else []
         last = setting
-        parts += [f"#### {DATASETS[dataset][0]}\n{_pipe_table(grid)}",
+        parts += [f"#### {BOARDS[dataset].online_tta}\n{_pipe_table(grid)}",
                   "\n".join(dict.fromkeys(notes[setting, dataset]))]
     return "\n\n".join(parts) + "\n"
 
@@ -76,20 +71,20 @@ def _setting(line: TableLine) -> str:
 
 def _require(line: TableLine, table: Table) -> None:
     """Raise UserError for a row that benchmark.md is not about."""
-    if table.dataset not in DATASETS:
+    if table.dataset not in BOARDS:
         raise UserError(f"benchmark.md has no table for {table.dataset}: it has them for "
-                        f"{', '.join(DATASETS)}; export it from a folder of its own")
+                        f"{', '.join(BOARDS)}; export it from a folder of its own")
     more = set(table.columns) - {*CORRUPTIONS, *CLEAN_KEY[:1]}
     if more:
         raise UserError(f"benchmark.md has no corruption {sorted(more)[0]}: export from a folder "
                         "without it")
     if line.row is None:
         raise UserError(f"{line.heading} was measured elsewhere: benchmark.md takes rows of ours")
-    corrupted = table.dataset in CORRUPTED
+    corrupted = BOARDS[table.dataset].has_corruptions
     domains = [(name, SEVERITY) for name in CORRUPTIONS] if corrupted else [CLEAN_KEY]
     require(line.row, "benchmark.md", domains,
             f"{len(CORRUPTIONS)} corruptions at severity {SEVERITY}" if corrupted else "images",
-            DATASETS[table.dataset][1],
+            BOARDS[table.dataset].num_images,
             f"run it with SEVERITY [{SEVERITY if corrupted else 0}] and all CORRUPTIONS")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from tta_apm.atomic import atomic_write
 from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.errors import UserError, nearest
+from tta_apm.interop.boards import ACCURACIES, BOARDS, LEADERBOARDS, Board, not_accuracies
 from tta_apm.interop.citations import paper_of
 from tta_apm.interop.official import require
 from tta_apm.report import phrases
@@ -35,23 +35,8 @@ ALEXNET = {
     "zoom_blur": 0.79572, "frost": 0.83148, "glass_blur": 0.83080, "impulse_noise": 0.91724,
     "contrast": 0.85432, "jpeg_compression": 0.60680, "elastic_transform": 0.64804,
 }
-TABLE = "unaggregated_results.csv"
 DOMAINS = [(name, severity) for name in ALEXNET for severity in SEVERITIES]
 OURS = "Measured with tta-apm."  # the end of the footnote of each entry of ours
-
-
-@dataclass(frozen=True)
-class Board:
-    """One of its three leaderboards of common corruptions."""
-
-    name: str
-    num_images: int
-    has_mce: bool
-
-
-BOARDS = {"cifar10_c": Board("cifar10", 10_000, False),
-          "cifar100_c": Board("cifar100", 10_000, False),
-          "imagenet_c": Board("imagenet", 5_000, True)}
 
 
 def find_row(rows: Rows, text: str) -> TableRow:
@@ -84,8 +69,8 @@ def write_entry(row: TableRow, name: str, folder: Path, *, additional_data: bool
         raise UserError("--name NameYearWord of letters and digits, such as Modi2024Asynchronous, "
                         "is what RobustBench calls a model")
     board = check(row)
-    inside = folder / board.name / "corruptions"
-    files = inside / f"{name}.json", inside / TABLE
+    inside = folder / board.robustbench / "corruptions"
+    files = inside / f"{name}.json", inside / ACCURACIES
     _keep_others(inside, name, files[1])
     table = _with_line(files[1], name, [accuracy(row, domain) for domain in DOMAINS])
     text = json.dumps(model_info(row, board, additional_data), indent=2)
@@ -97,9 +82,9 @@ def write_entry(row: TableRow, name: str, folder: Path, *, additional_data: bool
 def check(row: TableRow) -> Board:
     """The leaderboard that a row fits. UserError that says what is missing if it fits none."""
     dataset = row.protocol.dataset
-    if dataset not in BOARDS:
+    if dataset not in LEADERBOARDS.values():
         raise UserError(f"RobustBench has no leaderboard for {dataset}: it has them for "
-                        f"{', '.join(BOARDS)}")
+                        f"{', '.join(LEADERBOARDS.values())}")
     board = BOARDS[dataset]
     require(row, "RobustBench", [*DOMAINS, CLEAN_KEY],
             f"{len(DOMAINS)} domains and the clean images", board.num_images,
@@ -121,7 +106,7 @@ def model_info(row: TableRow, board: Board, additional_data: bool) -> dict[str, 
         # What it means for test-time training RobustBench does not say; we give the updates.
         "additional_data": additional_data,
         "number_forward_passes": max(1, hyper_parameters.get("steps", 0)),
-        "dataset": board.name, "venue": venue, "architecture": protocol.backbone,
+        "dataset": board.robustbench, "venue": venue, "architecture": protocol.backbone,
         "eps": None, "clean_acc": _percent(accuracy(row, CLEAN_KEY)), "reported": "",
         "corruptions_acc": _percent(1 - float(np.mean(list(errors.values())))),
         "footnote": f"Adapts at test time: {protocol.method} "
@@ -195,7 +180,7 @@ def _read(file: Path) -> pd.DataFrame:
             [(corruption, int(severity)) for corruption, severity in known.columns])
         return known[DOMAINS]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not an {TABLE} of robustbench: {error}") from error
+        raise not_accuracies(file, error) from error
 
 
 def _percent(fraction: float) -> str:

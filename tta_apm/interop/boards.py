@@ -1,0 +1,53 @@
+"""Boards: what the benchmarks of others call our data sets, and the results that they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tta_apm.errors import UserError
+
+# RobustBench's file of accuracies, a line per model.
+ACCURACIES = "unaggregated_results.csv"
+
+
+@dataclass(frozen=True)
+class Board:
+    """A data set in the benchmarks of others.
+
+    Attributes:
+        online_tta: its heading in online-tta's benchmark.md.
+        num_images: per domain, that both benchmarks are about.
+        robustbench: the folder of its leaderboard; "" if RobustBench has none.
+        logged: its name in the logs of others, if it is not the folder's.
+        has_corruptions: whether its domains are the 15 corruptions.
+        has_mce: whether RobustBench's entry states the mCE.
+    """
+
+    online_tta: str
+    num_images: int
+    robustbench: str = ""
+    logged: str = ""
+    has_corruptions: bool = True
+    has_mce: bool = False
+
+
+BOARDS = {
+    "cifar10_c": Board("CIFAR10-C", 10_000, "cifar10"),
+    "cifar100_c": Board("CIFAR100-C", 10_000, "cifar100"),
+    "imagenet_c": Board("ImageNet-C", 5_000, "imagenet", has_mce=True),
+    "imagenet_r": Board("ImageNet-R", 30_000, has_corruptions=False),
+    "imagenet_sketch": Board("ImageNet-Sketch", 50_889, logged="imagenet_k",
+                             has_corruptions=False),
+}
+# Our data sets, by what the logs of others call them.
+LOGGED = {name: dataset for dataset, board in BOARDS.items()
+          if (name := board.logged or board.robustbench)}
+# By the folders of RobustBench's leaderboards.
+LEADERBOARDS = {board.robustbench: dataset for dataset, board in BOARDS.items()
+                if board.robustbench}
+
+
+def not_accuracies(file: Path, error: Exception) -> UserError:
+    """FILE is not RobustBench's file of accuracies: why."""
+    return UserError(f"{file} is not an {ACCURACIES} of robustbench: {error}")
