@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from scipy import ndimage
+from torch import nn
 
 from small_methods import SMALL
 from tta_apm.backbones.build import build
@@ -75,6 +76,14 @@ def digits_clip(make_clip):
 def digits_resnet():
     return build("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
                  class_names=CLASS_NAMES, templates=(), device=CPU)
+
+
+@pytest.fixture
+def bare(digits_resnet):
+    """A classifier without normalisation layers."""
+    backbone = copy.deepcopy(digits_resnet)
+    backbone.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    return backbone
 
 
 @pytest.fixture

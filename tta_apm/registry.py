@@ -100,7 +100,7 @@ class Registry:
                 return signature
         cls = self.load(name)
         if not inspect.isclass(cls):
-            raise UserError(f"{self.noun} {name!r} is no class: {cls!r}")
+            raise UserError(f"{self.noun} {name!r} is not a class: {cls!r}")
         return inspect_signature(cls)
 
 

@@ -88,7 +88,7 @@ def test_what_a_class_inherits_counts(registry, name, gain, needs, scope, surviv
 @pytest.mark.parametrize("text, told", [
     ("1/0", "ZeroDivisionError: division by zero"), ("def f(:", "SyntaxError: "),
     ("import sys\nsys.exit(3)", "SystemExit: 3"), ("", "AttributeError: "),
-    ("raise GeneratorExit", "GeneratorExit: no message"), ("Mine = 5", "'mine' is no class: 5"),
+    ("raise GeneratorExit", "GeneratorExit: no message"), ("Mine = 5", "'mine' is not a class: 5"),
     ("\xff".encode("latin-1"), "SyntaxError: ")])
 @pytest.mark.parametrize("in_package", [False, True])
 def test_whatever_a_package_of_others_raises_is_a_sentence(

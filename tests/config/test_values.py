@@ -174,8 +174,8 @@ def test_seeds_that_no_generator_takes_are_refused(refused, seeds, told):
     (["METHODS", "[tent,,apm]"], "METHODS: an entry is empty"),
     (["METHODS", "[' ']"], "METHODS: an entry is empty"),
     (["METHODS", "5"], "unknown method '5'"),
-    (["METHODS", "[tent"], "METHODS: '[tent' is no list"),
-    (["METHODS", "[tent] x"], "METHODS: '[tent] x' is no list"),
+    (["METHODS", "[tent"], "METHODS: '[tent' is not a list"),
+    (["METHODS", "[tent] x"], "METHODS: '[tent] x' is not a list"),
     (["PLUGINS", "['']"], "PLUGINS: an entry is empty"),
     (["PLUGINS", ".x"], "PLUGINS: '.x' cannot be imported"),
     (["DEVICE", "cpu:3"], "use auto, cpu, cuda"),
@@ -185,7 +185,7 @@ def test_seeds_that_no_generator_takes_are_refused(refused, seeds, told):
     (["OUTPUT_DIR", "ü" * 128], "has 256 bytes"),
     (["OUTPUT_DIR", "x/" * 2100], "has 4200 bytes"),
     (["OUTPUT_DIR", "a\0b"], "a character of code 0"),
-    (["OUTPUT_DIR", "a\udc80b"], "no UTF-8 text"),
+    (["OUTPUT_DIR", "a\udc80b"], "not UTF-8 text"),
     (["DATA_DIR", "x" * 300], "DATA_DIR: xxx"),
     (["DATA_DIR", ""], "DATA_DIR is empty"),
     (["METHODS", "source source"], "METHODS: 'source source': overrides come as KEY VALUE pairs"),
@@ -243,7 +243,7 @@ TENT: {<<: {LR: 2}, STEPS: 3}
 
 
 @pytest.mark.parametrize("content, told", [
-    ("METHODS: tent".encode("utf-16"), "no UTF-8 text"), (b"DATASET: \xfc", "no UTF-8 text"),
+    ("METHODS: tent".encode("utf-16"), "not UTF-8 text"), (b"DATASET: \xfc", "not UTF-8 text"),
     (b"\xef\xbb\xbfBATCH_SIZE: 7\r\n", ""), (b"BATCH_SIZE: 7\r", "")])
 def test_files_are_utf_8(tmp_path, content, told):
     file = tmp_path / "some.yaml"
@@ -303,8 +303,8 @@ class Mine(Method):
 
 @pytest.mark.parametrize("default, told", [
     ("torch.zeros(3)", "of type Tensor"), ("Path('x')", "of type PosixPath"),
-    ("[1, torch.zeros(1)]", "of type list"), ("float('inf')", "no finite number"),
-    ("(0.1, float('nan'))", "no finite number"), ("{1: 2}", "of type dict")])
+    ("[1, torch.zeros(1)]", "of type list"), ("float('inf')", "not a finite number"),
+    ("(0.1, float('nan'))", "not a finite number"), ("{1: 2}", "of type dict")])
 def test_a_default_that_no_config_can_hold_is_told(write, refused, default, told):
     plugin = write(f"""\
 import torch
@@ -362,4 +362,4 @@ def test_bad_values_answer_at_once_and_without_torch():
               "print(code, 'torch' in sys.modules, time.process_time() - begin < 2)")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True,
                           timeout=60)
-    assert done.stdout == "2 False True\n" and "APM.LR: nan is no finite number" in done.stderr
+    assert done.stdout == "2 False True\n" and "APM.LR: nan is not a finite number" in done.stderr

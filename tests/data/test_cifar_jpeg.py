@@ -165,7 +165,7 @@ def test_what_cannot_be_packed_is_told(official, capsys, change, message):
 
 
 @pytest.mark.parametrize("members, message", [
-    ({"test/cat/0000.jpg": bytes(70_000)}, "test/cat/0000.jpg is no JPEG file of 32×32"),
+    ({"test/cat/0000.jpg": bytes(70_000)}, "test/cat/0000.jpg is not a JPEG file of 32×32"),
     ({"notes.bin": bytes(2 ** 21)}, "unpacks to more than 1048576 bytes"),
     ({f"test/cat/{number:04}.jpg": jpeg(7) for number in range(31)}, "more than 30 images")],
     ids=["member", "archive", "number"])

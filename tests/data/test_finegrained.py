@@ -143,9 +143,9 @@ def test_without_data_a_run_ends_with_what_to_get(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, lost, message", [
-    ("dtd", "split_zhou_DescribableTextures.json", "there is no .*split_zhou_DescribableT.*DTD"),
-    ("fgvc_aircraft", "variants.txt", "there is no .*variants.txt. Get its images"),
-    ("fgvc_aircraft", "images_variant_test.txt", "there is no .*images_variant_test.txt. Get"),
+    ("dtd", "split_zhou_DescribableTextures.json", "file not found: .*split_zhou_Desc.*DTD"),
+    ("fgvc_aircraft", "variants.txt", "file not found: .*variants.txt. Get its images"),
+    ("fgvc_aircraft", "images_variant_test.txt", "file not found: .*images_variant_test.txt. Get"),
     ("flowers102", "jpg/image_07086.jpg", "jpg lacks 1 of 2 test images, such as image_07086.jpg"),
     ("ucf101", "UCF-101-midframes/Archery", "lacks 1 of 2 test images, such as Archery/v_Archer"),
     ("sun397", "SUN397", "SUN397 lacks 2 of 2 test images, such as a/abbey/sun_aqswjs"),
@@ -158,18 +158,18 @@ def test_what_is_missing_is_told(name, lost, message, small, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("", "is no split of DTD"),
-    ("no json", "is no split of DTD"),
-    ("[]", "is no split of DTD"),
-    ('{"train": [], "val": []}', "is no split of DTD .*test"),
-    ('{"train": [], "val": [], "test": [["a.jpg", 0]]}', "is no split of DTD"),
-    ('{"train": [], "val": [], "test": [["a.jpg", "x", "banded"]]}', "is no split of DTD"),
-    ('{"train": [], "val": [], "test": [["a.jpg", 1, "banded"]]}', "is no split of DTD"),
+    ("", "is not a split of DTD"),
+    ("no json", "is not a split of DTD"),
+    ("[]", "is not a split of DTD"),
+    ('{"train": [], "val": []}', "is not a split of DTD .*test"),
+    ('{"train": [], "val": [], "test": [["a.jpg", 0]]}', "is not a split of DTD"),
+    ('{"train": [], "val": [], "test": [["a.jpg", "x", "banded"]]}', "is not a split of DTD"),
+    ('{"train": [], "val": [], "test": [["a.jpg", 1, "banded"]]}', "is not a split of DTD"),
     ('{"train": [["b.jpg", 0, "dotted"]], "val": [], "test": [["a.jpg", 0, "banded"]]}',
      "class 0 is 'dotted' and, at a.jpg, 'banded'"),
     ('{"train": [], "val": [], "test": [["a.jpg", 0, "banded"]]}',
      "lists 1 test images of 1 classes, but DTD has 1692 of 47. Get its images"),
-    (b"\xff\xfe", "is no split of DTD"),
+    (b"\xff\xfe", "is not a split of DTD"),
 ], ids=str)
 def test_a_wrong_split_is_told(content, message, tmp_path):
     file = tmp_path / "dtd" / LAYOUTS["dtd"].split
@@ -184,7 +184,7 @@ def test_a_wrong_split_is_told(content, message, tmp_path):
 def test_a_wrong_list_of_aircraft_is_told(line, tmp_path):
     folder = write_tree(tmp_path, "fgvc_aircraft")
     (folder / "images_variant_test.txt").write_text(line)
-    with pytest.raises(UserError, match="images_variant_test.txt is no split of FGVCAircraft"):
+    with pytest.raises(UserError, match="images_variant_test.txt is not a split of FGVCAircraft"):
         load("fgvc_aircraft", tmp_path)
 
 

@@ -167,7 +167,7 @@ def test_the_papers_defaults(digits_resnet):
         0.5, 0.4, 0.3, 4)
 
 
-def test_bad_values_are_told(digits_resnet, images):
+def test_bad_values_are_told(digits_resnet, images, bare):
     with pytest.raises(UserError, match="plpd 2"):
         Deyo(digits_resnet, plpd=2.0)
     with pytest.raises(UserError, match="patches 1"):
@@ -176,7 +176,5 @@ def test_bad_values_are_told(digits_resnet, images):
         Deyo(digits_resnet)(images[:1])
     with pytest.raises(ValueError, match="cannot be cut into 64 patches per side"):
         Deyo(digits_resnet, patches=64)(images[:4])
-    bare = copy.deepcopy(digits_resnet)
-    bare.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(UserError, match="no normalisation layers before its last stage"):
         Deyo(bare)

@@ -50,9 +50,10 @@ def test_a_student_that_no_memory_holds_is_told_at_once(digits_clip):
 
 
 @pytest.mark.parametrize("overrides, message", [
-    (("LR", "nan"), "LR: nan is no finite number"), (("LR", "-1"), "LR -1.0 must be positive"),
+    (("LR", "nan"), "LR: nan is not a finite number"), (("LR", "-1"), "LR -1.0 must be positive"),
     (("SEED", "-1"), "SEED -1: a seed is 0 to"), (("DEVICE", "cpu:3"), "use auto, cpu, cuda"),
-    (("CROP", ".inf"), "CROP: .inf is no finite"), (("RGB_WEIGHT", "1e999"), "RGB_WEIGHT: inf is"),
+    (("CROP", ".inf"), "CROP: .inf is not a finite"),
+    (("RGB_WEIGHT", "1e999"), "RGB_WEIGHT: inf is"),
     (("STEPS", "010"), "takes a whole number, not '010'"),
     (("HIDDEN", "[10000000,10000000]"), "has 1e+14 weights"), (("OUTPUT_DIR", ""), "is empty"),
     (("CODE", "4000000000000"), "weights, too many"),

@@ -132,12 +132,10 @@ def test_the_papers_defaults(digits_resnet):
         0.4, 0.05, 0.2, 0.9)
 
 
-def test_bad_values_are_told(digits_resnet, images):
+def test_bad_values_are_told(digits_resnet, images, bare):
     with pytest.raises(UserError, match="radius -1"):
         Sar(digits_resnet, radius=-1.0)
     with pytest.raises(ValueError, match="batch of one"):
         Sar(digits_resnet)(images[:1])
-    bare = copy.deepcopy(digits_resnet)
-    bare.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(UserError, match="no normalisation layers before its last stage"):
         Sar(bare)

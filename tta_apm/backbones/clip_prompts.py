@@ -181,8 +181,8 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Con
               if full == name or full.endswith(f".{name}")}
     if len(shapes.get("ctx", ())) != 2:
         found = f"its 'ctx' is {list(shapes['ctx'])}" if "ctx" in shapes else "it lacks 'ctx'"
-        raise UserError(f"{file.path} is no context of {kind}: {found}, and vectors [M,W] that all "
-                        "classes share are taken")
+        raise UserError(f"{file.path} is not a context of {kind}: {found}, and vectors [M,W] that "
+                        "all classes share are taken")
     tower = _text_tower(backbone)
     context = Context(torch.empty(shapes["ctx"][0], tower.token_embedding.embedding_dim),
                       len(backbone.text_features[0]) if meta_net else None,

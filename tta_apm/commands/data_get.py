@@ -49,5 +49,5 @@ def _agreed() -> bool:
     try:
         return input("Download? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
-        raise UserError("this is no terminal, so nobody can be asked: pass --yes to download "
+        raise UserError("this is not a terminal, so nobody can be asked: pass --yes to download "
                         "without asking") from None

@@ -78,7 +78,7 @@ def read(file: Path) -> dict[str, Written]:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no UTF-8 text: save it as UTF-8") from error
+        raise UserError(f"{file} is not UTF-8 text: save it as UTF-8") from error
     return parse(text, str(file))
 
 

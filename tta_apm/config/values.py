@@ -64,7 +64,7 @@ class Word(Scalar):
             return None
         closing = next((index for index, _, depth in _signs(self.text) if depth == 0), None)
         if closing != len(self.text) - 1:
-            raise UserError(f"{shortened(self.text)!r} is no list: its first bracket does not "
+            raise UserError(f"{shortened(self.text)!r} is not a list: its first bracket does not "
                             "close at its end")
         words = [word.strip() for word in split(self.text[1:-1], ",")]
         return [word_of(text) for text in (words[:-1] if words[-1] == "" else words)]
@@ -170,7 +170,7 @@ def _scalar(value: Scalar, wanted: Type, where: str) -> Any:
     if wanted.scalar is int:
         return _whole(value.text, where) if _INT.fullmatch(value.text) else None
     if value.text.lower().strip("+-.") in ("inf", "infinity", "nan"):
-        raise UserError(f"{where}: {value.text} is no finite number")
+        raise UserError(f"{where}: {value.text} is not a finite number")
     return check_finite(float(value.text), where) if _FLOAT.fullmatch(value.text) else None
 
 
@@ -187,7 +187,7 @@ def _text(text: str, wanted: Type, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {ascii(shortened(text))} is no UTF-8 text") from error
+        raise UserError(f"{where}: {ascii(shortened(text))} is not UTF-8 text") from error
     return _path(text, where) if wanted.is_path else text
 
 
@@ -231,7 +231,7 @@ def check_finite(value: Any, where: str) -> Any:
     """`value`, if no number in it is infinite or NaN: a record could not hold it."""
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, float) and not math.isfinite(item):
-            raise UserError(f"{where}: {item} is no finite number")
+            raise UserError(f"{where}: {item} is not a finite number")
     return value
 
 

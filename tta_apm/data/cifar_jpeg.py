@@ -103,7 +103,7 @@ def _members(file: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 continue
             content = tar.extractfile(member)
             if content is None or member.size > MAX_MEMBER:
-                raise UserError(f"{file}: {member.name} is no JPEG file of 32×32; {ADVICE}")
+                raise UserError(f"{file}: {member.name} is not a JPEG file of 32×32; {ADVICE}")
             yield path, content.read()
 
 

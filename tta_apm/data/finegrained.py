@@ -85,9 +85,9 @@ def load(name: str, *, data_dir: str, frost_dir: str | None) -> ImageFiles:
     try:
         split = read_split(file) if file.suffix == ".json" else read_variants(file)
     except FileNotFoundError as error:
-        raise UserError(f"there is no {error.filename}. {layout.advice}") from error
+        raise UserError(f"file not found: {error.filename}. {layout.advice}") from error
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{file} is no split of {layout.title} ({error!r}). {layout.advice}") \
+        raise UserError(f"{file} is not a split of {layout.title} ({error!r}). {layout.advice}") \
             from error
     found = len(split.class_names), len(split.files)
     if found != (layout.num_classes, layout.num_images):

@@ -67,7 +67,7 @@ def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
     """A ViT of timm at the config's image size, its position embedding resampled to that."""
     net, label, spec = _timm_net(name, cfg)
     if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
-        raise UserError("it is no ViT of timm: it has no grid of tokens")
+        raise UserError("it is not a ViT of timm: it has no grid of tokens")
     net = net.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1)
                  for values in (spec.mean, spec.std))
@@ -104,7 +104,7 @@ def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, InputSpec]:
             raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
         net, label = timm_pretrained(name, file, img_size=cfg.image_size)
     except TypeError as error:  # only networks with a position embedding have an image size
-        raise UserError("it is no ViT of timm: it takes no img_size") from error
+        raise UserError("it is not a ViT of timm: it takes no img_size") from error
     if file is not None:
         return net, label, timm_inputs(name, file, InputKeys(cfg.image_size), section="")
     return net, label, _input_spec(net, cfg)
