@@ -60,9 +60,10 @@ class Roid(Method):
     scope = "stream"
     survives = "weights, optimiser and mean prediction"
 
+    # The temperature is a third, as a literal: so the signature is read without importing torch.
     def __init__(self, backbone: Classifier, *, lr: float = 1e-3, optimizer: str = "adam",
-                 temperature: float = 1 / 3, momentum: float = 0.9, ensembling: float = 0.01,
-                 prior: str = "probabilities", seed: int = 42) -> None:
+                 temperature: float = 0.3333333333333333, momentum: float = 0.9,
+                 ensembling: float = 0.01, prior: str = "probabilities", seed: int = 42) -> None:
         super().__init__()
         at_least(0, "roid", lr=lr)
         positive("roid", temperature=temperature)
