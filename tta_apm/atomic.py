@@ -101,8 +101,25 @@ def machine() -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def is_alive(pid: int) -> bool:
-    """Whether process `pid` runs on this machine; True where the system does not tell."""
+def started(pid: int) -> str:
+    """When process `pid` of this machine began, in the system's ticks, which tells it from others
+    that have had its number; "" where the system does not tell."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        after_name = text.rpartition(")")[2]
+        return after_name.split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_alive(pid: int, since: str = "") -> bool:
+    """Whether process `pid` runs on this machine; True where the system does not tell.
+
+    Args:
+        since: as `started` told it, to be sure that it is the same process.
+    """
+    if since and started(pid) not in (since, ""):
+        return False
     if os.name == "nt":  # os.kill would end it
         return True
     try:

@@ -22,7 +22,7 @@ OK = 0
 FAILED_CELLS = 1  # some cells failed, the others are recorded
 INCOMPLETE = 1  # something that was named is not in order, was skipped or declined
 BAD_INPUT = 2  # argparse's own code, too
-INTERRUPTED = 130
+INTERRUPTED = 130  # by Ctrl-C; by another signal, 128 and its number
 
 
 class Command(NamedTuple):
@@ -62,14 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. SystemExit of argparse: help, usage errors."""
     # timm's import uses what newer torch deprecates: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
-    with Interrupts(INTERRUPTED) as interrupts:
+    with Interrupts() as interrupts:
         try:
             protect_output()
-            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+            code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+            return interrupts.exit_code if code == INTERRUPTED else code
         except KeyboardInterrupt:
             pass
         except Exception as error:
-            if not interrupts.came:  # else it is of code that takes an interrupt for something else
+            if not interrupts.number:  # else it is of code that takes a signal for something else
                 sentence = (str(error) if isinstance(error, UserError)
                             else beyond_the_machine(error))
                 if sentence is None:
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return BAD_INPUT
         print("\nStopped: what is whole is kept; the same command goes on from there.",
               file=sys.stderr)
-        return INTERRUPTED
+        return interrupts.exit_code
 
 
 def main_of_process() -> int:

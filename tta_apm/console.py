@@ -14,6 +14,9 @@ from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
 
+# What schedulers send before they take the machine back; Windows has only the first.
+SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2")
+                   if hasattr(signal, name))
 # A terminal and a shell may both pass on one Ctrl-C.
 SAME_SECONDS = 0.5
 LATER_SECONDS = 0.05
@@ -72,41 +75,51 @@ class _Tolerant(io.RawIOBase):
 
 
 class Interrupts:
-    """Ctrl-C while a command runs: the first one raises KeyboardInterrupt, a second one ends the
-    process where it stands. Left as it is in other threads, and where it is ignored.
+    """Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2, which schedulers send, while a command runs: the first
+    one raises KeyboardInterrupt, a later one ends the process where it stands. In other threads,
+    and where they are ignored, they are left as they are.
 
     Args:
-        exit_code: of a process that a second one ends.
+        rule: whether to handle the schedulers' signals even where somebody else does.
 
     Attributes:
-        came: whether there was one; what is raised afterwards, by whatever code, comes from it.
+        number: of the signal that came first; 0 if none did. What is raised afterwards, by
+            whatever code, comes from it.
     """
 
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
-        self.came = False
+    def __init__(self, *, rule: bool = False) -> None:
+        self.rule = rule
+        self.number = 0
         self._since = 0.0
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """Of a process that such a signal ends: 128 and the signal's number, as shells have it."""
+        return 128 + (self.number or signal.SIGINT)
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread() \
-                and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, *SCHEDULERS):
+                handler = signal.getsignal(number)
+                if handler is (signal.default_int_handler if number == signal.SIGINT
+                               else signal.SIG_DFL) or self.rule and number in SCHEDULERS:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if _loads_an_extension(frame):  # which may end the process (SIGABRT): a moment later
-            again = threading.Timer(LATER_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+            again = threading.Timer(LATER_SECONDS, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
             return
         now = time.monotonic()
-        if not self.came:
-            self.came, self._since = True, now
+        if not self.number:
+            self.number, self._since = number, now
             raise KeyboardInterrupt
         if now - self._since > SAME_SECONDS:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Lock: one process at a time writes to a folder. Imports no torch.
+"""Lock: one process at a time writes to a folder, for long or for a moment. Imports no torch.
 
 The lock file says who holds it and for what work. The system releases the lock when the holder
 ends, however it ends. Where the file system has no locks, the file itself is the lock: its holder
@@ -25,11 +25,13 @@ from tta_apm.errors import UserError, writing
 
 NAME = ".lock"
 POLL_SECONDS = 0.5
+MOMENT_SECONDS = 0.005  # between looks at a lock that is held for a moment
 TOUCH_SECONDS = 5.0
 STALE_SECONDS = 60.0  # without a touch: its holder is no more
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+# Of a folder that this process cannot write to.
+READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
@@ -62,22 +64,32 @@ def locked(folder: Path, work: str) -> Iterator[None]:
                     folder.rmdir()
 
 
-def find_holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds the lock of `folder` now: host, pid, since; None if nobody does."""
-    of_system, of_file = folder / NAME, folder / f"{NAME}-held"
-    if of_file.exists():
-        return None if _FileLock(of_file)._is_stale() else _read(of_file)
+@contextmanager
+def briefly_locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made, for a moment; others are waited for.
+
+    Raises:
+        OSError: if nobody can write there.
+    """
+    about = {"host": platform.node(), "machine": machine(), "pid": os.getpid()}
+    lock: _SystemLock | _FileLock = _SystemLock(folder / NAME)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if lock.take(about):
+                break
+        except FileNotFoundError:  # the folder was empty, and has just been removed
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
+                raise
+            lock = _FileLock(folder / f"{NAME}-held")
+            continue
+        time.sleep(MOMENT_SECONDS)
     try:
-        descriptor = os.open(of_system, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        _lock(descriptor)
-    except OSError:
-        return _read(of_system)
+        yield
     finally:
-        os.close(descriptor)  # releases it, too
-    return None
+        lock.release()
 
 
 def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | None:
@@ -85,7 +97,7 @@ def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | N
     try:
         return _wait(folder, about)
     except OSError as error:
-        if error.errno in _READ_ONLY and not (folder / NAME).exists():
+        if error.errno in READ_ONLY and not (folder / NAME).exists():
             return None
         with writing(f"to {folder}", "choose a folder of yours"):
             raise

@@ -58,7 +58,7 @@ def test_done_failed_and_missing_cells_are_counted_and_named(sweep, capsys):
     assert "FAILED reset_each_domain-shuffled/raises/fog-5-seed42: KeyError: 'of a str" in told
     found = json.loads(status(folder, capsys, "--json"))
     assert found["missing"] == ["reset_each_domain-shuffled/source/fog-5-seed42"]
-    assert found["running"] is found["seconds_left"] is None and len(found["failed"]) == 2
+    assert found["running"] == [] and found["seconds_left"] is None and len(found["failed"]) == 2
 
 
 def test_a_failure_is_forgotten_once_its_cell_is_there(sweep, capsys):
@@ -78,8 +78,10 @@ def test_cells_of_another_config_are_missing(sweep, capsys):
 HOLDS = """
     import sys, time
     from pathlib import Path
-    from tta_apm.lock import locked
-    with locked(Path(sys.argv[1]), "work"):
+    from tta_apm.bench.claims import Claims
+    with Claims(Path(sys.argv[1]), "work") as claims:
+        units = [("one/fog", "one/snow")]
+        claims.take(units, units)
         print("held", flush=True)
         time.sleep(60)
 """
@@ -92,10 +94,12 @@ def test_who_is_at_work_is_told_until_they_end(sweep, tmp_path, capsys):
                               stdout=subprocess.PIPE)
     assert holder.stdout.readline() == "held\n"
     try:
-        assert find_status(folder).running["pid"] == holder.pid
+        (running,) = find_status(folder).running
+        assert running["pid"] == holder.pid and running["cells"] == ["one/fog", "one/snow"]
         assert f"(process {holder.pid}) since 2" in status(folder, capsys)
+        assert ": one/fog and 1 more, since 2" in status(folder, capsys)
         next(folder.rglob("fog*.json")).unlink()
-        time.sleep(1.1)  # times of locks are whole seconds
+        time.sleep(1.1)  # its times are whole seconds
         next(folder.rglob("contrast*.json")).touch()
         found = find_status(folder)
         assert found.cells_per_minute > 0 and found.seconds_left > 0
@@ -103,7 +107,7 @@ def test_who_is_at_work_is_told_until_they_end(sweep, tmp_path, capsys):
     finally:
         holder.kill()
         holder.wait()
-    assert find_status(folder).running is None
+    assert find_status(folder).running == []
 
 
 def test_a_folder_without_a_sweep_is_one_sentence(tmp_path, capsys):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tta_apm import cli
+from tta_apm.bench.job import find_dataset
 from tta_apm.bench.records import load_predictions, load_record
-from tta_apm.commands.run import find_dataset
 from tta_apm.registry import METHODS
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training

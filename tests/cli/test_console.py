@@ -173,13 +173,15 @@ def test_progress_in_a_log_is_lines_some_seconds_apart(monkeypatch, capsys):
 
 
 def test_four_equal_commands_at_once_lose_and_double_nothing(tmp_path):
-    """One works, the others wait, find all done and show the same table."""
+    """They share the work, wait for one another and show the same table."""
     words = command(*SWEEP, "OUTPUT_DIR", tmp_path / "results")
     processes = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE) for _ in range(4)]
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
-    assert sum("of 4 cells to run" in out for out, _ in said) == 1
+    ran = [line.split("  error ")[0] for out, _ in said for line in out.splitlines()
+           if "  error " in line]
+    assert len(ran) == len(set(ran)) == 4, ran
     assert all("scaled" in out and "Traceback" not in error for out, error in said)
     assert is_whole(tmp_path / "results")
 
@@ -188,7 +190,7 @@ def test_another_config_on_a_folder_at_work_is_refused(tmp_path):
     words = ["OUTPUT_DIR", tmp_path / "results", *SETTINGS]
     first = subprocess.Popen(command(*words, 500), cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        while not (tmp_path / "results/.lock").exists():
+        while not (tmp_path / "results/.workers").exists():
             assert first.poll() is None
             time.sleep(0.05)
         done = shell('exec "$@"', *words, 500, "SEEDS", "[7]")

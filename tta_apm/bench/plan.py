@@ -46,6 +46,11 @@ class Cell:
         """Its files below the results folder, without ending."""
         return folder / "cells" / self.name
 
+    def record_file(self, folder: Path) -> Path:
+        """Its record below the results folder."""
+        path = self.path(folder)
+        return path.with_name(path.name + ".json")
+
 
 def file_name(text: str) -> str:
     """A name for files of `text`: other texts have others, even where case does not count."""
@@ -118,7 +123,7 @@ def missing(cells: Sequence[Cell], folder: Path, *, redo: bool = False,
     absent: list[Cell] = []
     other: list[tuple[Cell, Record]] = []  # made of something else
     whole: list[tuple[Cell, Record]] = []
-    paths = [cell.path(folder).with_name(cell.path(folder).name + ".json") for cell in cells]
+    paths = [cell.record_file(folder) for cell in cells]
     records = _load(folder, may_be_damaged=set(paths) if redo else set())
     for cell, path in zip(cells, paths):
         record = records.get(path)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tta_apm.bench.evaluate import Evaluation
 from tta_apm.bench.plan import Cell
+from tta_apm.bench.records import Predictions
 from tta_apm.config import Row
 from tta_apm.data.dataset import Domain
 from tta_apm.progress import bar
+
+if TYPE_CHECKING:
+    from tta_apm.bench.evaluate import Evaluation
 
 
 class Progress:
@@ -21,6 +25,7 @@ class Progress:
         self.settled = 0  # images of which all is known
         self.shown = 0  # of images
         self.seen = self.correct = 0
+        self.waits = False
 
     def __enter__(self) -> Progress:
         return self
@@ -42,6 +47,13 @@ class Progress:
         self.bar.set_postfix_str(f"error {1 - self.correct / self.seen:.1%}", refresh=False)
         self._show(self.shown + images)
 
+    def wait(self, num_cells: int) -> None:
+        """Other processes run what is left, so many cells."""
+        if not self.waits:
+            print(f"{num_cells} cells are being run by other processes: waiting for them",
+                  file=sys.stderr, flush=True)
+        self.waits = True
+
     def settle(self, images: int) -> None:
         """So many more images are done with: recorded or failed."""
         self.settled += images
@@ -55,20 +67,23 @@ class Progress:
         self.shown = images
 
     def finish(self, cell: Cell, evaluation: Evaluation) -> None:
-        correct = evaluation.predictions.correct()
-        line = f"{_label(cell)}  error {1 - correct.mean():6.1%}"
-        teacher = evaluation.predictions.teacher_correct()
-        if teacher is not None:
-            line += f"  teacher {1 - teacher.mean():6.1%}"
-        self._write(f"{line}  {1000 * evaluation.seconds / len(correct):8.2f} ms/image")
+        self._write(line_of(cell, evaluation.predictions, evaluation.seconds))
 
     def fail(self, cell: Cell, why: str) -> None:
-        self._write(f"{_label(cell)}  FAILED: {why}")
+        self._write(f"{line_of(cell)}  FAILED: {why}")
 
     def _write(self, line: str) -> None:
         self.bar.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 
-def _label(cell: Cell) -> str:
-    return f"{cell.row.text:<16} {str(cell.domain):<20} seed {cell.seed:<4}"
+def line_of(cell: Cell, predictions: Predictions | None = None, seconds: float = 0.0) -> str:
+    """A cell in a line, with what came of it."""
+    line = f"{cell.row.text:<16} {str(cell.domain):<20} seed {cell.seed:<4}"
+    if predictions is None:
+        return line
+    correct, teacher = predictions.correct(), predictions.teacher_correct()
+    line += f"  error {1 - correct.mean():6.1%}"
+    if teacher is not None:
+        line += f"  teacher {1 - teacher.mean():6.1%}"
+    return f"{line}  {1000 * seconds / len(correct):8.2f} ms/image"

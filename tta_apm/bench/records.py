@@ -25,6 +25,10 @@ from tta_apm.errors import UserError, corrupt, reason
 MOST_UNPACKED = 1 << 28
 
 
+# Fields that records of earlier versions have not.
+LATER = frozenset({"identity", "preprocessing", "did", "crowded"})
+
+
 @dataclass(frozen=True)
 class Record:
     """One cell, flat. Error and accuracy are not stored: they follow from the predictions."""
@@ -65,6 +69,8 @@ class Record:
     identity: dict[str, Any] = field(default_factory=dict)
     # What the method did, over all images: see deeds.DEEDS. Empty in older records.
     did: dict[str, float] = field(default_factory=dict)
+    # Whether other processes ran cells on the same device or cores, so that the seconds say little.
+    crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,8 +179,7 @@ def load_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}
-        newer = {"identity", "preprocessing", "did"}
-        if not isinstance(content, dict) or known - set(content) - newer or set(content) - known:
+        if not isinstance(content, dict) or known - set(content) - LATER or set(content) - known:
             raise ValueError("it has not the fields of a record")
         record = Record(**content)
         _check_fields(record)
@@ -188,7 +193,7 @@ def _check_fields(record: Record) -> None:
     """ValueError that names the field whose value no run leaves."""
     for name, kinds in _KINDS.items():
         value = getattr(record, name)
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        if not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
             raise ValueError(f"{name} is {type(value).__name__}")
         if isinstance(value, (int, float)) and not 0 <= value < 1 << 63:  # nor is NaN
             raise ValueError(f"{name} is out of range")
@@ -203,7 +208,7 @@ def _check_fields(record: Record) -> None:
 
 # The types of a record's fields, as JSON gives them.
 _NUMBER = (int, float)
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": _NUMBER,
+_TYPES: dict[str, Any] = {"str": str, "bool": bool, "int": int, "float": _NUMBER,
                           "float | None": (*_NUMBER, type(None))}
 _KINDS: dict[str, Any] = {field.name: _TYPES.get(str(field.type), dict)
                           for field in fields(Record)}

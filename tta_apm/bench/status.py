@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tta_apm import config
-from tta_apm.atomic import atomic_write
+from tta_apm.bench.claims import find_workers
+from tta_apm.bench.failures import read_failures
 from tta_apm.bench.plan import Cell, missing, plan
 from tta_apm.errors import UserError
-from tta_apm.lock import find_holder
-
-# Cells that failed in the last run, with the reasons; in the folder of the results.
-FAILURES = "failures.json"
 
 
 @dataclass(frozen=True)
@@ -28,8 +24,10 @@ class Status:
         done: names of the cells that are recorded.
         failed: of those that failed in the last run, with the reasons.
         missing: of all others.
-        running: who is at work there, and since when: host, pid, since; None for nobody.
-        cells_per_minute: recorded since then, None where nobody is at work or none is recorded.
+        running: who is at work there: host, pid, device, the cells that each has claimed, and since
+            when it does what.
+        cells_per_minute: recorded since the first of them began, None where nobody is at work or
+            none is recorded.
         seconds_left: at this rate, for the missing cells.
     """
 
@@ -38,7 +36,7 @@ class Status:
     done: list[str]
     failed: dict[str, str]
     missing: list[str]
-    running: dict[str, Any] | None
+    running: list[dict[str, Any]]
     cells_per_minute: float | None
     seconds_left: float | None
 
@@ -57,8 +55,12 @@ def find_status(folder: Path) -> Status:
     failures = read_failures(folder)
     failed = {name: reason for name, reason in failures.items() if name in absent}
     left = [cell.name for cell in cells if cell.name in absent and cell.name not in failed]
-    running = find_holder(folder)
-    rate = None if running is None else _rate(cells, absent, folder, running["since"])
+    workers = find_workers(folder)
+    since = min((worker.since for worker in workers), default=None)
+    rate = None if since is None else _rate(cells, absent, folder, since)
+    running = [{"host": worker.host, "pid": worker.pid, "device": worker.device,
+                "since": worker.since, "cells": worker.cells, "cells_since": worker.taken}
+               for worker in workers if worker.runs]
     return Status(str(folder), len(cells), [cell.name for cell in cells if cell.name not in absent],
                   failed, left, running, rate, 60 * len(left) / rate if rate else None)
 
@@ -66,31 +68,9 @@ def find_status(folder: Path) -> Status:
 def _rate(cells: list[Cell], absent: set[str], folder: Path, since: str) -> float | None:
     """Cells per minute that were recorded since a time."""
     start = time.mktime(time.strptime(since, "%Y-%m-%d %H:%M:%S"))
-    times = [_record(cell, folder).stat().st_mtime for cell in cells if cell.name not in absent]
+    times = [cell.record_file(folder).stat().st_mtime for cell in cells
+             if cell.name not in absent]
     recent = [moment for moment in times if moment >= start]
     # Up to the last one: what is under way counts for nothing yet.
     minutes = (max(recent, default=start) - start) / 60
     return len(recent) / minutes if minutes > 0 else None
-
-
-def _record(cell: Cell, folder: Path) -> Path:
-    path = cell.path(folder)
-    return path.with_name(path.name + ".json")
-
-
-def read_failures(folder: Path) -> dict[str, str]:
-    """Why cells failed in the last run, by name; empty where none did."""
-    try:
-        content = json.loads((folder / FAILURES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(reason) for name, reason in content.items()} \
-        if isinstance(content, dict) else {}
-
-
-def write_failures(folder: Path, reasons: dict[str, str]) -> None:
-    """Note why cells failed; for no reasons the note of the run before is removed."""
-    if reasons:
-        atomic_write(folder / FAILURES, json.dumps(reasons, indent=1).encode())
-    else:
-        (folder / FAILURES).unlink(missing_ok=True)

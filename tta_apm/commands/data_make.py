@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from tta_apm.cli import OK
-from tta_apm.commands import data_options, options as shared
+from tta_apm.commands import data_options
+from tta_apm.commands import options as shared
 
 EXAMPLES = """\
 examples:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tta_apm.cli import OK
-from tta_apm.commands import field_options, options as shared
+from tta_apm.commands import field_options
+from tta_apm.commands import options as shared
 from tta_apm.errors import writing
 
 if TYPE_CHECKING:

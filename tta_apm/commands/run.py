@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +12,21 @@ from tta_apm import __version__
 from tta_apm.cli import FAILED_CELLS, INTERRUPTED, OK, overview
 from tta_apm.commands import options as shared
 from tta_apm.commands.table import show_tables
-from tta_apm.errors import UserError, writing
+from tta_apm.errors import UserError, at_least
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
+    from tta_apm.bench.claims import Claims
+    from tta_apm.bench.job import Job
+    from tta_apm.bench.launch.launcher import Launcher
     from tta_apm.bench.plan import Cell
-    from tta_apm.data.dataset import DataSet
 
 EXAMPLES = """\
 examples:
   tta-apm --cfg cfgs/digits_c/all.yaml             all methods side by side, to a table
   tta-apm --cfg cfgs/digits_c/apm.yaml SEVERITY [1,2,3,4,5] APM.STEPS 30
+  tta-apm --cfg cfgs/imagenet_c/all.yaml --workers 4          a GPU for each of four processes
   tta-apm table results/digits_c                   the tables again, from the files
   tta-apm COMMAND --help                           what a command takes
 """
@@ -34,7 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = shared.make_parser(
         "", "Run test-time adaptation methods over a benchmark and print their table. What is "
-        "recorded already is not run again.", f"{overview()}\n\n{EXAMPLES}")
+        "recorded already is not run again; identical commands on one folder share the work.",
+        f"{overview()}\n\n{EXAMPLES}")
     shared.add_config(parser, "configs/", "SEVERITY 3 APM.STEPS 30")
     parser.add_argument("--corrupt", action="store_true",
                         help="CORRUPT true: make the corruptions on the fly from clean images")
@@ -42,6 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
                         help="list what would run and what is there, and stop")
     parser.add_argument("--redo", action="store_true",
                         help="replace cells that were made under another config or other code")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes that share the work (default: this one)")
+    parser.add_argument("--launcher", metavar="NAME",
+                        help="who starts them: local (the default), ray or slurm; see LAUNCH")
+    parser.add_argument("--address", metavar="HOST:PORT",
+                        help="of a Ray cluster that is there, or auto")
     parser.add_argument("--version", action="version", version=f"tta-apm {__version__}")
     return parser
 
@@ -50,99 +59,124 @@ def run(options: argparse.Namespace) -> int:
     """Run what is missing in OUTPUT_DIR and print the tables."""
     from tta_apm import config
     from tta_apm.atomic import require_path
-    from tta_apm.lock import locked
+    from tta_apm.bench.claims import Claims
+    from tta_apm.bench.job import Job, has_records, shared_work
 
     cfg = config.load(options.cfg,
                       [*options.overrides, *(["CORRUPT", "true"] if options.corrupt else [])])
     folder = Path(cfg.OUTPUT_DIR)
     require_path(folder / "cells", "OUTPUT_DIR")
-    with nullcontext() if options.dry_run else locked(folder, cfg.dump()):
-        return _run_alone(options, cfg, folder)
-
-
-def _run_alone(options: argparse.Namespace, cfg: CfgNode, folder: Path) -> int:
-    """As `run`, with no other process at work in `folder`."""
-    from tta_apm.bench.identity import Images
-    from tta_apm.bench.plan import missing, plan
-    from tta_apm.bench.records import find_records, remove_cell
-
-    # A list of what would run needs no images where there is nothing to compare them with.
-    needs_images = not options.dry_run or any(find_records(folder / "cells"))
-    dataset, reason = find_dataset(cfg) if needs_images else (None, None)
-    cells = plan(cfg, dataset)
-    images = None if dataset is None else Images(dataset, cfg.NUM_IMAGES, cfg.TEMPLATES)
-    todo = missing(cells, folder, redo=options.redo, images=images)
+    launcher = _launcher(options, cfg)
     if options.dry_run:
-        return _list(cells, todo, folder)
+        # A list of what would run needs no images where there is nothing to compare them with.
+        job = Job(cfg, redo=options.redo, needs_images=has_records(folder))
+        return _list(job, job.missing(), launcher, _command(options))
+    with Claims(folder, shared_work(cfg), runs=launcher is None) as claims:
+        return _run(options, Job(cfg, redo=options.redo), claims, launcher)
+
+
+def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launcher | None) -> int:
+    """As `run`, with no process of other work in the folder."""
+    cfg, folder = job.cfg, job.folder
+    todo = job.missing()
     if cfg.PAPER.TABLE:  # a wrong name is told before hours of work
         from tta_apm.report.ablations import Paper, paper_rows
         paper_rows(Paper(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS))
     # Before torch is imported and before anything is written: the likeliest thing to be missing.
-    if reason and todo:
-        raise reason
-    if reason:
-        print(f"The images were not looked at: {reason}", file=sys.stderr)
+    if todo:
+        job.require_images()
+    elif job.reason:
+        print(f"The images were not looked at: {job.reason}", file=sys.stderr)
     try:
-        _save_config(cfg.dump(), folder)
+        job.save_config()
     except UserError:
         if todo:
             raise  # else a folder that can only be read is shown all the same
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     if todo:
-        assert dataset is not None  # else the reason was raised
+        print(f"{len(todo)} of {len(job.cells)} cells to run, results in {folder}", flush=True)
         try:
-            failed = _sweep(cfg, cells, todo, folder, dataset)
+            failed = _launch(launcher, job, todo) if launcher else job.run(todo, claims)
         except KeyboardInterrupt:
-            left = len(missing(cells, folder, redo=options.redo, images=images))
-            print(f"\nStopped: {len(cells) - left} of {len(cells)} cells are done and kept in "
-                  f"{folder}; the same command goes on from there.", file=sys.stderr)
+            left = len(job.missing())
+            print(f"\nStopped: {len(job.cells) - left} of {len(job.cells)} cells are done and kept "
+                  f"in {folder}; {_how_to_go_on(launcher)}", file=sys.stderr)
             return INTERRUPTED
-    if options.redo:  # what could not be made again is no result of this config
-        for cell in cells:
-            if cell.name in failed:
-                remove_cell(cell.path(folder))
-    if len(failed) < len(cells):  # else there may be nothing to make a table of
+    if len(failed) < len(job.cells):  # else there may be nothing to make a table of
         show_tables(folder)
     if failed:
-        print(f"{len(failed)} of {len(cells)} cells FAILED and are missing in the table: "
+        print(f"{len(failed)} of {len(job.cells)} cells FAILED and are missing in the table: "
               f"{', '.join(failed)}. The same command tries them again.", file=sys.stderr)
         return FAILED_CELLS
     return OK
 
 
-def _list(cells: Sequence[Cell], todo: Sequence[Cell], folder: Path) -> int:
+def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell]) -> dict[str, str]:
+    """Have workers run cells, and show what they do; returns those that failed."""
+    from tta_apm.bench.launch.follow import follow
+
+    is_over = False
+    try:
+        print(launcher.start(launcher.orders(redo=job.redo)), flush=True)
+        failed = follow(job, todo, launcher)
+        is_over = True
+    except UserError:
+        is_over = True
+        raise
+    finally:
+        if is_over or not launcher.goes_on:
+            launcher.stop()
+    return failed
+
+
+def _how_to_go_on(launcher: Launcher | None) -> str:
+    if launcher and launcher.goes_on:
+        return ("the workers go on; `tta-apm status` says how far they are, and the same command "
+                "shows the rest")
+    return "the same command goes on from there."
+
+
+def _launcher(options: argparse.Namespace, cfg: CfgNode) -> Launcher | None:
+    """What starts the workers that were asked for; None for this process alone."""
+    if options.workers is not None:
+        at_least(1, "", **{"--workers": options.workers})
+    if options.launcher is None and options.workers in (None, 1):
+        if options.address:
+            raise UserError("--address is for --launcher ray")
+        return None
+    from tta_apm.bench.launch.launcher import LAUNCHERS
+
+    name = options.launcher or "local"
+    make = LAUNCHERS.load(name)
+    if options.address and not make.takes_address:
+        raise UserError(f"--address is for --launcher ray, not for {name}")
+    if options.workers is None:
+        raise UserError(f"--launcher {name}: say how many workers, e.g. --workers 4")
+    launcher: Launcher = make(cfg, options.workers, options.address or "")
+    return launcher
+
+
+def _list(job: Job, todo: Sequence[Cell], launcher: Launcher | None, command: Sequence[str]
+          ) -> int:
     absent = {cell.name for cell in todo}
-    for cell in cells:
+    for cell in job.cells:
         print(f"{'would run' if cell.name in absent else 'is there '}  {cell.name}")
-    print(f"{len(cells)} cells in {folder}: {len(cells) - len(todo)} are there, "
+    print(f"{len(job.cells)} cells in {job.folder}: {len(job.cells) - len(todo)} are there, "
           f"{len(todo)} would run")
+    if launcher:
+        units = job.units(todo)
+        print(f"\n{len(units)} units for {launcher.num_workers} workers; a unit is not cut: "
+              f"{sum(len(names) == 1 for _, names in units)} of one cell each")
+        for who, names in units:
+            if len(names) > 1:
+                print(f"  {who}: {len(names)} cells, {names[0]} ...")
+        if script := launcher.describe(command):
+            print(f"\n{script}")
     return OK
 
 
-def find_dataset(cfg: CfgNode) -> tuple[DataSet | None, UserError | None]:
-    """The data set, or why it is not here: what is recorded can be shown without it."""
-    from tta_apm.data.load import load_dataset
-    from tta_apm.data.streams import domains
-
-    try:
-        return load_dataset(cfg.DATASET, data_dir=cfg.DATA_DIR, frost_dir=cfg.FROST_DIR,
-                            corrupt=cfg.CORRUPT, constants=cfg.CORRUPTION_CONSTANTS,
-                            domains=domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)), None
-    except UserError as error:
-        return None, error
-
-
-def _sweep(cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell], folder: Path,
-           dataset: DataSet) -> list[str]:
-    from tta_apm.bench.sweep import Sweep
-
-    print(f"{len(todo)} of {len(cells)} cells to run, results in {folder}", flush=True)
-    return Sweep(cfg, cells, todo, folder, dataset).run()
-
-
-def _save_config(text: str, folder: Path) -> None:
-    from tta_apm.atomic import atomic_path
-
-    with writing(f"to OUTPUT_DIR {folder}", "set OUTPUT_DIR to a folder of yours"), \
-            atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_bytes(text.encode())
+def _command(options: argparse.Namespace) -> list[str]:
+    """The words of a command line that does the work of one worker."""
+    flags = [flag for flag, is_set in (("--corrupt", options.corrupt), ("--redo", options.redo))
+             if is_set]
+    return ["tta-apm", "--cfg", options.cfg, *flags, *options.overrides]

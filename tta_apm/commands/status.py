@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tta_apm.cli import OK
 from tta_apm.commands import options as shared
@@ -38,15 +38,22 @@ def lines(status: Status) -> list[str]:
     """What a reader is told."""
     told = [f"{status.folder}: {len(status.done)} of {status.num_cells} cells done, "
             f"{len(status.failed)} failed, {len(status.missing)} missing"]
-    if status.running:
-        line = (f"running on {status.running['host']} (process {status.running['pid']}) since "
-                f"{status.running['since']}")
-        if status.cells_per_minute and status.seconds_left is not None:
-            minutes, seconds = divmod(round(status.seconds_left), 60)
-            line += (f": {status.cells_per_minute:.3g} cells a minute, about "
-                     f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
-        told.append(line)
-    elif status.missing or status.failed:
+    told += [_worker(worker) for worker in status.running]
+    if status.cells_per_minute and status.seconds_left is not None:
+        minutes, seconds = divmod(round(status.seconds_left), 60)
+        told.append(f"{status.cells_per_minute:.3g} cells a minute, about "
+                    f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+    if not status.running and (status.missing or status.failed):
         told.append("nobody is at work; the same command goes on from there")
     told += [f"FAILED {name}: {clean(reason)}" for name, reason in status.failed.items()]
     return told
+
+
+def _worker(worker: dict[str, Any]) -> str:
+    """Where a process runs, since when, and what it is at."""
+    line = f"running on {worker['host']} (process {worker['pid']}) since {worker['since']}"
+    cells = worker["cells"]
+    if not cells:
+        return line
+    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    return f"{line}: {clean(cells[0])}{more}, since {worker['cells_since']}"

@@ -59,6 +59,12 @@ CORE: dict[str, Any] = {
     "TOGETHER": "auto",
     # Threads that read and corrupt images; "auto" is one for each free core.
     "NUM_WORKERS": "auto",
+    # For --launcher: what each worker gets. GPUS -1 is one where DEVICE is not cpu and there are
+    # any; CPUS 0 is one, or the cluster's own default. The others are Slurm's: names of its own,
+    # TIME as D-HH:MM:SS, MEMORY as 32G, lines to run first (e.g. "module load cuda"), and how many
+    # jobs may run at once (0: all). They change no number.
+    "LAUNCH": {"GPUS": -1, "CPUS": 0, "MEMORY": "", "TIME": "", "PARTITION": "", "ACCOUNT": "",
+               "QOS": "", "CONSTRAINT": "", "SETUP": [], "ARRAY_LIMIT": 0},
     # What tables print.
     "METRIC": "error",
     # Whether tables show the paper's rows below ours, where it has them for DATASET and SEVERITY.
@@ -73,8 +79,8 @@ CORE: dict[str, Any] = {
 }
 
 # What keys take whose default is an empty list.
-EMPTY_LISTS = {"PLUGINS": "list[str]", "ROWS": "list[str]", "MEAN": "list[float]",
-               "STD": "list[float]"}
+EMPTY_LISTS = {"PLUGINS": "list[str]", "SETUP": "list[str]", "ROWS": "list[str]",
+               "MEAN": "list[float]", "STD": "list[float]"}
 
 
 def types_of(defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +125,11 @@ def check(cfg: CfgNode) -> None:
     for key in ("TOGETHER", "NUM_WORKERS"):
         if cfg[key] != "auto" and not re.fullmatch("[1-9][0-9]{0,8}", cfg[key]):
             raise UserError(f'{key} {cfg[key]}: give a positive whole number, or "auto"')
+    at_least(-1, "LAUNCH", GPUS=cfg.LAUNCH.GPUS)
+    at_least(0, "LAUNCH", CPUS=cfg.LAUNCH.CPUS, ARRAY_LIMIT=cfg.LAUNCH.ARRAY_LIMIT)
+    for key, value in cfg.LAUNCH.items():
+        if any("\n" in str(line) for line in (value if isinstance(value, list) else [value])):
+            raise UserError(f"LAUNCH.{key}: a text of one line is wanted")
     for seed in cfg.SEEDS:
         check_seed("SEEDS", seed)
     check_device("DEVICE", cfg.DEVICE)

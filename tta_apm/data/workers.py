@@ -33,8 +33,16 @@ def set_num_workers(count: int) -> None:
     _wanted = count
 
 
+def use_cores(count: int) -> None:
+    """Have this process use no more than `count` cores, as others have the rest."""
+    global _share
+    _share = count
+
+
 def free_cores() -> int:
     """The cores that this process may use."""
+    if _share:
+        return _share
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -49,5 +57,5 @@ def _pool() -> ThreadPoolExecutor:
     return _pools[wanted]
 
 
-_wanted = 0
+_wanted = _share = 0
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

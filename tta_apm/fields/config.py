@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tta_apm.config.values import LARGEST, check_device, check_seed, shortened
-from tta_apm.errors import (
-    UserError, at_least, check_widths, choose, multiple_of, positive)
+from tta_apm.errors import UserError, at_least, check_widths, choose, multiple_of, positive
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"

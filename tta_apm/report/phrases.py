@@ -10,6 +10,7 @@ from tta_apm.report.results import Protocol
 from tta_apm.report.table import Cost, Figure, Table, TableLine, in_usual_order
 
 MISSING = "–"
+CROWDED = "~"  # before a time that was measured in company
 
 
 # What a table is.
@@ -68,7 +69,8 @@ def _made_of(protocol: Protocol) -> str:
 
 
 def conditions(table: Table) -> list[str]:
-    """On what images its rows are, one sentence for each kind: no result goes without."""
+    """On what images its rows are, one sentence for each kind: no result goes without; and what a
+    sign before a time means."""
     groups: dict[str, list[int]] = {}
     for line in table.lines:
         count = line.protocol.num_images
@@ -76,8 +78,12 @@ def conditions(table: Table) -> list[str]:
                           f"{count} per domain" if count else "nothing tells how many",
                           corruptions(table.columns), seeds(line.seeds)])
         groups.setdefault(text, []).append(line.number)
-    return [f"Images{_of_rows(numbers) if len(groups) > 1 else ''}: {text}."
-            for text, numbers in groups.items()]
+    texts = [f"Images{_of_rows(numbers) if len(groups) > 1 else ''}: {text}."
+             for text, numbers in groups.items()]
+    if any(line.cost.crowded for line in table.lines):
+        texts.append(f"{CROWDED} before a time: measured while other processes used the same "
+                     "device or cores.")
+    return texts
 
 
 def _of_rows(numbers: Sequence[int]) -> str:
@@ -168,7 +174,8 @@ def against_teacher(figure: Figure) -> list[str]:
 def cost(cost: Cost) -> list[str]:
     """Milliseconds and GFLOPs per image, peak memory in MB."""
     seconds, gflops = cost.seconds_per_image, cost.gflops_per_image
-    return [number(1000 * seconds, ".3g" if seconds < 1 else ".0f"),
+    time = number(1000 * seconds, ".3g" if seconds < 1 else ".0f")
+    return [f"{CROWDED}{time}" if cost.crowded else time,
             number(gflops, ".3g" if gflops < 1000 else ".0f"), number(cost.peak_memory_mb, ".0f")]
 
 

@@ -66,11 +66,14 @@ class Cost:
     """What a row took, over all of its cells; NaN where one is missing or does not tell.
 
     Args:
+        seconds_per_image: of the cells that ran while no other process used the device or the
+            cores; of all cells if there is none such.
         peak_memory_mb: the highest of any cell.
         share_updated: of the images, those of which an update was made.
         forwards_per_image, backwards_per_image: images, views one by one, that went through the
             backbone or a copy, and that a gradient went back for.
         resets: by the method itself, the mean of its cells.
+        crowded: whether all cells ran beside other processes.
     """
 
     seconds_per_image: float = math.nan
@@ -80,6 +83,7 @@ class Cost:
     forwards_per_image: float = math.nan
     backwards_per_image: float = math.nan
     resets: float = math.nan
+    crowded: bool = False
 
 
 @dataclass(frozen=True)

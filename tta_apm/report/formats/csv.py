@@ -56,7 +56,8 @@ def _line(table: Table, line: TableLine, names: Sequence[str]) -> dict[str, Any]
             "backbone", "weights", "templates", "resolution", "preprocessing")},
         "hyper_parameters": ("" if hyper_parameters is None
                              else json.dumps(hyper_parameters, sort_keys=True)),
-        **{name: _short(value) for name, value in vars(line.cost).items()},
+        **{name: value if isinstance(value, bool) else _short(value)
+           for name, value in vars(line.cost).items()},
         **{name: value if isinstance(value, str) else "; ".join(value)
            for name, value in origin.items()},
         **{name: _percent(figure.value) for name, figure in figures.items()}}

@@ -1,0 +1,75 @@
+"""Follow: what a sweep that workers run shows, read off its folder. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tta_apm.bench.claims import State, read_state
+from tta_apm.bench.failures import read_failures
+from tta_apm.bench.job import Job
+from tta_apm.bench.launch.launcher import Launcher
+from tta_apm.bench.launch.worker import LOGS
+from tta_apm.bench.plan import Cell
+from tta_apm.bench.progress import line_of
+from tta_apm.bench.records import load_predictions, load_record
+from tta_apm.errors import UserError
+from tta_apm.progress import bar
+
+LOOK_SECONDS = 0.3
+
+
+def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]:
+    """Show what workers do until all cells are recorded or failed; returns the names of those that
+    failed, with the reasons.
+
+    Raises:
+        UserError: if a worker finds that the sweep cannot be run, or all have ended before its end.
+    """
+    left = {cell.name: cell for cell in todo}
+    failed: dict[str, str] = {}
+    told: set[int] = set()
+    with bar(len(left), "cell") as shown:
+        while left:
+            endings = launcher.ended()  # before the look at the folder: what they did is then seen
+            state = read_state(job.folder)
+            failures = read_failures(job.folder)
+            for name in [name for name in state.done if name in left]:
+                shown.write(_recorded(left.pop(name), job), file=sys.stdout)
+                shown.update(1)
+            for name in [name for name in failures if name in left]:
+                failed[name] = failures[name]
+                shown.write(f"{line_of(left.pop(name))}  FAILED: {failures[name]}", file=sys.stdout)
+                shown.update(1)
+            sys.stdout.flush()
+            shown.set_description(_doing(state))
+            shown.update(0)
+            for number, ending in endings.items():
+                if ending.error and left:
+                    raise UserError(f"{ending.error} (see {LOGS}/ in {job.folder})")
+                if ending.died and number not in told:
+                    told.add(number)
+                    shown.write(f"worker {number} ended too early: {ending.died}; the others take "
+                                "over what it had begun", file=sys.stderr)
+            if left and len(endings) == launcher.num_workers:
+                if left := {cell.name: cell for cell in job.missing() if cell.name in left}:
+                    raise UserError(
+                        f"all workers have ended, and {len(left)} cells are still missing: see "
+                        f"{LOGS}/ in {job.folder}; the same command goes on from there")
+            if left:
+                time.sleep(LOOK_SECONDS)
+    return failed
+
+
+def _doing(state: State) -> str:
+    """Who is at work on how much."""
+    busy = [worker for worker in state.workers.values() if worker.runs and worker.cells]
+    cells = sum(len(worker.cells) for worker in busy)
+    return f"{len(busy)} workers on {cells} cells" if busy else "no worker is at it yet"
+
+
+def _recorded(cell: Cell, job: Job) -> str:
+    path = cell.record_file(job.folder)
+    record = load_record(path)
+    return line_of(cell, load_predictions(path, record), record.seconds)

@@ -1,0 +1,95 @@
+"""Local: workers on this machine, each with a GPU or a share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import replace
+
+from yacs.config import CfgNode
+
+from tta_apm.bench.launch.launcher import Launcher
+from tta_apm.bench.launch.worker import GRACE_SECONDS, Ending, Order, work
+from tta_apm.data.workers import free_cores
+
+# What the libraries below torch and numpy read.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Local(Launcher):
+    """Processes of this machine. One that is killed leaves its work to the others.
+
+    Each has a pool of one process of its own, so that its death does not end theirs.
+    """
+
+    def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
+        super().__init__(cfg, num_workers, address)
+        self.pools: list[ProcessPoolExecutor] = []
+        self.pids: list[int] = []
+        self.futures: dict[int, Future[Ending]] = {}
+
+    def orders(self, *, redo: bool) -> list[Order]:
+        """As Launcher.orders, with a GPU for each in turn, or a share of the cores."""
+        gpus = _gpus() if self.cfg.DEVICE in ("auto", "cuda") else []
+        share = max(1, free_cores() // self.num_workers)
+        threads = {name: os.environ.get(name, str(share)) for name in THREADS}
+        return [replace(order, num_threads=share, parent=os.getpid(), environment={
+                    **threads, **({"CUDA_VISIBLE_DEVICES": gpus[order.number % len(gpus)]}
+                                  if gpus else {})})
+                for order in super().orders(redo=redo)]
+
+    def start(self, orders: Sequence[Order]) -> str:
+        context = multiprocessing.get_context("spawn")
+        for order in orders:
+            pool = ProcessPoolExecutor(1, context, _leave_interrupts_to_the_parent)
+            self.pools.append(pool)
+            self.pids.append(pool.submit(os.getpid).result())
+            self.futures[order.number] = pool.submit(work, order)
+        threads = orders[0].num_threads
+        return (f"{len(orders)} workers on this machine (processes "
+                f"{', '.join(map(str, self.pids))}), {threads} thread{'s' * (threads > 1)} each")
+
+    def ended(self) -> dict[int, Ending]:
+        return {number: _ending(future) for number, future in self.futures.items() if future.done()}
+
+    def stop(self) -> None:
+        for pid, future in zip(self.pids, self.futures.values()):
+            if not future.done():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < end and not all(map(Future.done, self.futures.values())):
+            time.sleep(0.05)
+        # All has been given back, or never will be; an interpreter's own end may take its time.
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pool in self.pools:
+            pool.shutdown()
+
+
+def _ending(future: Future[Ending]) -> Ending:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Ending(died="it was killed, e.g. for want of memory")
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """A Ctrl-C reaches all processes of a terminal; the parent stops this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name not in ("", "-1", "NoDevFiles")]
+    import torch
+    return [str(number) for number in range(torch.cuda.device_count())]

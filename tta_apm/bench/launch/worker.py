@@ -1,0 +1,145 @@
+"""Worker: one process that runs cells of a folder until none is left. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tta_apm.console import Interrupts
+from tta_apm.errors import UserError, name_and_text
+
+LOGS = "logs"  # folder of the workers' output, in the folder of the results
+LOOK_SECONDS = 1.0  # between looks whether the process that started it still lives
+GRACE_SECONDS = 10.0  # to end by itself
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told.
+
+    Args:
+        number: of the worker, from 1.
+        num_workers: that share the sweep.
+        folder: of the results, absolute; its config.yaml is the config.
+        start_folder: where the command was typed: what relative paths of the config start from.
+        redo: as `tta-apm --redo`.
+        num_threads: for the worker's share of the cores; 0 for all.
+        environment: variables to set before torch is imported.
+        parent: the process that it shall not outlive; 0 for none.
+    """
+
+    number: int
+    num_workers: int
+    folder: str
+    start_folder: str
+    redo: bool = False
+    num_threads: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    parent: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.number}"
+
+
+class Ending(NamedTuple):
+    """How a worker ended.
+
+    Args:
+        error: why the sweep cannot be run, in a sentence; "" for no such reason.
+        died: how it ended before its work did; "" if it went to the end.
+        signal: that it stopped for; 0 for none.
+    """
+
+    error: str = ""
+    died: str = ""
+    signal: int = 0
+
+
+def work(order: Order) -> Ending:
+    """Run cells of a folder until none is left. What it prints goes to logs/worker-N.log there."""
+    os.environ.update(order.environment)
+    folder = Path(order.folder)
+    if not (folder / "config.yaml").is_file():
+        return Ending(f"{order.name} on {platform.node()} does not find {folder}: OUTPUT_DIR must "
+                      "be on a disk that all machines share")
+    _end_with(order.parent)
+    with _output_to(folder / LOGS / f"worker-{order.number}.log"), Interrupts(rule=True) as signals:
+        try:
+            os.chdir(order.start_folder)
+            # timm's import uses what newer torch deprecates: nothing that a user could act on.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+            _run(order, folder)
+            return Ending()
+        except KeyboardInterrupt:
+            return Ending(signal=signals.number)
+        except Exception as error:
+            if signals.number:  # it is of code that takes a signal for something else
+                return Ending(signal=signals.number)
+            if isinstance(error, UserError):
+                return Ending(f"{order.name} on {platform.node()}: {error}")
+            traceback.print_exc()
+            return Ending(f"{order.name} on {platform.node()}: {name_and_text(error)}")
+
+
+def _run(order: Order, folder: Path) -> None:
+    from tta_apm import config
+    from tta_apm.bench.claims import Claims
+    from tta_apm.bench.job import Job, shared_work
+    from tta_apm.data.workers import use_cores
+
+    if order.num_threads:
+        use_cores(order.num_threads)
+    cfg = config.load(folder / "config.yaml", ["OUTPUT_DIR", str(folder)])
+    with Claims(folder, shared_work(cfg), num_workers=order.num_workers) as claims:
+        job = Job(cfg, redo=order.redo)
+        todo = job.missing()
+        if todo:
+            job.require_images()
+            job.run(todo, claims)
+
+
+@contextmanager
+def _output_to(file: Path) -> Iterator[None]:
+    """Within, standard output and error are appended to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(file, "ab", buffering=0) as log:
+        log.write(f"--- process {os.getpid()} on {platform.node()}, "
+                  f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number, descriptor in zip((1, 2), kept):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when `parent`, which started it, is no more: nobody waits for it then."""
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)  # so that it gives its claims back
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)
+
+    if parent:
+        threading.Thread(target=look, daemon=True).start()
