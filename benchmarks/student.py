@@ -31,7 +31,7 @@ import tta_apm
 from tta_apm import cli
 from tta_apm.bench.batches import to_device
 from tta_apm.bench.builder import Builder
-from tta_apm.commands.run import find_dataset
+from tta_apm.bench.job import find_dataset
 from tta_apm.config import load, rows
 from tta_apm.data.dataset import Domain
 from tta_apm.errors import UserError

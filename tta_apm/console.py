@@ -110,6 +110,7 @@ class Interrupts:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        _asked.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if _loads_an_extension(frame):  # which may end the process (SIGABRT): a moment later
@@ -120,11 +121,23 @@ class Interrupts:
         now = time.monotonic()
         if not self.number:
             self.number, self._since = number, now
+            _asked.append(number)
             raise KeyboardInterrupt
         if now - self._since > SAME_SECONDS:
             with suppress(OSError):
                 os.write(2, b"\nStopped at once.\n")
             os._exit(self.exit_code)
+
+
+def stop_if_asked() -> None:
+    """Raise KeyboardInterrupt once more after a signal that was lost: Python drops what is raised
+    in a destructor or a callback, code of others may catch it."""
+    if _asked:
+        raise KeyboardInterrupt
+
+
+# The signals that have come to the command that runs.
+_asked: list[int] = []
 
 
 def _loads_an_extension(frame: FrameType | None) -> bool:

@@ -200,3 +200,20 @@ def test_another_config_on_a_folder_at_work_is_refused(tmp_path):
         first.kill()
         first.wait()
     assert shell('exec "$@"', *words, 4, "SEEDS", "[7]").returncode == 0
+
+
+def test_a_signal_that_is_swallowed_is_raised_again():
+    with Interrupts() as interrupts:
+        class Swallows:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                for _ in range(100):
+                    time.sleep(0.001)
+
+        with pytest.warns(pytest.PytestUnraisableExceptionWarning):
+            del (swallows := Swallows())
+            gc.collect()
+        assert interrupts.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            stop_if_asked()
+    stop_if_asked()

@@ -15,6 +15,7 @@ from tta_apm.bench.isolation import Trespass
 from tta_apm.bench.run import Run
 from tta_apm.bench.shared_work import SharedWork
 from tta_apm.bench.together import slow_ones
+from tta_apm.console import stop_if_asked
 from tta_apm.data.dataset import Domain
 from tta_apm.data.streams import Stream
 from tta_apm.errors import beyond_the_machine
@@ -112,6 +113,7 @@ class OnePass:
         """Call each run in its turn; those that fail drop out."""
         for run in list(self.runs):
             try:
+                stop_if_asked()
                 call(run)
             except KeyboardInterrupt:
                 raise

@@ -26,6 +26,7 @@ from tta_apm.bench.run import Run
 from tta_apm.bench.series import Collector, Series
 from tta_apm.bench.shared_work import SharedWork
 from tta_apm.bench.together import Room, free_memory_mb
+from tta_apm.console import stop_if_asked
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream
 from tta_apm.data.workers import set_num_workers
@@ -88,6 +89,7 @@ class Sweep:
         total = sum(self._num_images(series, series.needed(self.todo)) for series in every)
         with Progress(total) as self.progress:
             while self.todo:
+                stop_if_asked()
                 self.has_taken = False
                 groups = deque(self._groups(every, room))
                 while groups:

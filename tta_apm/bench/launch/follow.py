@@ -14,6 +14,7 @@ from tta_apm.bench.launch.worker import LOGS
 from tta_apm.bench.plan import Cell
 from tta_apm.bench.progress import line_of
 from tta_apm.bench.records import load_predictions, load_record
+from tta_apm.console import stop_if_asked
 from tta_apm.errors import UserError
 from tta_apm.progress import bar
 
@@ -32,6 +33,7 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
     told: set[int] = set()
     with bar(len(left), "cell") as shown:
         while left:
+            stop_if_asked()
             endings = launcher.ended()  # before the look at the folder: what they did is then seen
             state = read_state(job.folder)
             failures = read_failures(job.folder)
