@@ -140,7 +140,7 @@ def measured() -> Iterator[Measured]:
     found = Measured()
     run, build, encode = Sweep.run, Builder._build, open_clip.CLIP.encode_image
 
-    def timed_run(self: Sweep) -> list[str]:
+    def timed_run(self: Sweep) -> dict[str, str]:
         begin = perf_counter()
         try:
             return run(self)

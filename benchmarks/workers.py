@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -74,8 +75,8 @@ def compare(options: argparse.Namespace, root: Path) -> list[str]:
         predictions.append({str(path.relative_to(folder)): path.read_bytes()
                             for path in folder.rglob("*.npz")})
 
-    common.in_turn([lambda key=key: side(*key) for key in sides], options.rounds,
-                   torch.device("cpu"), warm=False)
+    common.in_turn([partial(side, *key) for key in sides], options.rounds, torch.device("cpu"),
+                   warm=False)
     assert all(found == predictions[0] for found in predictions), "the predictions differ"
     alone, two = sides["local", 1], sides["local", 2]
     rows = [[f"{workers} by {name}", *(f"{median(values):.1f}" for values in zip(*(

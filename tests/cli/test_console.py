@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from places import ROOT
 from tta_apm import progress
+from tta_apm.console import Interrupts, stop_if_asked
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
@@ -202,7 +204,9 @@ def test_another_config_on_a_folder_at_work_is_refused(tmp_path):
     assert shell('exec "$@"', *words, 4, "SEEDS", "[7]").returncode == 0
 
 
-def test_a_signal_that_is_swallowed_is_raised_again():
+def test_a_signal_that_is_swallowed_is_raised_again(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: dropped.append(told.exc_type))
     with Interrupts() as interrupts:
         class Swallows:
             def __del__(self):
@@ -210,9 +214,9 @@ def test_a_signal_that_is_swallowed_is_raised_again():
                 for _ in range(100):
                     time.sleep(0.001)
 
-        with pytest.warns(pytest.PytestUnraisableExceptionWarning):
-            del (swallows := Swallows())
-            gc.collect()
+        Swallows()
+        gc.collect()
+        assert dropped == [KeyboardInterrupt]
         assert interrupts.number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             stop_if_asked()
