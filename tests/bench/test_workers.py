@@ -20,6 +20,7 @@ from small_methods import SMALL
 from tta_apm import cli
 from tta_apm.bench.claims import FILE, find_workers
 from tta_apm.bench.launch import slurm
+from tta_apm.bench.launch.launcher import LAUNCHERS
 from tta_apm.bench.launch.slurm import minutes
 from tta_apm.bench.records import load_record
 from tta_apm.errors import UserError
@@ -291,6 +292,17 @@ def test_an_extra_that_is_not_installed_is_named(command, capsys, monkeypatch, n
     launcher = "ray" if name == "ray" else "slurm"
     assert cli.main(command(FEW, "bad", "--workers", "2", "--launcher", launcher)) == cli.BAD_INPUT
     assert extra in capsys.readouterr().err
+
+
+def test_a_launcher_of_yours_as_the_guide_has_it(command, tmp_path, capsys, monkeypatch):
+    """Word for word; the entry point is stood in for, since nothing is installed for a test."""
+    guide = (ROOT / "docs/guides/launcher.md").read_text(encoding="utf-8")
+    found: dict = {}
+    exec(guide.split("```python\n")[1].split("```")[0], found)  # text of ours
+    monkeypatch.setitem(LAUNCHERS._registered, "mine", found["Mine"])
+    assert cli.main(command(FEW, "mine", "--workers", "2", "--launcher", "mine")) == cli.OK
+    assert "2 processes\n" in capsys.readouterr().out
+    assert len(cells(tmp_path / "mine")) == 12
 
 
 def test_slurm_s_times_are_read_as_slurm_reads_them():
