@@ -143,6 +143,21 @@ def test_a_log_of_ttab_is_read_with_its_arguments(log, tmp_path):
         log(json.dumps(entries), "log-1.json")
 
 
+def test_a_network_of_ours_is_named_where_a_method_of_the_host_adapted_it(log, tmp_path):
+    text = online_tta().replace("CORRUPTION:", "CLASSIFIER:\n  MODEL: net.py:mine\nCORRUPTION:", 1)
+    assert log(text)[0].backbone == "net.py:mine"
+    assert log(text.replace("net.py:mine", "''"))[0].backbone == "Standard"
+
+
+def test_a_method_of_ours_in_ttab_goes_by_its_own_name(log, tmp_path):
+    arguments = {"model_adaptation_method": "tta_apm_tent", "model_name": "resnet26",
+                 "data_names": "cifar10_c_deterministic-fog-5", "data_size": 100, "seed": 1,
+                 "tta_apm": {"TTA_APM_TENT": {"LR": 0.1}}}
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+    (found,) = log(json.dumps([{"type": "overall", "accuracy_top1": 60.5}]), "log-1.json")
+    assert (found.method, found.hyper_parameters, found.ours) == ("tent", {"lr": 0.1}, True)
+
+
 def robustbench() -> str:
     frame = pd.DataFrame([np.linspace(0.2, 0.9, 75), np.full(75, 0.5)], index=["Standard", "Half"],
                          columns=pd.MultiIndex.from_tuples(DOMAINS))

@@ -153,7 +153,9 @@ def _text_log(run: _Run, of: Mapping[str, Any], dataset: str) -> Log:
         host=_host(first), **of,
         method=ours["method"] if ours else model.get("ADAPTATION", "not told"),
         hyper_parameters=_plain(settings),
-        backbone=ours["backbone"] if ours else model.get("ARCH", "not told"),
+        # A network of ours is adapted by the host's methods, too, whatever ARCH says.
+        backbone=ours["backbone"] if ours else (run.section("CLASSIFIER").get("MODEL")
+                                                or model.get("ARCH", "not told")),
         dataset=dataset or _our_dataset(first["dataset"] or corruption.get("DATASET", ""), errors,
                                         file),
         setting=run.config.get("SETTING", "reset at each domain"),
@@ -275,7 +277,8 @@ def _ttab(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> Log:
     shown = ({key.lower(): value for key, value in ours.items()} if ours else
              {key: arguments[key] for key in ("lr", "n_train_steps") if key in arguments})
     return Log(
-        host="ttab", **of, method=method, hyper_parameters=_plain(shown),
+        host="ttab", **of, method=method.removeprefix("tta_apm_") if ours else method,
+        hyper_parameters=_plain(shown),
         backbone=arguments.get("tta_apm_backbone") or arguments.get("model_name", "not told"),
         dataset=dataset or name,
         setting="episodic" if arguments.get("episodic") else "online",
