@@ -198,6 +198,10 @@ def by_loop(name: str, batches: Sequence[Tensor], weights: Path = WEIGHTS) -> li
             for number in hosted.predict(method, batch).argmax(1).tolist()]
 
 
+def _content(file: Path) -> Any:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 def by_sweep(names: Sequence[str], images: Tensor, folder: Path, weights: Path = WEIGHTS
              ) -> dict[str, list[int]]:
     """Predictions of our own sweep, by its command, of images [N,3,H,W] in [0,1]."""
@@ -208,7 +212,7 @@ def by_sweep(names: Sequence[str], images: Tensor, folder: Path, weights: Path =
         "SEVERITY": [0], "SEEDS": [SEED], "BATCH_SIZE": 16, "PUBLISHED": False, "DEVICE": "cpu",
         **{kind.upper(): section for kind, section in settings(weights).items()},
         **{name.upper(): {key.upper(): value for key, value in OURS[name].items()}
-           for name in names if OURS[name]}}))
+           for name in names if OURS[name]}}), encoding="utf-8")
     assert cli.main(["--cfg", str(folder / "sweep.yaml"), "OUTPUT_DIR",
                      str(folder / "results")]) == 0
     found = {}
@@ -296,7 +300,7 @@ def table_of_theirs(repo: Path, weights: Path = WEIGHTS) -> list[list[str]]:
     lines = []
     for name in online_tta_methods.names_in(folder):
         configs = sorted(file.name for file in (folder / "cfgs/cifar10_c").glob("*.yaml")
-                         if yaml.safe_load(file.read_text())["MODEL"]["ADAPTATION"] == name)
+                         if _content(file)["MODEL"]["ADAPTATION"] == name)
         config = next((file for file in configs if file == f"{name}.yaml"), (*configs, "")[0])
         kind = "clip" if name in online_tta_methods.OF_CLIP else "classifier"
         lines.append([name, config or "the host's defaults",

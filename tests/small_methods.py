@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
+from tta_apm.registry import METHODS
+
+# The methods of this package, whatever plug-ins a test has imported.
+NAMES = sorted(point.name for point in entry_points(group=METHODS.group))
 APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
 SMALL = {"apm": APM,
          "apm_surviving": APM,

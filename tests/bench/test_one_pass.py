@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from small_methods import SMALL
+from small_methods import NAMES, SMALL
 from tta_apm import cli
 from tta_apm.bench import together
 from tta_apm.bench.isolation import Guard
@@ -25,7 +25,6 @@ from tta_apm.registry import METHODS
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
-NAMES = METHODS.names()
 
 PLUGIN = """
     import time

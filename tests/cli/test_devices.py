@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from small_methods import SMALL
+from small_methods import NAMES, SMALL
 from tta_apm.registry import METHODS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
@@ -99,7 +99,7 @@ def send(module: torch.nn.Module) -> None:
                 child._buffers[name] = Away(value)
 
 
-VARIANTS = [(name, {}) for name in METHODS.names()] + [
+VARIANTS = [(name, {}) for name in NAMES] + [
     ("apm", dict(precision="bfloat16")),
     ("apm", dict(grid_weight=1.0, rgb_weight=1.0, columns=8)),
     ("apm", dict(augmentation="crop_flip", pooling="attention", kernels=2, local_patch=True)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from small_methods import NAMES
 from tta_apm import config
 from tta_apm.config import values
 from tta_apm.errors import UserError
@@ -20,7 +21,7 @@ def test_a_section_is_the_signature(write):
 
 def test_signatures_read_from_text_are_those_of_the_classes():
     from tta_apm.signature import inspect_signature
-    for name in METHODS.names():
+    for name in NAMES:
         read, inspected = METHODS.signature(name), inspect_signature(METHODS.load(name))
         assert read.defaults == inspected.defaults
         assert read.attributes.items() <= inspected.attributes.items()

@@ -160,7 +160,7 @@ def test_a_download_that_breaks_off_leaves_nothing_that_looks_whole(server, tmp_
                                         "data/wds/vtab/cifar10: .*(404|500 bytes)"):
         load(server.base)
     assert not list((tmp_path / "data").rglob("*.tar"))
-    with pytest.raises(UserError, match="there is no .*0.tar"):
+    with pytest.raises(UserError, match="file not found: .*0.tar"):
         load("data")
     server.cuts.clear()
     assert len(load(server.base).labels) == 10

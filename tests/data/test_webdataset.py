@@ -205,14 +205,14 @@ def boundary(file: Path) -> int:
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda tar: cut(tar, 700), "incomplete or no tar archive .*: delete it and get it anew"),
-    (lambda tar: cut(tar, 2000), "incomplete or no tar archive"),
-    (lambda tar: cut(tar, boundary(tar)), "incomplete or no tar archive .its end is missing"),
-    (lambda tar: tar.write_bytes(b""), "incomplete or no tar archive"),
-    (lambda tar: tar.write_bytes(b"no archive" * 999), "incomplete or no tar archive"),
+    (lambda tar: cut(tar, 700), "incomplete or not a tar archive: .*Delete it and get it again"),
+    (lambda tar: cut(tar, 2000), "corrupt, incomplete or not a tar archive"),
+    (lambda tar: cut(tar, boundary(tar)), "incomplete or not a tar archive: its end is missing"),
+    (lambda tar: tar.write_bytes(b""), "corrupt, incomplete or not a tar archive"),
+    (lambda tar: tar.write_bytes(b"no archive" * 999), "corrupt, incomplete or not a tar archive"),
     (lambda tar: tar.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
      "git lfs left a pointer"),
-    (lambda tar: tar.unlink(), "there is no .*1.tar, though .*test/nshards.txt counts it"),
+    (lambda tar: tar.unlink(), "file not found: .*1.tar, though .*test/nshards.txt counts it"),
 ])
 def test_an_archive_that_is_not_whole_is_named(spoil, message, tmp_path):
     folder = write_small(tmp_path / NAME)
@@ -251,7 +251,7 @@ def test_an_unreadable_image_is_named(content, tar_of, tmp_path):
 
 
 @pytest.mark.parametrize("file, content, message", [
-    ("classnames.txt", None, "cannot read .*classnames.txt: .*; get it anew"),
+    ("classnames.txt", None, "cannot read .*classnames.txt: .*; get it again"),
     ("classnames.txt", b"\xff", "cannot read .*classnames.txt"),
     ("zeroshot_classification_templates.txt", None, "cannot read .*classification_templates.txt"),
     ("zeroshot_classification_templates.txt", b"", "the template '' must have one {c}"),
@@ -262,9 +262,9 @@ def test_an_unreadable_image_is_named(content, tar_of, tmp_path):
     ("test/nshards.txt", b"0", "must hold the number of archives, not '0'"),
     ("test/nshards.txt", b"three", "must hold the number of archives, not 'three'"),
     ("test/nshards.txt", b"7" * 5000, "must hold the number of archives, not '7777"),
-    ("classnames.txt", b"cat\n\ndog\n", "classnames.txt: line 2 is empty; get it anew"),
+    ("classnames.txt", b"cat\n\ndog\n", "classnames.txt: line 2 is empty; get it again"),
     ("test/nshards.txt", b"", "must hold the number of archives, not ''"),
-    ("test/nshards.txt", b"4", "there is no .*test/3.tar, though .*nshards.txt counts it"),
+    ("test/nshards.txt", b"4", "file not found: .*test/3.tar, though .*nshards.txt counts it"),
 ])
 def test_wrong_lists_are_told(file, content, message, tmp_path):
     folder = write_small(tmp_path / NAME)

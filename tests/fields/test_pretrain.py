@@ -76,7 +76,7 @@ def test_the_config_of_section_5_is_the_student_of_table_6():
     (["IMAGES", "no/such/folder"], "folder not found: 'no/such/folder'"),
     (["TEACHER", "resnet50"], "must be none or one of timm/NAME, clip/NAME"),
     (["TEACHER", "timm/test_vitt"], "timm has no such model: did you mean 'test_vit'"),
-    (["TEACHER", "timm/resnet18"], "no ViT of timm"),
+    (["TEACHER", "timm/resnet18"], "it is not a ViT of timm"),
     (["TEACHER", "clip/ViT-B-1"], "did you mean"),
     (["WEIGHTS", "no_such_file.pth"], "file not found: 'no_such_file.pth'"),
     (["DEVICE", "cuda:77"], "DEVICE 'cuda:77' cannot be used here"),

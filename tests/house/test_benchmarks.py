@@ -35,6 +35,8 @@ SMALL = {
     "overhead": (f"--methods source --images 10 --corruptions fog {ONCE}", "| source |"),
     "student": ("--images 20 --corruptions contrast", "vote of 2 students"),
     "precision": ("--images 8 --batch 4", "| bfloat16 "),
+    "worker_kills": ("--kills 1", "| doubled "),
+    "workers": (f"--images 2 {ONCE}", "| 2 by local "),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 
@@ -50,6 +51,7 @@ def test_setup_of_tents_pattern_resets_and_leaves_the_model_alone(example, image
 
 def test_engines_and_methods_in_each_others_place(example, images, digits_resnet):
     pytest.importorskip("torch_ttt")
+    digits_resnet = copy.deepcopy(digits_resnet)  # an engine's train() reaches its network
     from torch_ttt.engine_registry import EngineRegistry
     EngineRegistry._registry.pop("tta_apm", None)
     module = example("torch_ttt_engines")

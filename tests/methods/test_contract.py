@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from small_methods import NAMES
 from tta_apm.bench.evaluate import checked_details
 from tta_apm.bench.isolation import Guard
 from tta_apm.bench.randomness import Randomness, global_state
@@ -14,7 +15,6 @@ from tta_apm.registry import METHODS
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
-NAMES = METHODS.names()
 # Of methods that take another kind of backbone, too, a second row.
 ROWS = [*NAMES, *(f"{name} BACKBONE {METHODS.signature(name).also_takes}" for name in NAMES
                   if METHODS.signature(name).also_takes)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from small_methods import NAMES
 from tta_apm import config
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import load_student
@@ -20,7 +21,7 @@ from tta_apm.registry import METHODS
 def numbers() -> list[tuple[str, str, float]]:
     """Each method with each of its keys that takes a fraction, or counts something."""
     found = []
-    for name in METHODS.names():
+    for name in NAMES:
         for key, default in METHODS.signature(name).settings.items():
             if type(default) is float or key == "alpha":
                 found += [(name, key, value) for value in (-1.0, math.nan, math.inf, -math.inf)]

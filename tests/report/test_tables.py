@@ -85,7 +85,7 @@ def test_a_missing_cell_is_shown_and_never_averaged_over(write_cell, tmp_path):
     (row,) = [line for line in text.splitlines() if line.startswith("| 2 ")]
     assert [cell.strip() for cell in row.split("|")[4:7]] == ["–", "**10.0**", "–"]
     assert "Row 2: 1 of 2 cells missing" in text
-    assert "& -- & \\textbf{10.0} & -- &" in (tmp_path / "table.tex").read_text()
+    assert "& -- & \\textbf{10.0} & -- \\\\\n" in (tmp_path / "table.tex").read_text()
 
 
 def test_what_the_sweep_wants_counts_as_missing_too(write_cell, write_config, tmp_path):

@@ -19,6 +19,7 @@ from tta_apm.errors import UserError
 from tta_apm.progress import bar
 
 LOOK_SECONDS = 0.3
+END_SECONDS = 60.0  # for workers that have nothing left to do
 
 
 def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]:
@@ -61,7 +62,20 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
                         f"{LOGS}/ in {job.folder}; the same command goes on from there")
             if left:
                 time.sleep(LOOK_SECONDS)
+    if len(failed) == len(todo):
+        _require_nothing_worse(job, launcher)
     return failed
+
+
+def _require_nothing_worse(job: Job, launcher: Launcher) -> None:
+    """Raise UserError if a worker finds that the sweep cannot be run: one that checks it may be
+    slower than those that fail cell by cell."""
+    end = time.monotonic() + END_SECONDS
+    while len(endings := launcher.ended()) < launcher.num_workers and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
+    for ending in endings.values():
+        if ending.error:
+            raise UserError(f"{ending.error} (see {LOGS}/ in {job.folder})")
 
 
 def _doing(state: State) -> str:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from places import ROOT
-from small_methods import SMALL
+from small_methods import NAMES, SMALL
 from tta_apm import cli
 from tta_apm.bench.claims import FILE, find_workers
 from tta_apm.bench.launch import slurm
@@ -24,14 +24,13 @@ from tta_apm.bench.launch.launcher import LAUNCHERS
 from tta_apm.bench.launch.slurm import minutes
 from tta_apm.bench.records import load_record
 from tta_apm.errors import UserError
-from tta_apm.registry import METHODS
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
 RAY = ("--launcher", "ray")
 SLURM = ("--launcher", "slurm")
 # Every method, in a size for tests; those that carry state over take their domains in a row.
-EVERY = {"METHODS": METHODS.names(), "CORRUPTIONS": ["fog", "contrast"], "NUM_IMAGES": 8,
+EVERY = {"METHODS": NAMES, "CORRUPTIONS": ["fog", "contrast"], "NUM_IMAGES": 8,
          "BATCH_SIZE": 4, "SEEDS": [1], "SETTING": "continual",
          **{name.upper(): {key.upper(): list(value) if isinstance(value, tuple) else value
                            for key, value in keywords.items()}
@@ -83,7 +82,7 @@ def submitit_here(monkeypatch):
 def test_every_method_gives_the_same_bytes_alone_and_shared_by_two(command, tmp_path, capsys):
     assert cli.main(command(EVERY, "alone", "TOGETHER", "1")) == cli.OK
     alone = cells(tmp_path / "alone")
-    assert len(alone) == 2 * len(METHODS.names())
+    assert len(alone) == 2 * len(NAMES)
     assert cli.main(command(EVERY, "two", "--workers", "2")) == cli.OK
     assert cells(tmp_path / "two") == alone
     printed = capsys.readouterr()
@@ -276,14 +275,20 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     (SLURM, "--launcher slurm: say how many workers"),
     ((*SLURM, "--workers", "2", "--address", "here"), "--address is for --launcher ray"),
     (("--address", "here"), "--address is for --launcher ray"),
-    ((*RAY, "--workers", "2", "--address", "127.0.0.1:1"), "nobody answers there"),
-    ((*SLURM, "--workers", "2"), "--dry-run prints the script"),
-    ((*SLURM, "--workers", "2", "LAUNCH.CPUS", "-1"), "LAUNCH: CPUS -1 must be at least 0"),
-    ((*RAY, "--workers", "2", "LAUNCH.CPUS", "4000"), "the Ray cluster has ")])
+    ((*SLURM, "--workers", "2", "LAUNCH.CPUS", "-1"), "LAUNCH: CPUS -1 must be at least 0")])
 def test_bad_input_is_one_sentence(command, capsys, words, sentence):
     assert cli.main(command(FEW, "bad", *words)) == cli.BAD_INPUT
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize("package, words, sentence", [
+    ("ray", (*RAY, "--address", "127.0.0.1:1"), "nobody answers there"),
+    ("ray", (*RAY, "LAUNCH.CPUS", "4000"), "the Ray cluster has "),
+    ("submitit", SLURM, "--dry-run prints the script")])
+def test_a_cluster_that_is_not_there_is_one_sentence(command, capsys, package, words, sentence):
+    pytest.importorskip(package)
+    test_bad_input_is_one_sentence(command, capsys, ("--workers", "2", *words), sentence)
 
 
 @pytest.mark.parametrize("name, extra", [("ray", "tta-apm[ray]"), ("submitit", "tta-apm[slurm]")])
