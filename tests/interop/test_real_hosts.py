@@ -19,6 +19,7 @@ from places import ROOT, SHARED
 from tta_apm import cli
 from tta_apm.errors import UserError
 from tta_apm.interop.hosts import backbones, online_tta, ttab
+from tta_apm.registry import DATASETS
 
 sys.path.append(str(ROOT / "benchmarks"))
 import hosts  # noqa: E402
@@ -45,8 +46,13 @@ def clones(tmp_path_factory):
     return {host: hosts.unpack(SHARED / "hosts", host, folder) for host in hosts.ARCHIVES}
 
 
+# Known inside these tests only.
+IMAGES_OF_A_HOST = DATASETS._registered.pop("images_of_a_host")
+
+
 @pytest.fixture(autouse=True)
-def small_world():
+def small_world(monkeypatch):
+    monkeypatch.setitem(DATASETS._registered, "images_of_a_host", IMAGES_OF_A_HOST)
     with hosts.small_world():
         yield
 

@@ -31,24 +31,15 @@ class Ray(Launcher):
 
     takes_address = True
 
+    ray: Any  # the package, once it is imported
+
     def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
         super().__init__(cfg, num_workers, address)
-        is_local = not address or address.startswith(("127.", "localhost"))
-        for name, value in {**ALONE, **(LOOPBACK if is_local else {})}.items():
-            os.environ.setdefault(name, value)
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("--launcher ray needs the package ray: pip install 'tta-apm[ray]'") \
-                from error
-        self.ray: Any = ray
         self.actors: list[Any] = []
         self.tasks: dict[int, Any] = {}
-        if address not in ("", "auto"):
-            _require_answer(address)
 
     def start(self, orders: Sequence[Order]) -> str:
-        ray = self.ray
+        ray = self.ray = _import_ray(self.address)
         quietly = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not ray.is_initialized():
             try:
@@ -90,6 +81,8 @@ class Ray(Launcher):
         return {number: self._ending(task) for number, task in self.tasks.items() if task in ready}
 
     def stop(self) -> None:
+        if not self.actors:
+            return
         for actor in self.actors:
             self.ray.kill(actor)
         time.sleep(min(1.0, GRACE_SECONDS))  # until the processes are gone
@@ -114,6 +107,21 @@ class Ray(Launcher):
         if count > resources.get(what, 0):
             raise UserError(f"LAUNCH.{what}S {count:g}: the Ray cluster has "
                             f"{resources.get(what, 0):g} in all")
+
+
+def _import_ray(address: str) -> Any:
+    """The package, told where it is used. UserError if it is not here, or nobody at `address`."""
+    if address not in ("", "auto"):
+        _require_answer(address)
+    is_local = not address or address.startswith(("127.", "localhost"))
+    for name, value in {**ALONE, **(LOOPBACK if is_local else {})}.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--launcher ray needs the package ray: pip install 'tta-apm[ray]'") \
+            from error
+    return ray
 
 
 def _require_answer(address: str) -> None:
