@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
@@ -122,11 +123,30 @@ class Interrupts:
         if not self.number:
             self.number, self._since = number, now
             _asked.append(number)
-            raise KeyboardInterrupt
+            if not _sections:
+                raise KeyboardInterrupt
+            return
         if now - self._since > SAME_SECONDS:
             with suppress(OSError):
                 os.write(2, b"\nStopped at once.\n")
             os._exit(self.exit_code)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within, in the main thread, the first signal waits for the end: it would leave half done what
+    holds up others, e.g. a lock."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = len(_asked)
+    _sections.append(None)
+    try:
+        yield
+    finally:
+        _sections.pop()
+        if len(_asked) > before and not _sections:
+            raise KeyboardInterrupt
 
 
 def stop_if_asked() -> None:
@@ -138,6 +158,8 @@ def stop_if_asked() -> None:
 
 # The signals that have come to the command that runs.
 _asked: list[int] = []
+# One for each `uninterrupted` that the main thread is in.
+_sections: list[None] = []
 
 
 def _loads_an_extension(frame: FrameType | None) -> bool:

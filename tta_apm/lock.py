@@ -72,20 +72,10 @@ def briefly_locked(folder: Path) -> Iterator[None]:
         OSError: if nobody can write there.
     """
     about = {"host": platform.node(), "machine": machine(), "pid": os.getpid()}
-    lock: _SystemLock | _FileLock = _SystemLock(folder / NAME)
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            if lock.take(about):
-                break
-        except FileNotFoundError:  # the folder was empty, and has just been removed
-            continue
-        except OSError as error:
-            if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
-                raise
-            lock = _FileLock(folder / f"{NAME}-held")
-            continue
+    lock, is_taken = _try(folder, _SystemLock(folder / NAME), about)
+    while not is_taken:
         time.sleep(MOMENT_SECONDS)
+        lock, is_taken = _try(folder, lock, about)
     try:
         yield
     finally:
@@ -109,17 +99,9 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
     before: dict[str, Any] | None = None
     told = False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            if lock.take(about):
-                return lock
-        except FileNotFoundError:  # the holder before has just removed its empty folder
-            continue
-        except OSError as error:
-            if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
-                raise
-            lock = _FileLock(folder / f"{NAME}-held")
-            continue
+        lock, is_taken = _try(folder, lock, about)
+        if is_taken:
+            return lock
         holder = _read(lock.file)
         # Only when read twice: the first time it may be the note of a process that was killed.
         if holder is not None and holder == before:
@@ -134,6 +116,22 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
             told = True
         before = holder
         time.sleep(POLL_SECONDS)
+
+
+def _try(folder: Path, lock: _SystemLock | _FileLock, about: dict[str, Any]
+         ) -> tuple[_SystemLock | _FileLock, bool]:
+    """Try to take the lock of `folder`, which is made: the lock, another kind than before where the
+    file system has none, and whether it is taken."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock, lock.take(about)
+        except FileNotFoundError:  # the holder before has just removed its empty folder
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
+                raise
+            lock = _FileLock(folder / f"{NAME}-held")
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -67,7 +67,8 @@ def test_what_one_has_another_is_not_given(tmp_path, hold):
     with Claims(tmp_path, "work", num_workers=1) as mine:
         assert not mine.is_first
         assert 2 not in mine.take(UNITS, UNITS).units
-        assert mine.are_others_at_work(["d"]) and not mine.are_others_at_work(["a"])
+        theirs = [worker.cells for worker in find_workers(tmp_path) if worker.pid == other.pid]
+        assert theirs == [["c", "d"]]  # "d" is another's, "a" is not
         assert mine.is_crowded  # on the same machine; which device, nobody has said
         other.kill()
         other.wait()

@@ -16,7 +16,7 @@ import pytest
 
 from places import ROOT
 from tta_apm import progress
-from tta_apm.console import Interrupts, stop_if_asked
+from tta_apm.console import Interrupts, stop_if_asked, uninterrupted
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
@@ -221,3 +221,17 @@ def test_a_signal_that_is_swallowed_is_raised_again(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             stop_if_asked()
     stop_if_asked()
+
+
+def test_a_signal_waits_for_the_end_of_what_must_not_be_half_done():
+    reached = []
+    with Interrupts(), pytest.raises(KeyboardInterrupt):
+        with uninterrupted(), uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):
+                time.sleep(0.001)
+            reached.append("the end")
+        reached.append("nothing beyond")
+    assert reached == ["the end"]
+    with uninterrupted():
+        pass

@@ -16,13 +16,14 @@ import secrets
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from tta_apm.atomic import atomic_path, is_alive, machine, remove_leftovers, started
 from tta_apm.bench.failures import read_failures, write_failures
+from tta_apm.console import uninterrupted
 from tta_apm.errors import UserError, writing
 from tta_apm.lock import READ_ONLY, briefly_locked
 
@@ -221,14 +222,6 @@ class Claims:
                 self.is_crowded |= self._is_crowded(state)
             return Taken(units, list(state.done), failures)
 
-    def are_others_at_work(self, names: Collection[str]) -> bool:
-        """Whether another process has claimed one of these cells."""
-        if not self._is_open:
-            return False
-        with self._state() as state:
-            return any(key != self.id and not {*names}.isdisjoint(worker.cells)
-                       for key, worker in state.workers.items())
-
     def finish(self, name: str) -> None:
         """A cell is recorded."""
         if self._is_open:
@@ -239,7 +232,7 @@ class Claims:
 
     def fail(self, name: str, why: str) -> None:
         """A cell failed."""
-        with self._state() if self._is_open else suppress():
+        with self._state() if self._is_open else nullcontext():
             write_failures(self.folder, {**read_failures(self.folder), name: why})
             self._let_go([name])
 
@@ -280,9 +273,9 @@ class Claims:
     @contextmanager
     def _raw_state(self) -> Iterator[State]:
         """The state, to be changed: without those who are gone, and with this process as it is."""
-        with self._guard, briefly_locked(self.folder):
-            before = read_state(self.folder)
+        with uninterrupted(), self._guard, briefly_locked(self.folder):
             state = read_state(self.folder)
+            before = state.text()
             for key, worker in list(state.workers.items()):
                 if key != self.id and (worker.is_dead() or self._is_silent(key, worker)):
                     del state.workers[key]
@@ -295,9 +288,9 @@ class Claims:
                 self.is_crowded |= self._is_crowded(state)
             if not state.workers:
                 (self.folder / FILE).unlink(missing_ok=True)
-            elif state != before:
+            elif (text := state.text()) != before:
                 with atomic_path(self.folder / FILE, durable=False) as temporary:
-                    temporary.write_bytes(state.text())
+                    temporary.write_bytes(text)
 
     def _bury(self, name: str, state: State) -> None:
         """Let a cell fail that too many processes died of."""

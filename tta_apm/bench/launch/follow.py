@@ -10,7 +10,7 @@ from tta_apm.bench.claims import State, read_state
 from tta_apm.bench.failures import read_failures
 from tta_apm.bench.job import Job
 from tta_apm.bench.launch.launcher import Launcher
-from tta_apm.bench.launch.worker import LOGS
+from tta_apm.bench.launch.worker import LOGS, Ending
 from tta_apm.bench.plan import Cell
 from tta_apm.bench.progress import line_of
 from tta_apm.bench.records import load_predictions, load_record
@@ -49,8 +49,8 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
             shown.set_description(_doing(state))
             shown.update(0)
             for number, ending in endings.items():
-                if ending.error and left:
-                    raise UserError(f"{ending.error} (see {LOGS}/ in {job.folder})")
+                if left:
+                    _require_no_error(ending, job)
                 if ending.died and number not in told:
                     told.add(number)
                     shown.write(f"worker {number} ended too early: {ending.died}; the others take "
@@ -74,8 +74,12 @@ def _require_nothing_worse(job: Job, launcher: Launcher) -> None:
     while len(endings := launcher.ended()) < launcher.num_workers and time.monotonic() < end:
         time.sleep(LOOK_SECONDS)
     for ending in endings.values():
-        if ending.error:
-            raise UserError(f"{ending.error} (see {LOGS}/ in {job.folder})")
+        _require_no_error(ending, job)
+
+
+def _require_no_error(ending: Ending, job: Job) -> None:
+    if ending.error:
+        raise UserError(f"{ending.error} (see {LOGS}/ in {job.folder})")
 
 
 def _doing(state: State) -> str:
