@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.backbones.once import once_per_sweep
 from tta_apm.errors import UserError, at_least, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.adapted import Adapted
@@ -91,7 +93,10 @@ class Eata(Method):
         if fisher_alpha and source is not None:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(source), generator=generator)[:num_fisher_images]
-            self.fisher = self._fisher(source, chosen, fisher_batch_size)
+            known = once_per_sweep("fisher", partial(self._fisher, source, chosen,
+                                                     fisher_batch_size))
+            self.fisher = [known[str(index)].to(parameter) for index, parameter
+                           in enumerate(self.adapted.parameters)]
         self.reset()
 
     def reset(self) -> None:
@@ -133,8 +138,9 @@ class Eata(Method):
                  in zip(self.fisher, self.adapted.parameters, self.adapted.source)]
         return torch.stack(terms).sum()
 
-    def _fisher(self, source: Source, chosen: Tensor, batch_size: int) -> list[Tensor]:
-        """Mean over batches of the squared gradient of the loss under the model's own labels."""
+    def _fisher(self, source: Source, chosen: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """Mean over batches of the squared gradient of the loss under the model's own labels, by
+        the number of the parameter."""
         # Even parts: a last one of a single image would have no batch statistics.
         parts = chosen.tensor_split(math.ceil(len(chosen) / batch_size))
         total = [torch.zeros_like(parameter) for parameter in self.adapted.parameters]
@@ -146,4 +152,4 @@ class Eata(Method):
                 gradients = torch.autograd.grad(loss, self.adapted.parameters)
             for sum_, gradient in zip(total, gradients):
                 sum_ += gradient ** 2
-        return [sum_ / len(parts) for sum_ in total]
+        return {str(index): sum_ / len(parts) for index, sum_ in enumerate(total)}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.classifiers import Classifier
+from tta_apm.backbones.once import once_per_sweep
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.augment import random_view
@@ -102,23 +103,33 @@ class Rmt(Method):
         self.student.requires_grad_(True)
         self.projector = nn.Sequential()
         if lambda_contrast:
-            self.register_buffer("prototypes", self._class_means(), persistent=False)
-            self.projector = self._draw_projector(self.prototypes.shape[1], projection)
+            inputs = last_linear(self.student).in_features
+            self.projector = nn.Sequential(nn.Linear(inputs, projection), nn.ReLU(),
+                                           nn.Linear(projection, projection))
+            self.projector.to(last_linear(self.student).weight)
         leaves = [*self.student.parameters(), *self.projector.parameters()]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(leaves, lr=lr) if optimizer == "adam" else
             torch.optim.SGD(leaves, lr=lr, momentum=0.9, nesterov=True))
-        self._warm_up(num_warm_up // warm_up_batch_size)
-        self._start = copy.deepcopy((self.state_dict(), self.optimizer.state_dict(),
-                                     self.generator.get_state()))
+        self._start = once_per_sweep("start", lambda: self._set_up(
+            num_warm_up // warm_up_batch_size))
+        if lambda_contrast:
+            prototypes = self._start["prototypes"].to(leaves[0].device)
+            self.register_buffer("prototypes", prototypes, persistent=False)
+        self.reset()
 
     def reset(self) -> None:
         """The state after warm-up: of student, teacher, projector, optimiser and generator."""
-        weights, optimizer, generator = self._start
-        self.load_state_dict(weights)
-        self.optimizer.load_state_dict(copy.deepcopy(optimizer))
+        self.load_state_dict(_part(self._start, "weights"))
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(self._start, "optimizer").items():
+            index, _, key = name.partition(" ")
+            states.setdefault(int(index), {})[key] = value.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": [
+            {**group, "lr": self._start["lr"].item()} for group in groups]})
         self.optimizer.zero_grad()
-        self.generator.set_state(generator)
+        self.generator.set_state(self._start["generator"])
 
     def forward(self, images: Tensor) -> Tensor:
         check_batch(images, self.uses_batch_statistics, "rmt")
@@ -161,6 +172,20 @@ class Rmt(Method):
         return self.source.batch(torch.randint(len(self.source), (size,),
                                                generator=self.generator))
 
+    def _set_up(self, warm_up_steps: int) -> dict[str, Tensor]:
+        """Prototypes, projector and warm-up: what `reset()` goes back to, by name."""
+        start: dict[str, Tensor] = {}
+        if self.lambda_contrast:
+            start["prototypes"] = self._class_means()
+            self._draw_projector()
+        self._warm_up(warm_up_steps)
+        start["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
+        start["generator"] = self.generator.get_state()
+        start |= {f"weights {name}": value for name, value in self.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            start |= {f"optimizer {index} {key}": value for key, value in state.items()}
+        return {name: value.clone() for name, value in start.items()}
+
     @torch.no_grad()
     def _class_means(self) -> Tensor:
         """Mean features [K,D] of the source images of each class that has some."""
@@ -175,15 +200,17 @@ class Rmt(Method):
             sums, counts = sums + members.T @ features, counts + members.sum(0)
         return (sums / counts[:, None])[counts > 0]
 
-    def _draw_projector(self, feature_dim: int, width: int) -> nn.Sequential:
-        """Two linear layers, drawn as torch does, by our generator."""
-        layers = nn.Linear(feature_dim, width), nn.Linear(width, width)
-        with torch.no_grad():
-            for layer in layers:
-                bound = 1 / math.sqrt(layer.in_features)
-                for parameter in layer.parameters():
-                    parameter.uniform_(-bound, bound, generator=self.generator)
-        return nn.Sequential(layers[0], nn.ReLU(), layers[1]).to(self.prototypes)
+    @torch.no_grad()
+    def _draw_projector(self) -> None:
+        """Weights of its linear layers, drawn as torch does, by our generator."""
+        for layer in self.projector:
+            if not isinstance(layer, nn.Linear):
+                continue
+            bound = 1 / math.sqrt(layer.in_features)
+            for parameter in layer.parameters():
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound,
+                                                              generator=self.generator)
+                parameter.copy_(drawn)
 
     def _warm_up(self, steps: int) -> None:
         """Let the student agree with its teacher on source images."""
@@ -197,16 +224,28 @@ class Rmt(Method):
                 self._step(symmetric_cross_entropy(self.student(images), teacher_logits).mean())
 
 
+def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Those whose names begin with `kind`, by the rest of their names."""
+    return {name.removeprefix(f"{kind} "): value for name, value in tensors.items()
+            if name.startswith(f"{kind} ")}
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """UserError for a model without a linear layer."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UserError("rmt: the classifier has no linear layer, so no penultimate features")
+    return layers[-1]
+
+
 def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B,K] and penultimate features [B,D]: what the last linear layer gets.
 
     UserError for a model without a linear layer.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise UserError("rmt: the classifier has no linear layer, so no penultimate features")
     kept: list[Tensor] = []
-    hook = layers[-1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    hook = last_linear(model).register_forward_pre_hook(
+        lambda _, inputs: kept.append(inputs[0]))
     try:
         logits = model(images)
     finally:

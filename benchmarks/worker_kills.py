@@ -81,7 +81,7 @@ def _try(root: Path, kills: int) -> Counter[str]:
         count["different"] += sum(now[name] != reference[name]
                                   for name in now.keys() & reference.keys())
         count["left over"] += len([*folder.rglob("*.tmp"), *folder.glob(".workers"),
-                                   *folder.glob(".lock*")])
+                                   *folder.glob(".once"), *folder.glob(".lock*")])
     return count
 
 

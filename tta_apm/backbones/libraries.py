@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from tta_apm.backbones.inputs import InputKeys, InputSpec, resolve
 from tta_apm.backbones.weights import downloads, files
 from tta_apm.compat import import_robustbench
 from tta_apm.errors import UserError, explain, nearest
+from tta_apm.lock import locked
 
 # robustbench downloads to this folder by default.
 ROBUSTBENCH_FOLDER = Path("models")
@@ -269,9 +271,13 @@ def _robustbench_from(file: Path, relative: Path, load: Callable[[str], nn.Modul
 
 
 def _download(load: Callable[[], nn.Module], source: str, file: Path | None) -> nn.Module:
-    """Call a library's loader, which downloads `source` (to `file`) unless it is there."""
+    """Call a library's loader, which downloads `source` (to `file`) unless it is there.
+
+    One process at a time: robustbench's file is there while it is yet being written.
+    """
+    alone = nullcontext() if file is None else locked(file.parent, "downloads")
     try:
-        with files.reading():
+        with alone, files.reading():
             return load()
     except Exception as error:  # each way of downloading raises its own
         advice = "" if file is None else (

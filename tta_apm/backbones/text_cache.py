@@ -1,8 +1,7 @@
 """Text features on disk: the text tower of a large CLIP takes minutes over 80,000 prompts.
 
 A file per model, weights, class names and templates, in $XDG_CACHE_HOME/tta_apm/text_features or
-below ~/.cache. An unreadable file is written again. If the folder is not writable, nothing is
-cached.
+below ~/.cache. Of processes that want the same at a time one works it out: see once.py.
 """
 
 from __future__ import annotations
@@ -10,17 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tta_apm.atomic import atomic_path
-from tta_apm.backbones.weights import files
+from tta_apm.backbones.once import once
 from tta_apm.cache import cache_folder
-from tta_apm.errors import UserError
 
 NAME = "text_features"
 # Raise it when the computation of features from prompts changes.
@@ -43,27 +37,10 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
     if where is None:
         return compute()
     file = where / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    features = _read(file)
-    if features is None or len(features) != len(class_names):
-        features = compute()
-        _write(file, features)
-    return features
+    return once(file, lambda: {NAME: compute()})[NAME]
 
 
 def folder() -> Path | None:
     """The folder of the files; None if there is no home folder, as in containers."""
     caches = cache_folder()
     return None if caches is None else caches / NAME
-
-
-def _read(file: Path) -> Tensor | None:
-    try:
-        # In memory of torch's own, as computed ones are: the last bits of sums go by its alignment.
-        return files.read(file)[NAME].clone()
-    except (UserError, KeyError):
-        return None
-
-
-def _write(file: Path, features: Tensor) -> None:
-    with suppress(OSError, SafetensorError), atomic_path(file) as temporary:
-        save_file({NAME: features.contiguous().cpu()}, temporary)

@@ -15,12 +15,14 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
 from tta_apm.backbones.image_tower import suited
+from tta_apm.backbones.once import folder_of_method
 from tta_apm.bench import measure
 from tta_apm.bench.evaluate import SourceImages
 from tta_apm.bench.isolation import Guard, MethodError, Trespass
 from tta_apm.bench.run import Run
 from tta_apm.bench.series import Series
-from tta_apm.data.dataset import DataSet
+from tta_apm.data.dataset import DataSet, hash_text
+from tta_apm.device import describe
 from tta_apm.errors import UserError, name_and_text, text_of
 from tta_apm.registry import METHODS
 
@@ -32,15 +34,21 @@ class RowError(UserError):
 class Builder:
     """Makes runs, and keeps the backbones that they share.
 
+    Args:
+        once_folder: for what methods work out before all images: other processes of the sweep, and
+            this one when it builds a run again, read it there. None keeps nothing.
+
     Attributes:
         runs: those that were built and not yet released.
         held_mb: what each row that was ever built holds, by its text.
     """
 
-    def __init__(self, cfg: CfgNode, dataset: DataSet, device: torch.device) -> None:
+    def __init__(self, cfg: CfgNode, dataset: DataSet, device: torch.device,
+                 once_folder: Path | None = None) -> None:
         self.cfg = cfg
         self.dataset = dataset
         self.device = device
+        self.once_folder = once_folder
         self.backbones: dict[str, Backbone] = {}
         self.runs: dict[Series, Run] = {}
         self.held_mb: dict[str, float] = {}
@@ -116,6 +124,7 @@ class Builder:
             make = METHODS.load(row.method)
             guard = Guard(series.seed, backbone)
             before = measure.memory_in_use_mb(self.device)
+            token = folder_of_method.set(self._folder_of(series))
             try:
                 method = guard.call(lambda: make(
                     suited(backbone, row.signature.needs), **keywords).to(self.device))
@@ -124,6 +133,8 @@ class Builder:
                 if guard.backbone_changes():
                     self.forget(backbone)
                 raise guard.blamed(error)
+            finally:
+                folder_of_method.reset(token)
             held_mb = max(0.0, measure.memory_in_use_mb(self.device) - before)
             return Run(method, guard, self.device, series.carries_on, held_mb)
         except (MethodError, KeyboardInterrupt):
@@ -135,6 +146,15 @@ class Builder:
         except BaseException as error:
             text = f"method {row.text!r} cannot be built: {explained(error)}"
             raise (RowError if row.needs in self.backbones else UserError)(text) from error
+
+    def _folder_of(self, series: Series) -> Path | None:
+        """Where the method of a row and seed keeps what it works out before all images. Other
+        machines, threads and versions of torch round differently."""
+        if self.once_folder is None:
+            return None
+        first = next(iter(series.cells.values()))
+        return self.once_folder / hash_text(first.fingerprint, str(series.seed),
+                                            describe(self.device), torch.__version__)
 
 
 def explained(error: BaseException) -> str:

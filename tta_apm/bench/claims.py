@@ -1,8 +1,9 @@
 """Claims: which processes are at work on a results folder, and what each has claimed.
 
 A file of the folder lists them. It is read and written under the folder's lock, which is held for a
-moment, and goes with the last process. Whoever is dead, or silent for a minute on another machine,
-loses its claims: others take them over. Imports no torch.
+moment, and goes with the last process, as does what one of them works out once for all. Whoever is
+dead, or silent for a minute on another machine, loses its claims: others take them over. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import os
 import platform
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -28,6 +30,7 @@ from tta_apm.errors import UserError, writing
 from tta_apm.lock import READ_ONLY, briefly_locked
 
 FILE = ".workers"
+ONCE = ".once"  # folder of what one process works out for all: see backbones.once
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # without a beat: a process of another machine is no more
 MOST_DEATHS = 3  # of processes that had claimed a cell, before it counts as failed
@@ -251,6 +254,7 @@ class Claims:
             if not state.workers:
                 state.work, state.done, state.deaths = self.work, [], {}
                 write_failures(self.folder, {})
+                self._remove_once()
             if state.work != self.work:
                 holder = next(iter(state.workers.values()))
                 if any(worker.machine == machine() or self._was_heard(key, worker)
@@ -287,10 +291,14 @@ class Claims:
                 state.workers[self.id] = self.me
                 self.is_crowded |= self._is_crowded(state)
             if not state.workers:
+                self._remove_once()
                 (self.folder / FILE).unlink(missing_ok=True)
             elif (text := state.text()) != before:
                 with atomic_path(self.folder / FILE, durable=False) as temporary:
                     temporary.write_bytes(text)
+
+    def _remove_once(self) -> None:
+        shutil.rmtree(self.folder / ONCE, ignore_errors=True)
 
     def _bury(self, name: str, state: State) -> None:
         """Let a cell fail that too many processes died of."""
