@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from tta_apm.console import Interrupts, die_quietly_from_now_on, protect_output
+from tta_apm.console import Interrupts, die_quickly_from_now_on, protect_output
 from tta_apm.errors import UserError, beyond_the_machine, choose
 from tta_apm.names import clean_lines
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def main_of_process() -> int:
     """As `main`, of a process that ends with it."""
     code = main()
-    die_quietly_from_now_on()
+    die_quickly_from_now_on()
     return code
 
 

@@ -154,9 +154,9 @@ def test_a_cell_that_processes_die_of_runs_alone_and_then_fails(tmp_path, hold):
         assert "were killed, e.g. for want of memory" in taken.failed["deadly"]
 
 
-def elsewhere(beat: int = 0, work: str = "work") -> bytes:
+def elsewhere(work: str = "work", order: str = "") -> bytes:
     """The state of a folder where a process of another machine is at work."""
-    worker = Worker("there", "another", 1, "", "2026-01-01 00:00:00", beat=beat, cells=["a"])
+    worker = Worker("there", "another", 1, "", "2026-01-01 00:00:00", cells=["a"], order=order)
     return State(claims.hashlib.sha256(work.encode()).hexdigest()[:16], {"id": worker}).text()
 
 
@@ -179,6 +179,24 @@ def test_one_that_beats_keeps_them(tmp_path, monkeypatch):
             (tmp_path / claims.FILE).write_text(json.dumps(state))
             time.sleep(0.15)
             assert mine.take([("a",)], [("a",)]).units == []
+
+
+def test_what_a_launcher_has_ended_elsewhere_is_given_back_at_once(tmp_path):
+    (tmp_path / claims.FILE).write_bytes(elsewhere(order="launch/1"))
+    with Claims(tmp_path, "work", runs=False) as driver, Claims(tmp_path, "work") as mine:
+        driver.forget("another")
+        driver.forget("lau")
+        assert mine.take([("a",)], [("a",)]).units == []
+        driver.forget("launch")
+        assert mine.take([("a",)], [("a",)]).units == [0]
+
+
+def test_a_worker_that_is_started_again_takes_over_at_once_what_it_had(tmp_path):
+    (tmp_path / claims.FILE).write_bytes(elsewhere(order="launch/1"))
+    with Claims(tmp_path, "work", order="launch/2") as other:
+        assert other.take([("a",)], [("a",)]).units == []
+        with Claims(tmp_path, "work", order="launch/1") as mine:
+            assert mine.take([("a",)], [("a",)]).units == [0]
 
 
 def test_other_work_elsewhere_is_waited_for_only_if_silent(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from tta_apm import cli
 from tta_apm.bench.claims import FILE, find_workers
 from tta_apm.bench.launch import slurm
 from tta_apm.bench.launch.launcher import LAUNCHERS
-from tta_apm.bench.launch.slurm import minutes
 from tta_apm.bench.records import load_record
+from tta_apm.config.launch import minutes
 from tta_apm.errors import UserError
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
@@ -92,6 +92,21 @@ def test_every_method_gives_the_same_bytes_alone_and_shared_by_two(command, tmp_
     assert not (tmp_path / "two" / FILE).exists()
     told = (tmp_path / "two/table.md").read_text()
     assert "~ before a time: measured while other processes used the same device" in told
+
+
+@pytest.mark.parametrize("setting", ["reset_each_domain", "gradual", "mixed_domains"])
+def test_every_setting_gives_the_same_bytes_alone_together_and_shared(command, tmp_path, setting):
+    """Continual, the fourth, is that of every method above."""
+    config = {**FEW, "METHODS": ["source", "norm", "tent", "eata FISHER_ALPHA 0", "clip_zero_shot"],
+              "SETTING": setting, "SEEDS": [1, 2], "SEVERITY": [1, 3, 5],
+              "CORRUPTIONS": ["fog", "contrast"]}
+    assert cli.main(command(config, "alone", "TOGETHER", "1")) == cli.OK
+    alone = cells(tmp_path / "alone")
+    assert len(alone) == 5 * 2 * 6
+    assert cli.main(command(config, "together")) == cli.OK
+    assert cells(tmp_path / "together") == alone
+    assert cli.main(command(config, "two", "--workers", "2")) == cli.OK
+    assert cells(tmp_path / "two") == alone
 
 
 # Its constructor notes each time that the work before all images is done.
@@ -315,7 +330,12 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     (SLURM, "--launcher slurm: say how many workers"),
     ((*SLURM, "--workers", "2", "--address", "here"), "--address is for --launcher ray"),
     (("--address", "here"), "--address is for --launcher ray"),
-    ((*SLURM, "--workers", "2", "LAUNCH.CPUS", "-1"), "LAUNCH: CPUS -1 must be at least 0")])
+    ((*SLURM, "--workers", "2", "LAUNCH.CPUS", "-1"), "LAUNCH: CPUS -1 must be at least 0"),
+    ((*SLURM, "--workers", "2", "--dry-run", "LAUNCH.TIME", "soon"), "LAUNCH.TIME 'soon': give "),
+    (("LAUNCH.TIME", "1:2:3:4"), "LAUNCH.TIME '1:2:3:4': give minutes"),
+    (("LAUNCH.MEMORY", "much"), "LAUNCH.MEMORY 'much': give a number and K, M, G or T"),
+    (("LAUNCH.PARTITION", "a b"), "LAUNCH.PARTITION 'a b': a name without blanks"),
+    (("LAUNCH.SETUP", '["a\nb"]'), "LAUNCH.SETUP: a text of one line is wanted")])
 def test_bad_input_is_one_sentence(command, capsys, words, sentence):
     assert cli.main(command(FEW, "bad", *words)) == cli.BAD_INPUT
     error = capsys.readouterr().err

@@ -52,6 +52,7 @@ class Worker:
         beat: grows as long as it lives.
         cells: that it has claimed.
         taken: when it claimed the last of them, local time; "" for never.
+        order: that a launcher gave it, see worker.Order; "" for none.
     """
 
     host: str
@@ -64,6 +65,7 @@ class Worker:
     beat: int = 0
     cells: list[str] = field(default_factory=list)
     taken: str = ""
+    order: str = ""
 
     @property
     def who(self) -> str:
@@ -133,6 +135,7 @@ class Claims:
         work: text of all that the work depends on, e.g. the config.
         runs: see Worker.
         num_workers: that are expected to share the work, if not more of them are there.
+        order: see Worker.
 
     Attributes:
         is_first: whether nobody else ran cells when it began.
@@ -144,12 +147,14 @@ class Claims:
             full.
     """
 
-    def __init__(self, folder: Path, work: str, *, runs: bool = True, num_workers: int = 1) -> None:
+    def __init__(self, folder: Path, work: str, *, runs: bool = True, num_workers: int = 1,
+                 order: str = "") -> None:
         self.folder = folder
         self.work = hashlib.sha256(work.encode("utf-8", "replace")).hexdigest()[:16]
         self.id = secrets.token_hex(8)
         pid = os.getpid()
-        self.me = Worker(platform.node(), machine(), pid, started(pid), _now(), runs)
+        self.me = Worker(platform.node(), machine(), pid, started(pid), _now(), runs,
+                         order=order)
         self.num_workers = num_workers
         self.is_first = self.is_crowded = False
         self._is_open = False
@@ -245,6 +250,17 @@ class Claims:
             with self._state():
                 self._let_go(names)
 
+    def forget(self, launch: str) -> None:
+        """Give back what processes had claimed that a launcher has ended, on whatever machine.
+
+        Args:
+            launch: what their orders begin with.
+        """
+        if self._is_open:
+            with self._state() as state:
+                state.workers = {key: worker for key, worker in state.workers.items()
+                                 if not worker.order.startswith(f"{launch}/")}
+
     def _let_go(self, names: Collection[str]) -> None:
         self.me.cells = [name for name in self.me.cells if name not in names]
 
@@ -281,7 +297,8 @@ class Claims:
             state = read_state(self.folder)
             before = state.text()
             for key, worker in list(state.workers.items()):
-                if key != self.id and (worker.is_dead() or self._is_silent(key, worker)):
+                if key != self.id and (worker.is_dead() or self._is_silent(key, worker)
+                                       or self._is_followed(worker)):
                     del state.workers[key]
                     for name in worker.cells:
                         state.deaths[name] = state.deaths.get(name, 0) + 1
@@ -316,6 +333,10 @@ class Claims:
             self._heard[key] = worker.beat, time.monotonic()
             return False
         return worker.machine != machine() and time.monotonic() - since > SILENT_SECONDS
+
+    def _is_followed(self, worker: Worker) -> bool:
+        """Whether this process was started in its place: nobody does so before it is dead."""
+        return bool(worker.order) and worker.order == self.me.order
 
     def _was_heard(self, key: str, worker: Worker) -> bool:
         """Whether it has beaten since this process first saw it."""

@@ -96,7 +96,8 @@ def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launch
     if todo:
         print(f"{len(todo)} of {len(job.cells)} cells to run, results in {folder}", flush=True)
         try:
-            failed = _launch(launcher, job, todo) if launcher else job.run(todo, claims)
+            failed = (_launch(launcher, job, todo, claims) if launcher
+                      else job.run(todo, claims))
         except KeyboardInterrupt:
             left = len(job.missing())
             print(f"\nStopped: {len(job.cells) - left} of {len(job.cells)} cells are done and kept "
@@ -111,7 +112,8 @@ def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launch
     return OK
 
 
-def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell]) -> dict[str, str]:
+def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell], claims: Claims
+            ) -> dict[str, str]:
     """Have workers run cells, and show what they do; returns those that failed."""
     from tta_apm.bench.launch.follow import follow
 
@@ -126,6 +128,7 @@ def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell]) -> dict[str, str
     finally:
         if is_over or not launcher.goes_on:
             launcher.stop()
+            claims.forget(launcher.id)
     return failed
 
 

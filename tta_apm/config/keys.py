@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from tta_apm.backbones.build import PACKAGED
 from tta_apm.backbones.clip_templates import template_sets
+from tta_apm.config.launch import check_launch
 from tta_apm.config.values import check_device, check_seed, type_of
 from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES, SIDES
 from tta_apm.data.streams import ORDERS, SETTINGS
@@ -125,11 +126,7 @@ def check(cfg: CfgNode) -> None:
     for key in ("TOGETHER", "NUM_WORKERS"):
         if cfg[key] != "auto" and not re.fullmatch("[1-9][0-9]{0,8}", cfg[key]):
             raise UserError(f'{key} {cfg[key]}: give a positive whole number, or "auto"')
-    at_least(-1, "LAUNCH", GPUS=cfg.LAUNCH.GPUS)
-    at_least(0, "LAUNCH", CPUS=cfg.LAUNCH.CPUS, ARRAY_LIMIT=cfg.LAUNCH.ARRAY_LIMIT)
-    for key, value in cfg.LAUNCH.items():
-        if any("\n" in str(line) for line in (value if isinstance(value, list) else [value])):
-            raise UserError(f"LAUNCH.{key}: a text of one line is wanted")
+    check_launch(cfg.LAUNCH)
     for seed in cfg.SEEDS:
         check_seed("SEEDS", seed)
     check_device("DEVICE", cfg.DEVICE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ class Launcher(ABC):
     Attributes:
         takes_address: whether `address` means anything to it.
         goes_on: whether the workers outlive the command that started them.
+        id: of this one among all launchers.
 
     Raises:
         UserError: where it cannot be used, e.g. without its package.
@@ -37,10 +39,12 @@ class Launcher(ABC):
         self.num_workers = num_workers
         self.address = address
         self.folder = Path(cfg.OUTPUT_DIR).absolute()
+        self.id = secrets.token_hex(4)
 
     def orders(self, *, redo: bool) -> list[Order]:
         """What each worker is told, where nothing else is to be said of the machine."""
-        return [Order(number, self.num_workers, str(self.folder), str(Path.cwd()), redo)
+        return [Order(number, self.num_workers, str(self.folder), str(Path.cwd()), redo,
+                      launch=self.id)
                 for number in range(1, self.num_workers + 1)]
 
     @abstractmethod
@@ -53,7 +57,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End the workers that are left, and wait until they have given back their claims."""
+        """End the workers that are left, and wait until they have ended."""
 
     def describe(self, command: Sequence[str]) -> str:
         """What `--dry-run` shows of the start, e.g. a batch script; "" for nothing.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from yacs.config import CfgNode
 
 from tta_apm.bench.launch.launcher import Launcher
 from tta_apm.bench.launch.worker import LOGS, Ending, Order, work
+from tta_apm.config.launch import minutes
 from tta_apm.errors import UserError, explain
 
 # Before the time is up or the machine is taken back, so that a worker gives back its claims.
@@ -112,26 +112,6 @@ class Slurm(Launcher):
                     "signal_delay_s": WARNING_SECONDS}
         return {**{key: value for key, value in generic.items() if value},
                 **{f"slurm_{key}": value for key, value in of_slurm.items() if value}}
-
-
-def minutes(time: str) -> int:
-    """Of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; rounded up.
-
-    Raises:
-        UserError: for another text.
-    """
-    days, dash, clock = time.rpartition("-")
-    parts = clock.split(":")
-    if not all(re.fullmatch("[0-9]{1,6}", part) for part in [*parts, *([days] if dash else [])]) \
-            or len(parts) > 3:
-        raise UserError(f"LAUNCH.TIME {time!r}: give minutes, hours:minutes:seconds or "
-                        "days-hours:minutes:seconds")
-    numbers = list(map(int, parts))
-    if dash or len(numbers) == 3:
-        hours, mins, seconds = [*numbers, 0, 0][:3]
-    else:
-        hours, mins, seconds = 0, *[*numbers, 0][:2]
-    return 1440 * int(days or 0) + 60 * hours + mins + (seconds > 0)
 
 
 def _ending(job: Any) -> Ending:

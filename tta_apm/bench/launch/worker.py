@@ -37,6 +37,7 @@ class Order:
         num_threads: for the worker's share of the cores; 0 for all.
         environment: variables to set before torch is imported.
         parent: the process that it shall not outlive; 0 for none.
+        launch: what the orders of one launcher have in common; "" for nothing.
     """
 
     number: int
@@ -47,6 +48,13 @@ class Order:
     num_threads: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     parent: int = 0
+    launch: str = ""
+
+    @property
+    def id(self) -> str:
+        """The same for a worker that is started again in another's place; "" if that is not told.
+        """
+        return f"{self.launch}/{self.number}" if self.launch else ""
 
     @property
     def name(self) -> str:
@@ -102,7 +110,8 @@ def _run(order: Order, folder: Path) -> None:
     if order.num_threads:
         use_cores(order.num_threads)
     cfg = config.load(folder / "config.yaml", ["OUTPUT_DIR", str(folder)])
-    with Claims(folder, shared_work(cfg), num_workers=order.num_workers) as claims:
+    with Claims(folder, shared_work(cfg), num_workers=order.num_workers,
+                order=order.id) as claims:
         job = Job(cfg, redo=order.redo)
         todo = job.missing()
         if todo:
