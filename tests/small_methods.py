@@ -1,8 +1,12 @@
-"""Methods in a size for tests: paper-sized defaults are too large. By name, keywords of each."""
+"""Methods in a size for tests: paper-sized defaults are too large. By name, keywords of each; and
+a domain for those that are offline.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+
+from torch import Tensor
 
 from tta_apm.registry import METHODS
 
@@ -20,7 +24,21 @@ SMALL = {"apm": APM,
          "tpt_surviving": dict(num_views=10),
          "rotta": dict(memory=8, update_every=8),
          "rmt": dict(num_warm_up=64, warm_up_batch_size=32),
+         "shot": dict(epochs=2, batch_size=8),
          "ttt": dict(steps=2, num_views=4),
          "ttt_mae": dict(steps=3, masks=4),
          "ttt_mae_surviving": dict(steps=3, masks=4),
          "ttt_online": dict(num_views=4)}
+
+
+class AllImages:
+    """Images [N,3,H,W] as an offline method takes those of a domain: see method.DomainImages."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]

@@ -23,6 +23,15 @@ class Source(Protocol):
         """Images [n,3,H,W] in [0,1] and labels int64 [n] at positions `indices` [n]."""
 
 
+class DomainImages(Protocol):
+    """All test images of a domain, without labels, in the order of its stream."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Images [n,3,H,W] in [0,1] at positions `indices` [n]."""
+
+
 class Method(nn.Module, ABC):
     """A test-time adaptation method over a frozen backbone.
 
@@ -39,7 +48,8 @@ class Method(nn.Module, ABC):
         also_takes: another kind of backbone that it takes as well, where a row says BACKBONE and
             its name; "" for none.
         scope: what the result for an image depends on: "image" (that image alone: fresh for
-            each), "batch" (also the others in its batch) or "stream" (also all batches before).
+            each), "batch" (also the others in its batch), "stream" (also all batches before) or
+            "domain" (all images of its domain, which `prepare` is shown first: offline).
         survives: what state is carried from image to image when scope is "stream", e.g.
             "weights". Printed in the table.
         skip_setup: hyper-parameters that switch off what is done once before all images (RMT's
@@ -70,6 +80,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Adapt to images [B,3,H,W] in [0,1] and return their logits [B,K]."""
+
+    def prepare(self, images: DomainImages) -> None:
+        """Adapt to all images of a domain before any of them is predicted.
+
+        It is called once after each reset, of methods whose scope is "domain" only. Before it
+        `forward` predicts as the method stands after a reset, and no prediction adapts further.
+        """
 
     @abstractmethod
     def reset(self) -> None:

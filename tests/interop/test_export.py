@@ -172,6 +172,12 @@ def benchmark(write):
     return write_all
 
 
+def test_benchmark_md_ranks_no_offline_row(benchmark, tmp_path, capsys):
+    benchmark(0.5, row="source"), benchmark(0.9, row="shot", scope="domain")
+    assert export(tmp_path, "online-tta") == 0
+    assert "| net | 10.0 | **50.0** |" in capsys.readouterr().out
+
+
 def test_benchmark_md_has_a_line_per_backbone(benchmark, write, tmp_path, capsys):
     benchmark(0.6), write("fog", 3, 1, 10_000)
     benchmark(0.5, row="source"), benchmark(0.9, row="norm", backbone="other")

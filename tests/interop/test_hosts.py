@@ -145,6 +145,18 @@ def test_wrong_settings_are_told_in_a_sentence(capsys):
     assert "MAE.MODEL and MAE.WEIGHTS" in said("MODEL.ADAPTATION", "ttt_mae")
 
 
+@pytest.mark.parametrize("words", [
+    ("online-tta", "--cfg", "cfgs/tent.yaml", "MODEL.ADAPTATION", "shot", *IN_HOST_CLIP),
+    ("ttab", "--model_adaptation_method", "shot"),
+    ("benchmark-tta", "--cfg", "cfgs/source.yaml", "MODEL.ADAPTATION", "shot")],
+    ids=lambda words: words[0])
+def test_an_offline_method_is_refused(words, capsys):
+    host, *others = words
+    assert cli.main(["host", host, "--repo", str(STANDINS / host.replace("-", "_")), "--",
+                     *others]) == 2
+    assert "shot is offline: it sees all images of a domain before" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="no classification/test_time.py in"):
         online_tta.run(tmp_path, [])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from small_methods import NAMES
+from small_methods import NAMES, AllImages
 from tta_apm.bench.evaluate import checked_details
 from tta_apm.bench.isolation import Guard
 from tta_apm.bench.randomness import Randomness, global_state
@@ -38,6 +38,8 @@ def method(request, make_method) -> Method:
 def run(method: Method, images: Tensor, sizes: list[int]) -> Tensor:
     method.reset()
     with torch.no_grad():
+        if method.scope == "domain":
+            method.prepare(AllImages(images))
         return torch.cat([method(part) for part in images.split(sizes)])
 
 
@@ -57,6 +59,8 @@ def test_a_callers_grad_mode_changes_nothing(method, digits_test):
     under_no_grad = run(method, images, [4, 4])
     method.reset()
     with torch.enable_grad():
+        if method.scope == "domain":
+            method.prepare(AllImages(images))
         with_grad = torch.cat([method(part) for part in images.split(4)])
     assert torch.equal(with_grad.detach(), under_no_grad)
     assert torch.is_grad_enabled()
@@ -94,6 +98,17 @@ def test_stream_methods_remember(method, digits_test):
     assert not torch.equal(alone, after_others)
 
 
+@of_scope("domain")
+def test_offline_methods_see_the_domain_first_and_no_batch_then(method, digits_test):
+    images = digits_test[0][:24]
+    together = run(method, images, [24])
+    with torch.no_grad():
+        assert torch.allclose(torch.cat([method(part) for part in images.split(7)]), together,
+                              atol=1e-4)
+        method.reset()
+        assert not torch.allclose(method(images), together, atol=1e-4)  # not yet prepared
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_details_are_per_image_or_none_at_all(row, make_method, digits_test):
     method = make_method(row)
@@ -105,12 +120,13 @@ def test_details_are_per_image_or_none_at_all(row, make_method, digits_test):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_nothing_is_changed_that_is_not_its_own(row, make_method, backbones, digits_test):
-    """By the guard of the sweeps: constructor, reset, forward and details."""
+    """By the guard of the sweeps: constructor, reset, prepare, forward and details."""
     name, _, kind = row.partition(" BACKBONE ")
     guard = Guard(0, backbones[kind or METHODS.load(name).needs])
     method = guard.call(make_method, row)
     images = digits_test[0][:8].clone()
     with torch.no_grad():
+        guard.call(method.prepare, AllImages(images))
         for part in images.split(4):
             guard.call(method, part)
             guard.call(getattr, method, "details")

@@ -1,4 +1,6 @@
-"""Batches on their way from the data set to the methods: fetched once, handed to each in turn."""
+"""Batches on their way from the data set to the methods: fetched once, handed to each in turn;
+and all images of a stream, for offline methods.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,9 @@ from tta_apm.bench import measure
 from tta_apm.bench.isolation import Trespass
 from tta_apm.data.dataset import hash_pixels
 from tta_apm.data.streams import Stream, prefetched
+
+# Offline methods look at each image many times: so many MiB of pixels are kept.
+KEPT_MB = 1024
 
 
 class Loaded(NamedTuple):
@@ -85,3 +90,37 @@ class Handed:
         if self.images.shape != self.original.shape or not torch.equal(self.images, self.original):
             self.images = self.original.clone()
             raise Trespass(["the images that it was handed"]) from cause
+
+
+class StreamImages:
+    """All images of a stream as an offline method takes them: see method.DomainImages.
+
+    Attributes:
+        stopwatch: of the time that fetching took, which is none of the method's.
+    """
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self.stream = stream
+        self.device = device
+        self.stopwatch = measure.Stopwatch(device)
+        self._kept: dict[int, np.ndarray] = {}  # pixels by position, up to KEPT_MB
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        with self.stopwatch:
+            positions = indices.tolist()
+            new = [position for position in positions if position not in self._kept]
+            fetched = dict(zip(new, self.stream.images(np.array(new)))) if new else {}
+            pixels = np.stack([fetched[position] if position in fetched else self._kept[position]
+                               for position in positions])
+            self._keep(fetched)
+            return to_device(pixels, self.device)
+
+    def _keep(self, fetched: dict[int, np.ndarray]) -> None:
+        for position, pixels in fetched.items():
+            if self._kept_bytes + pixels.nbytes <= KEPT_MB * measure.MB:
+                self._kept[position] = pixels.copy()  # not a view, which would keep its batch
+                self._kept_bytes += pixels.nbytes

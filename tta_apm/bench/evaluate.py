@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tta_apm.bench import measure
-from tta_apm.bench.batches import Handed, batches_ahead, to_device
+from tta_apm.bench.batches import Handed, StreamImages, batches_ahead, to_device
 from tta_apm.bench.deeds import Deeds
 from tta_apm.bench.isolation import Guard, MethodError
 from tta_apm.bench.records import Predictions
@@ -33,7 +33,8 @@ class Evaluation:
 
     Args:
         image_hashes: of each image's pixels, [N], in the order of the predictions.
-        seconds: adapt + predict; in a stream of several domains, the images' share.
+        seconds: adapt + predict, of an offline method with what it prepared; in a stream of
+            several domains, the images' share.
         peak_memory_mb: the most that was in use while the method ran, less what others held.
         did: what the method did, counted: see deeds.DEEDS; the images' share, as of seconds.
     """
@@ -59,7 +60,8 @@ class Evaluation:
 
 
 class Evaluator:
-    """One method on one stream: it is given the batches, and its predictions are collected.
+    """One method on one stream: it is given the batches, and its predictions are collected. One
+    that is offline is given the whole stream first.
 
     Labels are looked up after a call, so that no frame holds them while the method runs.
 
@@ -80,6 +82,26 @@ class Evaluator:
         self.image_hashes: list[bytes] = []
         self.seconds = self.peak_mb = 0.0
         self.deeds = Deeds()
+
+    def prepare(self, others_mb: float = 0.0) -> None:
+        """Show all images of the stream to an offline method; nothing for others.
+
+        Args:
+            others_mb: as of `meet`.
+
+        Raises:
+            Trespass if the method changed the process; and whatever the method raises.
+        """
+        if self.method.scope != "domain":
+            return
+        self.deeds.hear(self.guard.call(getattr, self.method, "did"))
+        images = StreamImages(self.stream, self.device)
+        stopwatch = measure.Stopwatch(self.device)
+        measure.reset_peak_memory(self.device)
+        with torch.no_grad(), self.deeds.of_call(len(images)):
+            self.guard.call(stopwatch.time, self.method.prepare, images)
+        self.seconds += stopwatch.seconds - images.stopwatch.seconds
+        self.peak_mb = max(self.peak_mb, measure.peak_memory_mb(self.device) - others_mb)
 
     def meet(self, handed: Handed, others_mb: float = 0.0) -> int:
         """Adapt to a batch and predict it; returns how many predictions are right.
@@ -143,6 +165,7 @@ def evaluate(method: Method, stream: Stream, device: torch.device,
         MethodError, Trespass: as Evaluator.meet.
     """
     evaluator = Evaluator(method, stream, device, guard or Guard(seed=0), SharedWork((), device))
+    evaluator.prepare()
     for batch in batches_ahead(stream, device):
         progress(len(batch.indices), evaluator.meet(Handed(batch, device)))
     return evaluator.evaluations()
@@ -168,7 +191,8 @@ def _joined(outputs: Sequence[Columns]) -> Columns:
 
 def warm_up(method: Method, batches: Iterable[Batch], device: torch.device,
             guard: Guard | None = None) -> float | None:
-    """Run `method` on the first of `batches`, reset it, return its GFLOPs per image.
+    """Run `method` on the first of `batches`, reset it, return its GFLOPs per image: None where
+    they are not counted, as of an offline method, whose work is done before.
 
     On a GPU it takes the whole batch, so that what is set up per shape is set up.
     """
@@ -184,7 +208,7 @@ def warm_up(method: Method, batches: Iterable[Batch], device: torch.device,
             guard.call(method, images)
         gflops = guard.call(measure.count_gflops, lambda: method(few))
     guard.call(method.reset)
-    return None if gflops is None else gflops / len(few)
+    return None if gflops is None or method.scope == "domain" else gflops / len(few)
 
 
 class SourceImages:

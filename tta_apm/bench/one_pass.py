@@ -84,7 +84,8 @@ class OnePass:
         for index, batch in enumerate(batches):
             fetching = time.perf_counter() - start
             if index == 0:
-                self._each(lambda run: run.begin(self.stream, batch, self.shared))
+                self._each(lambda run: run.begin(self.stream, batch, self.shared,
+                                                 self._held_by_others(run)))
             self._meet(batch)
             if index == 0:
                 self._check_backbones()

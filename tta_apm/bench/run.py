@@ -44,12 +44,14 @@ class Run:
         self._is_warm = False
         self._is_at_start = True
 
-    def begin(self, stream: Stream, first: Loaded, shared: SharedWork | None = None) -> None:
+    def begin(self, stream: Stream, first: Loaded, shared: SharedWork | None = None,
+              others_mb: float = 0.0) -> None:
         """Get ready for a stream: warm up on the first one's first batch, reset where the setting
-        asks for it.
+        asks for it, show an offline method all images.
 
         Args:
             shared: what it shares with others, None for no company.
+            others_mb: what others hold of the device's memory.
 
         Raises:
             MethodError, and whatever the method raises.
@@ -64,13 +66,14 @@ class Run:
             if self._is_at_start or not self.carries_on:
                 self.guard.restart()
                 self.guard.call(self.method.reset)
+            self.evaluator.prepare(others_mb)
         self._is_at_start = False
 
     def turn(self, handed: Handed, others_mb: float = 0.0) -> int:
         """Adapt to the stream's next batch and predict it; returns how many are right.
 
         Args:
-            others_mb: what others hold of the device's memory.
+            others_mb: as of `begin`.
 
         Raises:
             as Evaluator.meet.

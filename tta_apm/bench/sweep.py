@@ -67,7 +67,7 @@ class Sweep:
         self.claims = claims
         self.builder = Builder(cfg, dataset, self.device, folder / ONCE)
         self.failed: dict[str, str] = {}  # names of cells, with the reasons
-        self.slowness: Counter[Series] = Counter()  # how often a row has left quicker ones
+        self.slowness: Counter[Series] = Counter()  # how often a row has left the quicker ones
         self.alone: set[Series] = set()  # rows that find no room beside others, or spoil theirs
         self.commit = commit()
         self.versions = versions()
@@ -83,6 +83,8 @@ class Sweep:
         set_num_workers(0 if self.cfg.NUM_WORKERS == "auto" else int(self.cfg.NUM_WORKERS))
         every = [series for series in Series.of(self.cells, self.cfg.SETTING)
                  if series.needed(self.todo)]
+        # An offline row would have the online ones wait until it has seen all images of a domain.
+        self.slowness.update(series for series in every if series.row.scope == "domain")
         room = Room(self.cfg.TOGETHER, free_memory_mb(self.device))
         if self.claims.is_first:
             self._check(every, room)

@@ -19,6 +19,7 @@ from tta_apm.bench import measure
 from tta_apm.bench.deeds import Deeds
 from tta_apm.bench.measure import Flops
 from tta_apm.config import Row
+from tta_apm.errors import UserError
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
 
@@ -79,7 +80,13 @@ class Costs:
         self._backbones: dict[str, Backbone] = {}
 
     def measure(self, row: Row, num_images: int) -> MethodCost:
-        """The cost of a row, timed once, warmed up, on a batch of `num_images`."""
+        """The cost of a row, timed once, warmed up, on a batch of `num_images`.
+
+        UserError for an offline row.
+        """
+        if row.scope == "domain":
+            raise UserError("it is offline: its work is on a whole domain, not on a batch; the "
+                            "records of a run tell what it took")
         backbone = self.backbone(row.needs)
         images = self.images(backbone, max(num_images, _least(row)))
         adapted, per_step, flops = self._count(row, images)

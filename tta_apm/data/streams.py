@@ -75,11 +75,11 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         for part in self._parts():
-            indices, domain_indices = self.indices[part], self.domain_indices[part]
-            yield Batch(self._images(indices, domain_indices), indices)
+            yield Batch(self.images(part), self.indices[part])
 
-    def _images(self, indices: np.ndarray, domain_indices: np.ndarray) -> np.ndarray:
-        """Images of a batch, fetched domain by domain."""
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """Images uint8 [n,H,W,3] at positions int [n] of the stream, fetched domain by domain."""
+        indices, domain_indices = self.indices[positions], self.domain_indices[positions]
         present = np.unique(domain_indices)
         if len(present) == 1:
             return self.dataset.images(self.domains[present[0]], indices)

@@ -29,8 +29,8 @@ SEVERITY = 5
 def text(tables: Sequence[Table]) -> str:
     """Mean errors in the layout of benchmark.md: per setting and data set, a line per backbone.
 
-    Severity 5 only, as there; data sets without corruptions as they are. The best of a line is
-    bold, and ± gives the standard deviation over seeds.
+    Severity 5 only, as there; data sets without corruptions as they are. The best of a line's
+    online methods is bold, and ± gives the standard deviation over seeds.
 
     Raises:
         UserError: if nothing is at severity 5, two rows would share a cell, or a row is not what
@@ -117,7 +117,8 @@ def _pipe_table(lines: Mapping[str, Mapping[str, str]]) -> str:
     columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
     table = [["Architecture", *map(escape, columns)], ["---"] * (1 + len(columns))]
     for backbone, cells in lines.items():
-        best = min((cell.partition("&")[0] for cell in cells.values() if cell != "-"),
+        best = min((cell.partition("&")[0] for column, cell in cells.items()
+                    if cell != "-" and not column.endswith(phrases.OFFLINE)),
                    key=float, default="-")
         table.append([escape(backbone),
                       *(_bold(cells.get(column, "-"), best) for column in columns)])

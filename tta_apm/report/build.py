@@ -37,12 +37,15 @@ def _filled(table: Table, rows: Sequence[TableRow]) -> Table:
                   for number, (row, summary) in enumerate(zip(rows, _summaries(rows)), 1))
     table = replace(table, lines=lines)
     return replace(table, best=frozenset(_best(table)), notes=(
+        *map(phrases.offline, filter(lambda line: line.is_offline, table.lines)),
         *_missing_notes(table, rows), *_mixture_notes(table, rows), *_image_notes(table)))
 
 
 def _line(number: int, row: TableRow, table: Table, summary: str) -> TableLine:
+    protocol = row.protocol
+    heading = f"{protocol.row} {phrases.OFFLINE}" if protocol.scope == "domain" else protocol.row
     return TableLine(
-        number, row.protocol.row, row.protocol, summary, tuple(row.seeds),
+        number, heading, protocol, summary, tuple(row.seeds),
         {name: _figure(row, columns, table.metric) for name, columns in table.figures.items()},
         num_missing=len(row.missing(table.domains)), cost=_cost(row, domains_of(table.columns)),
         origin=_origin(row, domains_of(table.columns)), row=row)
@@ -142,7 +145,8 @@ def _summaries(rows: Sequence[TableRow]) -> list[str]:
 def _best(table: Table) -> Iterable[tuple[int, str]]:
     best_of = max if table.metric == "accuracy" else min
     for name, columns in table.figures.items():
-        for lines in _by_images(table, name, columns):
+        for all_lines in _by_images(table, name, columns):
+            lines = [line for line in all_lines if not line.is_offline]
             printed = [f"{100 * line.figures[name].value:.1f}" for line in lines]
             if len(lines) > 1:  # there is no best of one
                 best = best_of(printed, key=float)

@@ -11,6 +11,7 @@ from tta_apm.report.table import Cost, Figure, Table, TableLine, in_usual_order
 
 MISSING = "–"
 CROWDED = "~"  # before a time that was measured in company
+OFFLINE = "(offline)"  # behind the name of a row that is
 
 
 # What a table is.
@@ -116,6 +117,11 @@ def settings(hyper_parameters: Mapping[str, object]) -> list[str]:
 def missing(line: TableLine, table: Table) -> str:
     return (f"Row {line.number}: {line.num_missing} of {len(table.domains) * len(line.seeds)} "
             "cells missing; no average is taken over them.")
+
+
+def offline(line: TableLine) -> str:
+    return (f"Row {line.number}, {line.heading}: it sees all images of a domain, without labels, "
+            "before it predicts any. It is never marked best, as no online row has that.")
 
 
 def plural(things: Collection[object]) -> str:

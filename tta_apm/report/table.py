@@ -128,6 +128,11 @@ class TableLine:
         return self.figures["mean"]
 
     @property
+    def is_offline(self) -> bool:
+        """Whether it has seen all images of a domain before it predicted any."""
+        return self.protocol.scope == "domain"
+
+    @property
     def has_teacher(self) -> bool:
         """Whether it stands beside a teacher in any column."""
         return not all(math.isnan(figure.delta) for figure in self.figures.values())
@@ -145,8 +150,8 @@ class Table:
         columns: those that the mean is over, in the usual order.
         clean: whether there is a column "clean" beside them, which the mean leaves out.
         lines: one per row.
-        best: (number of a line, column) of the best values, compared as printed and on the same
-            images only.
+        best: (number of a line, column) of the best values of online rows, compared as printed and
+            on the same images only.
         notes: what a reader must know beside the numbers.
     """
 

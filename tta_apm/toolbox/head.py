@@ -45,6 +45,11 @@ class Head:
         """[K,D], of the classes of the data set; known after `features`."""
         return self.classifier.kept(self._layer.weight.detach().T).T
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the layer itself; known after `features`."""
+        return list(self._layer.parameters())
+
     def logits(self, features: Tensor) -> Tensor:
         """Logits [n,K] of features [n,D]."""
         return self.classifier.kept(F.linear(features, self._layer.weight, self._layer.bias))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_apm.backbones.backbone import Backbone
+from tta_apm.errors import UserError
 from tta_apm.interop.hosts.settings import describe
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
@@ -110,7 +111,14 @@ def predict(method: Method, images: Tensor) -> Tensor:
 
 
 def make_method(name: str, keywords: Mapping[str, Any], backbone: Backbone, seed: int) -> Method:
-    """Our method `name` over a backbone, as a sweep of ours builds it but without source images."""
+    """Our method `name` over a backbone, as a sweep of ours builds it but without source images.
+
+    UserError for an offline one.
+    """
+    if METHODS.signature(name).scope == "domain":
+        raise UserError(f"{name} is offline: it sees all images of a domain before it predicts any,"
+                        " which the loops of other benchmarks do not show it; run it in a sweep of "
+                        "tta-apm")
     keywords = dict(keywords)
     if "seed" in METHODS.signature(name).defaults:
         keywords["seed"] = seed
