@@ -13,7 +13,7 @@ quick:
 	$(PYTHON) -m pytest -n auto -m "not slow and not lint"
 
 lint:
-	$(PYTHON) -m flake8 tta_apm baselines tests benchmarks run.py
+	$(PYTHON) -m flake8 tta_apm baselines tests benchmarks examples run.py setup.py
 	$(PYTHON) -m mypy
 
 docs:

@@ -38,7 +38,7 @@ def accuracy_of(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> floa
     return (logits.argmax(1) == y).float().mean().item()
 
 
-def evaluate(model: nn.Module) -> None:
+def evaluate(model: Method) -> None:
     for severity in (5, 3):
         for corruption in ("fog", "contrast"):
             try:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tta_apm import Classifier, load_backbone, load_dataset, load_method
+from tta_apm import Classifier, Method, load_backbone, load_dataset, load_method
 from tta_apm.data.dataset import Domain
 
 # ---- a benchmark of yours
@@ -21,7 +21,7 @@ DIGITS = load_dataset("digits_c")
 def your_network() -> nn.Module:
     """Takes normalised images [B,3,32,32], gives logits [B,10]."""
     return load_backbone("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
-                         dataset=DIGITS).net
+                         dataset=DIGITS).get_submodule("net")
 
 
 def your_loader(corruption: str) -> DataLoader:
@@ -54,7 +54,7 @@ def main() -> None:
     }
     for name, model in methods.items():
         for corruption in ("fog", "contrast"):
-            if name != "network":
+            if isinstance(model, Method):
                 model.reset()  # 4: before each domain
             accuracy = your_accuracy(model, your_loader(corruption))  # 5: your own loop, unchanged
             print(f"{name:8} {corruption:9} {accuracy:.0%} right")

@@ -148,7 +148,7 @@ class OnlineTta(Method):
             config.freeze()
             if config.MIXED_PRECISION and images.device.type != "cuda":
                 raise UserError("online_tta: MIXED_PRECISION True is for CUDA only")
-            _lend_source(self.source, self.name)
+            _replace_source_loader(self.source, self.name)
             try:
                 self.adapted = registry.get(self.name)(cfg=config, model=network,
                                                        num_classes=num_classes)
@@ -236,7 +236,7 @@ class _SourceImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return images[0].cpu(), labels[0].cpu()
 
 
-def _lend_source(source: Source | None, name: str) -> None:
+def _replace_source_loader(source: Source | None, name: str) -> None:
     """Let the host's methods load source images of the sweep."""
     def get_source_loader(*, batch_size: int, num_samples: int = -1, percentage: float = 1.0,
                           **of_the_host: Any) -> Any:
