@@ -13,12 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import at_least, choose
 from tta_apm.method import Method
+from tta_apm.toolbox.augmix import augmix
 from tta_apm.toolbox.batch_norm import mixed_statistics
 from tta_apm.toolbox.entropy import marginal_entropy
 from tta_apm.toolbox.episodes import (
     Parameters, chunk_size, chunks, image_generators, kept_bytes, stack)
 from tta_apm.toolbox.surviving import SurvivingOptimizer
-from tta_apm.toolbox.views import augmix, crop_views, pad_crop_views
+from tta_apm.toolbox.views import crop_views, pad_crop_views
 
 CROPS = ("pad", "resize")
 OPTIMIZERS = ("adamw", "sgd")

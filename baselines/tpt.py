@@ -13,11 +13,12 @@ from tta_apm.backbones.clip_prompts import (
     ContextPrompts, cosine_logits, load_context, phrase_context)
 from tta_apm.errors import UserError, at_least
 from tta_apm.method import Method
+from tta_apm.toolbox.augmix import augmix
 from tta_apm.toolbox.entropy import entropy, marginal_entropy
 from tta_apm.toolbox.episodes import adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.toolbox.precision import products, resolve
 from tta_apm.toolbox.surviving import SurvivingOptimizer
-from tta_apm.toolbox.views import augmix, crop_views
+from tta_apm.toolbox.views import crop_views
 
 # Of the loss in float16, so that its gradient is not rounded to 0; the authors' scaler starts here.
 LOSS_SCALE = 1024

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import os
@@ -21,7 +22,7 @@ SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIG
                    if hasattr(signal, name))
 # A terminal and a shell may both pass on one Ctrl-C.
 SAME_SECONDS = 0.5
-LATER_SECONDS = 0.05
+LATER_SECONDS = 0.05  # until a signal that came during an import is raised
 
 
 def protect_output() -> None:
@@ -115,22 +116,23 @@ class Interrupts:
         _asked.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if _loads_an_extension(frame):  # which may end the process (SIGABRT): a moment later
-            again = threading.Timer(LATER_SECONDS, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            return
         now = time.monotonic()
-        if not self.number:
-            self.number, self._since = number, now
-            _asked.append(number)
-            if not _sections:
-                raise KeyboardInterrupt
+        if self.number:
+            if now - self._since > SAME_SECONDS:
+                with suppress(OSError):
+                    os.write(2, b"\nStopped at once.\n")
+                os._exit(self.exit_code)
             return
-        if now - self._since > SAME_SECONDS:
-            with suppress(OSError):
-                os.write(2, b"\nStopped at once.\n")
-            os._exit(self.exit_code)
+        self.number, self._since = number, now
+        _asked.append(number)
+        if _sections:
+            return
+        if not _imports(frame):
+            raise KeyboardInterrupt
+        # Python runs a handler within calls of compiled code, too. What C++ calls to set up a
+        # module may not raise: it would end the process (SIGABRT).
+        threading.Thread(target=_raise_between_instructions, args=(threading.get_ident(),),
+                         daemon=True).start()
 
 
 @contextmanager
@@ -163,14 +165,34 @@ _asked: list[int] = []
 _sections: list[None] = []
 
 
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    return any(each.f_code.co_filename.startswith("<frozen importlib") for each in _stack(frame))
+
+
 def _loads_an_extension(frame: FrameType | None) -> bool:
     """Whether a module of compiled code is being imported."""
+    return any(each.f_code.co_name in ("create_module", "exec_module")
+               and isinstance(each.f_locals.get("self"), ExtensionFileLoader)
+               for each in _stack(frame))
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame, its caller, and so on."""
     while frame is not None:
-        if frame.f_code.co_name in ("create_module", "exec_module") \
-                and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
-            return True
+        yield frame
         frame = frame.f_back
-    return False
+
+
+def _raise_between_instructions(thread: int) -> None:
+    """Raise KeyboardInterrupt in another thread where its next instruction of Python begins,
+    but not within the import of a module of compiled code."""
+    time.sleep(LATER_SECONDS)
+    while _loads_an_extension(sys._current_frames().get(thread)):
+        time.sleep(LATER_SECONDS)
+    if _asked:  # the command still runs
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread),
+                                                   ctypes.py_object(KeyboardInterrupt))
 
 
 def die_quickly_from_now_on() -> None:

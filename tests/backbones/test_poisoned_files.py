@@ -21,12 +21,12 @@ from tta_apm.backbones.clip_prompts import load_context
 from tta_apm.backbones.mae import load_mae
 from tta_apm.backbones.rotation import load_rotation
 from tta_apm.backbones.weights import files
-from tta_apm.pickles import Inert
 from tta_apm.data.digits import CLASS_NAMES
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import load_student
 from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.teachers import load_teacher
+from tta_apm.pickled import Inert
 
 
 def load_digits_clip(file):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -221,6 +222,42 @@ def test_a_signal_that_is_swallowed_is_raised_again(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             stop_if_asked()
     stop_if_asked()
+
+
+SETS_UP = """
+import signal, time
+from importlib.machinery import ExtensionFileLoader
+from test_console import LEFT
+
+def set_up():
+    # One call of compiled code, without an instruction of Python in it.
+    list(map(LEFT.append, map(signal.raise_signal, [signal.SIGINT])))
+
+class Extension(ExtensionFileLoader):
+    def exec_module(self, module):
+        set_up()
+        for _ in range(100):
+            time.sleep(0.001)
+        LEFT.append("the end")
+"""
+# What a set-up of the tests has come to.
+LEFT: list[object] = []
+
+
+@pytest.mark.parametrize("of_python, left", [("set_up()", [None]), (
+    "Extension('sets_up', '').exec_module(None)", [None, "the end"])], ids=["module", "extension"])
+def test_a_signal_during_an_import_is_not_raised_within_compiled_code(of_python, left, tmp_path,
+                                                                      monkeypatch):
+    """C++ that meets the error may abort, as that of torch.distributed does where it registers
+    its classes."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"sets_up_{len(left)}.py").write_text(
+        f"{SETS_UP}\n{of_python}\nfor _ in range(10_000):\n    time.sleep(0.001)\n")
+    LEFT.clear()
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        importlib.import_module(f"sets_up_{len(left)}")
+    assert left == LEFT
+    assert interrupts.number == signal.SIGINT
 
 
 def test_a_signal_waits_for_the_end_of_what_must_not_be_half_done():

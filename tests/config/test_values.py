@@ -11,7 +11,8 @@ import pytest
 
 from places import ROOT
 from tta_apm import config, errors
-from tta_apm.config.values import Scalar, expanded, split, word_of
+from tta_apm.config.values import expanded
+from tta_apm.config.written import Scalar, split, word_of
 from tta_apm.errors import UserError
 
 

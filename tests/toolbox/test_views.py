@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import resized_crop
 
-from tta_apm.toolbox import views
-from tta_apm.toolbox.views import augmix, crop_resize, crop_views, pad_crop_views
+from tta_apm.toolbox import augmix as module
+from tta_apm.toolbox.augmix import augmix
+from tta_apm.toolbox.views import crop_resize, crop_views, pad_crop_views
 
 
 def generators(*seeds):
@@ -114,7 +115,7 @@ PILLOW = {  # by level in [0,1] and direction, at 32x32
 
 
 def test_augmix_has_nine_operations():
-    names = [operation.__name__ for operation in (*views.COLOUR, *views.GEOMETRY)]
+    names = [operation.__name__ for operation in (*module.COLOUR, *module.GEOMETRY)]
     assert sorted(names) == sorted(PILLOW)
 
 
@@ -126,11 +127,11 @@ def test_operations_are_pillow_s(images, name, level, way):
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy().astype(np.uint8))
     theirs = torch.from_numpy(np.array(PILLOW[name](image, level, way))).permute(2, 0, 1)
     operation, level = getattr(views, name), torch.tensor([level])
-    if operation in views.COLOUR:
+    if operation in module.COLOUR:
         ours = operation(pixels, level)
     else:
         fill = torch.tensor([128.0, 0.0, 0.0]).view(3, 1, 1)  # Pillow's reading of 128
-        ours = views.warp(pixels, operation(level, torch.tensor([float(way)]), 32, 32), fill)
+        ours = module.warp(pixels, operation(level, torch.tensor([float(way)]), 32, 32), fill)
     difference = (ours[0] - theirs).abs()
     assert difference.max() <= 1 and difference.mean() < 0.02
 
@@ -155,7 +156,7 @@ def test_augmix_of_one_colour_is_that_colour_where_nothing_moves_in():
 def test_the_weights_of_augmix_are_uniform_on_simplex_and_interval(monkeypatch):
     """Chains that invert their channel show the weights: Dirichlet(1,1,1) and Beta(1,1)."""
     def show(pixels, active, choice, strength, sign, fill):
-        chain = torch.arange(len(pixels)) % views.CHAINS
+        chain = torch.arange(len(pixels)) % module.CHAINS
         pixels[torch.arange(len(pixels)), chain] = 255.0
     monkeypatch.setattr(views, "_operate", show)
     shown = augmix(torch.zeros(1, 4000, 3, 1, 1), generators(0))[0, :, :, 0, 0]

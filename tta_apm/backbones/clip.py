@@ -25,8 +25,8 @@ from tta_apm.backbones.clip_templates import indistinguishable
 from tta_apm.backbones.inputs import InputKeys, resolve
 from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.backbones.weights import downloads, files
-from tta_apm.backbones.weights.archives import Entry
 from tta_apm.backbones.weights.inert import Lazy
+from tta_apm.backbones.weights.trees import Entry
 from tta_apm.errors import UserError, explain, nearest
 
 # Our models, which open_clip then lists like its own.

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.weights import files, fit
-from tta_apm.backbones.weights.archives import Entry
+from tta_apm.backbones.weights.trees import Entry
 from tta_apm.errors import UserError
 
 # Activations that a block of the text tower keeps per token for the backward pass, in widths:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tta_apm.backbones.backbone import UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.weights import files
-from tta_apm.backbones.weights.archives import Entry
+from tta_apm.backbones.weights.trees import Entry
 from tta_apm.errors import UserError
 
 HEAD = "classifier"  # prefix of the probing head's names

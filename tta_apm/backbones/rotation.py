@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 from tta_apm.backbones.backbone import UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.weights import files
-from tta_apm.backbones.weights.archives import Entry
+from tta_apm.backbones.weights.trees import Entry
 from tta_apm.errors import UserError
 
 NUM_ROTATIONS = 4

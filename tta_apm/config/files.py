@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from tta_apm.config.values import Scalar, Type, Written, convert
+from tta_apm.config.values import Type, convert
+from tta_apm.config.written import Scalar, Written
 from tta_apm.errors import UserError, explain, nearest, reason
 
 BASE = Type(str, or_none=True, is_path=True)

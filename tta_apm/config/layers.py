@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tta_apm.config import files
-from tta_apm.config.values import Type, Word, convert, shortened, shown, word_of
+from tta_apm.config.values import Type, convert, shown
+from tta_apm.config.written import Word, shortened, word_of
 from tta_apm.errors import UserError, nearest
 from tta_apm.registry import METHODS
 

@@ -11,7 +11,8 @@ from yacs.config import CfgNode
 from tta_apm.backbones.build import KINDS, find_kind
 from tta_apm.config.keys import CORE, CORE_TYPES, types_of
 from tta_apm.config.layers import merge, parse_overrides
-from tta_apm.config.values import check_finite, convert, split, type_of
+from tta_apm.config.values import check_finite, convert, type_of
+from tta_apm.config.written import split
 from tta_apm.errors import UserError, choose
 from tta_apm.registry import METHODS
 from tta_apm.signature import Signature

@@ -4,10 +4,7 @@ A value is kept as it is written until the key it is for is known: `2024` is a n
 takes text and a number for one that takes a number. YAML's own readings of plain text (010 is 8,
 1:30 is 90, yes is true) do not come between.
 
-On the command line text is taken as it stands; `[a, b]` is a list for a key that takes one, in
-which commas part the entries, and quotes or brackets hold an entry together. A value or entry that
-stands in quotes as a whole loses them: `'""'` is empty text. A path's `~` and `$NAME` are replaced
-once; a variable that is not set stays as it is.
+A path's `~` and `$NAME` are replaced once; a variable that is not set stays as it is.
 """
 
 from __future__ import annotations
@@ -15,63 +12,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
-import yaml
-
+from tta_apm.config.written import LONGEST_SHOWN, TYPE_NAMES, Scalar, Word, Written, shortened
 from tta_apm.errors import UserError
 
 # Keys, in whatever section, whose text is a path.
 PATHS = frozenset({"DATA_DIR", "OUTPUT_DIR", "FROST_DIR", "WEIGHTS", "PLUGINS", "REPO", "IMAGES",
                    "CACHE"})
-QUOTES = "'\""
 # What file systems take for one name.
 LONGEST_NAME = 255
 LONGEST_PATH = 4000  # of 4,096, so that names of files still fit
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A value of a YAML file that is neither a list nor a section."""
-
-    text: str
-    quoted: bool = False
-
-    @property
-    def is_null(self) -> bool:
-        return not self.quoted and self.text in ("", "~", "null", "Null", "NULL")
-
-    def plain(self) -> Any:
-        """What YAML makes of it, for a key of unknown type."""
-        if self.quoted:
-            return self.text
-        try:
-            value = yaml.safe_load(self.text)
-        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2024-99-99 is no date
-            return self.text
-        return value if value is None or type(value) in _NAMES else self.text
-
-
-@dataclass(frozen=True)
-class Word(Scalar):
-    """A value on the command line: text, or a list or a section in YAML's flow style."""
-
-    def entries(self) -> list[Word] | None:
-        """The entries of `[a, b]`; None for what is no list."""
-        if not self.text.startswith("[") or self.quoted:
-            return None
-        closing = next((index for index, _, depth in _signs(self.text) if depth == 0), None)
-        if closing != len(self.text) - 1:
-            raise UserError(f"{shortened(self.text)!r} is not a list: its first bracket does not "
-                            "close at its end")
-        words = [word.strip() for word in split(self.text[1:-1], ",")]
-        return [word_of(text) for text in (words[:-1] if words[-1] == "" else words)]
-
-
-# A value as it is written.
-Written = Union[Scalar, Sequence["Written"], Mapping[str, "Written"]]
 
 
 @dataclass(frozen=True)
@@ -84,11 +37,8 @@ class Type:
     is_path: bool = False
 
 
-LONGEST_SHOWN = 60  # of a value in an error
 LARGEST = 2**63 - 1  # of whole numbers in tensors, and of seeds
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
-_NAMES: dict[type | None, str] = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 # Of "Sequence[int]" and the like, the part in brackets.
 _LIST = re.compile(r"(?:Sequence|list|tuple|List|Tuple)\[(\w+)(?:, \.\.\.)?\]")
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
@@ -102,7 +52,7 @@ def type_of(key: str, default: Any, annotation: str = "") -> Type:
     if isinstance(default, (list, tuple)):
         items = {type(item) for item in default}
         scalar = items.pop() if len(items) == 1 else _annotated(annotation).scalar
-        return Type(scalar if scalar in _NAMES else None, is_list=True, is_path=is_path)
+        return Type(scalar if scalar in TYPE_NAMES else None, is_list=True, is_path=is_path)
     if default is not None:
         return Type(type(default), is_path=is_path)
     told = _annotated(annotation)
@@ -136,7 +86,7 @@ def convert(value: Written, wanted: Type, where: str) -> Any:
         converted = _scalar(value, wanted, where)
         if converted is not None:
             return converted
-    raise UserError(f"{where} takes {_NAMES[wanted.scalar]}, not {shown(value)}")
+    raise UserError(f"{where} takes {TYPE_NAMES[wanted.scalar]}, not {shown(value)}")
 
 
 def _list(value: Written, wanted: Type, where: str) -> list[Any]:
@@ -256,51 +206,3 @@ def shown(value: Written) -> str:
     plain = value.plain()
     alike = plain is None or isinstance(plain, bool) or str(plain) == value.text
     return repr(plain if alike else value.text)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
-def word_of(text: str) -> Word:
-    """A value on the command line; quotes around all of it fall away."""
-    if len(text) > 1 and text[0] in QUOTES and _end(text, 0) == len(text) - 1:
-        return Word(text[1:-1], quoted=True)
-    return Word(text)
-
-
-def split(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators that no quotes or brackets enclose.
-
-    The separator " " stands for any white space, and leaves no empty parts.
-    """
-    parts, begin = [], 0
-    for index, sign, depth in _signs(text):
-        if depth == 0 and (sign == separator or separator == " " and sign.isspace()):
-            parts.append(text[begin:index])
-            begin = index + 1
-    parts.append(text[begin:])
-    return [part for part in parts if part] if separator == " " else parts
-
-
-def _signs(text: str) -> Iterator[tuple[int, str, int]]:
-    """The characters outside of quotes, with their indices and how many brackets are open.
-
-    A quote opens at the beginning of a word only: that of "it's" is an apostrophe.
-    """
-    depth = index = 0
-    while index < len(text):
-        sign = text[index]
-        end = None
-        if sign in QUOTES and (index == 0 or text[index - 1] in " \t\n[{,"):
-            end = _end(text, index)
-        if end is None:
-            depth += (sign in "[{") - (sign in "]}")
-            yield index, sign, depth
-        index = (index if end is None else end) + 1
-
-
-def _end(text: str, begin: int) -> int | None:
-    """The index of the quote that closes the one at `begin`."""
-    end = text.find(text[begin], begin + 1)
-    return None if end < 0 else end

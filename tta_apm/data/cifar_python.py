@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tta_apm.errors import UserError, corrupt
-from tta_apm.pickles import Malformed, PickledArray, unpickle
+from tta_apm.pickled import Malformed, PickledArray
+from tta_apm.pickles import unpickle
 
 # The official files take a tenth more than their pixels.
 LARGEST = 4

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tta_apm.config.values import LARGEST, check_device, check_seed, shortened
+from tta_apm.config.values import LARGEST, check_device, check_seed
+from tta_apm.config.written import shortened
 from tta_apm.errors import UserError, at_least, check_widths, choose, multiple_of, positive
 
 PRECISIONS = ("auto", "float32", "bfloat16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from tta_apm.config.values import split
+from tta_apm.config.written import split
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.errors import UserError
 from tta_apm.interop.boards import BOARDS

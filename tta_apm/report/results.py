@@ -197,7 +197,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 def wanted(folder: Path) -> Wanted:
     """What the config.yaml of a results folder asks for."""
-    from tta_apm.config.values import split
+    from tta_apm.config.written import split
 
     saved = saved_config(folder)
     texts = [saved.get(key) for key in ("DATASET", "SETTING", "ORDER")]

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tta_apm.backbones.weights.inert import (
-    Inert, Lazy, Malformed, Named, StorageReader, finished, storage_of, unpickle)
+    Inert, Malformed, Named, StorageReader, storage_of, unpickle)
 from tta_apm.backbones.weights.zero_rows import put_back
 from tta_apm.errors import UserError, explain
 
@@ -32,8 +32,6 @@ from tta_apm.errors import UserError, explain
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 # A zip may unpack to so many times its size, or to so many bytes.
 MAX_UNPACKED, MAX_UNPACKED_BYTES = 20, 64 << 20
-MAX_DEPTH = 100
-MAX_VALUES = 1_000_000
 SNIFFED = 1024
 MAX_HEADER = 100_000_000  # bytes, in safetensors' own rules
 MISSING = "the numbers of its storage {!r} are missing"
@@ -266,104 +264,3 @@ def _pickles(file: Path, stream: BinaryIO, size: int) -> Any:
         source.spans[str(key)] = (offset, num_bytes)
         stream.seek(offset + num_bytes)
     return tree
-
-
-# From a tree to state dicts
-
-Numbers = Tensor | Lazy
-Entry = Numbers | Inert
-
-
-def state_dicts(content: Content) -> dict[str, dict[str, Entry]]:
-    """The state dicts in a file: tensors by name, for each container that has some.
-
-    A container is named by its path, such as "model/state_dict", "" for the whole file. The modules
-    of a pickled network are no containers: their names are joined by dots.
-
-    Raises:
-        Malformed: for a file of too many values, or one that contains itself.
-    """
-    found: dict[str, dict[str, Entry]] = {}
-    waiting: list[tuple[str, str, Any, int]] = [("", "", content.tree, 0)]
-    for _ in range(MAX_VALUES):
-        if len(waiting) > MAX_VALUES:
-            break
-        if not waiting:
-            return {path: entries for path, entries in found.items()
-                    if any(not isinstance(entry, Inert) for entry in entries.values())}
-        path, prefix, value, depth = waiting.pop()
-        value = finished(value)
-        if depth > MAX_DEPTH:
-            raise Malformed("it is nested too deeply, or contains itself")
-        if isinstance(value, (Tensor, Lazy)):
-            _put(found, path, prefix, value)
-            continue
-        parts = _module_parts(value)
-        if parts is not None:
-            waiting += [(path, f"{prefix}{name}.", part, depth + 1) for name, part in parts]
-            continue
-        if isinstance(value, Inert) and prefix:
-            _put(found, path, prefix, value)
-        where = "/".join(filter(None, (path, prefix.removesuffix("."))))
-        for name, part in _items(value):
-            part = finished(part)
-            if isinstance(part, (Tensor, Lazy, Inert)):
-                waiting.append((where, f"{name}.", part, depth + 1))
-            elif isinstance(part, (dict, list, tuple)):
-                inside = "/".join(filter(None, (where, str(name))))
-                waiting.append((inside, "", part, depth + 1))
-    raise Malformed(f"it holds more than {MAX_VALUES:,} values")
-
-
-def _put(found: dict[str, dict[str, Entry]], path: str, prefix: str, value: Entry) -> None:
-    entries, name = found.setdefault(path, {}), prefix.removesuffix(".")
-    if name in entries:
-        raise Malformed(f"it holds two entries called {name!r}")
-    entries[name] = value
-
-
-def _module_parts(value: Any) -> list[tuple[str, Any]] | None:
-    """The tensors and modules of a pickled network or of one of TorchScript, None for others."""
-    state = value.state if isinstance(value, Inert) else None
-    if not isinstance(state, dict):
-        return None
-    if isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict):
-        return [(str(name), part) for key in ("_parameters", "_buffers", "_modules")
-                for name, part in (state.get(key) or {}).items() if part is not None]
-    if str(value.kind).startswith("__torch__."):
-        return [(str(name), part) for name, part in state.items()
-                if isinstance(part, (Tensor, Lazy, Inert))]
-    return None
-
-
-def _items(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        return list(value.items())
-    if isinstance(value, (list, tuple)):
-        return list(enumerate(value))
-    if isinstance(value, Inert):  # a scheduler, or a dict of a class of its own
-        state = value.state if isinstance(value.state, dict) else {}
-        return [*state.items(), *value.items.items(), *enumerate(value.rest)]
-    return []
-
-
-def plain(content: Content) -> Any:
-    """The tree with its tensors read, for a library that goes on from there."""
-    made: dict[int, Any] = {}
-
-    def make(value: Any, depth: int) -> Any:
-        if depth > MAX_DEPTH or len(made) > MAX_VALUES:
-            raise Malformed("it is nested too deeply, or contains itself or too many values")
-        if id(value) not in made:
-            made[id(value)] = remake(finished(value), depth)
-        return made[id(value)]
-
-    def remake(value: Any, depth: int) -> Any:
-        if isinstance(value, Lazy):
-            return value.read()
-        if isinstance(value, dict):
-            return {key: make(part, depth + 1) for key, part in value.items()}
-        if isinstance(value, (list, tuple)) and not isinstance(value, Named):
-            return type(value)(make(part, depth + 1) for part in value)
-        return value
-    return make(content.tree, 0)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from tta_apm.backbones.weights import archives
 from tta_apm.backbones.weights import fit as fitting
+from tta_apm.backbones.weights import trees
+from tta_apm.backbones.weights.inert import Inert, Lazy
 from tta_apm.backbones.weights.lookalikes import lookalike
 from tta_apm.errors import UserError
 
@@ -96,10 +98,10 @@ class Weights:
         return archives.read(self.path)
 
     @cached_property
-    def state_dicts(self) -> dict[str, dict[str, archives.Entry]]:
-        """See archives.state_dicts. UserError for a file without tensors."""
+    def state_dicts(self) -> dict[str, dict[str, trees.Entry]]:
+        """See trees.state_dicts. UserError for a file without tensors."""
         with archives.naming(self.path):
-            found = archives.state_dicts(self.content)
+            found = trees.state_dicts(self.content)
         if not found:
             raise UserError(f"{self.path} is not a checkpoint of weights: it holds no tensors")
         return found
@@ -182,8 +184,8 @@ def read(file: Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in entries):
             entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
     with archives.naming(file):
-        return {name: entry.read() if isinstance(entry, archives.Lazy) else entry
-                for name, entry in entries.items() if not isinstance(entry, archives.Inert)}
+        return {name: entry.read() if isinstance(entry, Lazy) else entry
+                for name, entry in entries.items() if not isinstance(entry, Inert)}
 
 
 # In the order of timm, which takes averaged weights where there are some.
@@ -276,7 +278,7 @@ def reading(instead: Path | None = None) -> Iterator[None]:
         path = instead or Path(file)
         content = archives.read(path)
         with archives.naming(path):
-            return archives.plain(content)
+            return trees.plain(content)
 
     with _LOCK:
         functions = [(torch, "load"), (torch.serialization, "load"), (torch.jit, "load")]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tta_apm.backbones.weights.archives import Entry, Numbers
 from tta_apm.backbones.weights.inert import Inert, Lazy
+from tta_apm.backbones.weights.trees import Entry, Numbers
 
 #: Entries under the names of a file -> under those of a network; the latter stay as they are.
 Rename = Callable[[Mapping[str, Entry]], Mapping[str, Entry]]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tta_apm import pickles
-from tta_apm.pickles import Inert, Malformed, Named, PickledArray, of_kind
+from tta_apm.pickled import Inert, Maker, Malformed, Named, PickledArray, of_kind, tuple_of
 
 MAX_DIMS = 64
 
@@ -144,10 +144,10 @@ _TENSORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter}
-_MAKERS: dict[str, pickles.Maker] = {
+_MAKERS: dict[str, Maker] = {
     **_TENSORS,
     "torch._tensor._rebuild_from_type_v2": _subclass,
-    "torch.Size": pickles.tuple_of,
+    "torch.Size": tuple_of,
     "torch.jit._pickle.build_intlist": _first,
     "torch.jit._pickle.build_doublelist": _first,
     "torch.jit._pickle.build_boollist": _first,

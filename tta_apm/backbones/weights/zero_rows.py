@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tta_apm.pickles import Malformed
+from tta_apm.pickled import Malformed
 
 ROWS = ".rows"
 MAX_BYTES = 64 << 20  # of a matrix with its zero rows
