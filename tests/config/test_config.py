@@ -8,7 +8,8 @@ import pytest
 
 from small_methods import NAMES
 from tta_apm import config
-from tta_apm.config import values
+from tta_apm.config.values import convert, type_of
+from tta_apm.config.written import Scalar, word_of
 from tta_apm.errors import UserError
 from tta_apm.registry import METHODS
 
@@ -66,10 +67,10 @@ def test_a_default_of_none_takes_what_its_annotation_says(write):
     ("tuple[str, ...] | None", "a", ["a"]),
     ("int | str | None", "a", "a"), ("Path | None", "a", "a")])  # the last two cannot be told
 def test_annotations_of_a_default_of_none(annotation, value, taken):
-    wanted = values.type_of("KEY", None, annotation)
-    for written in (values.word_of(value), values.Scalar(value)):
-        assert values.convert(written, wanted, "KEY") == taken
-    assert values.convert(values.Scalar("null"), wanted, "KEY") is None
+    wanted = type_of("KEY", None, annotation)
+    for written in (word_of(value), Scalar(value)):
+        assert convert(written, wanted, "KEY") == taken
+    assert convert(Scalar("null"), wanted, "KEY") is None
 
 
 def test_cfgs_is_an_alias_wherever_one_stands(tmp_path, monkeypatch):

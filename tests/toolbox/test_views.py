@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import resized_crop
 
-from tta_apm.toolbox import augmix as module
+from tta_apm.toolbox import augmix as operations
 from tta_apm.toolbox.augmix import augmix
 from tta_apm.toolbox.views import crop_resize, crop_views, pad_crop_views
 
@@ -115,7 +115,7 @@ PILLOW = {  # by level in [0,1] and direction, at 32x32
 
 
 def test_augmix_has_nine_operations():
-    names = [operation.__name__ for operation in (*module.COLOUR, *module.GEOMETRY)]
+    names = [operation.__name__ for operation in (*operations.COLOUR, *operations.GEOMETRY)]
     assert sorted(names) == sorted(PILLOW)
 
 
@@ -126,12 +126,12 @@ def test_operations_are_pillow_s(images, name, level, way):
     pixels = (images[:1] * 255).round()
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy().astype(np.uint8))
     theirs = torch.from_numpy(np.array(PILLOW[name](image, level, way))).permute(2, 0, 1)
-    operation, level = getattr(views, name), torch.tensor([level])
-    if operation in module.COLOUR:
+    operation, level = getattr(operations, name), torch.tensor([level])
+    if operation in operations.COLOUR:
         ours = operation(pixels, level)
     else:
         fill = torch.tensor([128.0, 0.0, 0.0]).view(3, 1, 1)  # Pillow's reading of 128
-        ours = module.warp(pixels, operation(level, torch.tensor([float(way)]), 32, 32), fill)
+        ours = operations.warp(pixels, operation(level, torch.tensor([float(way)]), 32, 32), fill)
     difference = (ours[0] - theirs).abs()
     assert difference.max() <= 1 and difference.mean() < 0.02
 
@@ -156,9 +156,9 @@ def test_augmix_of_one_colour_is_that_colour_where_nothing_moves_in():
 def test_the_weights_of_augmix_are_uniform_on_simplex_and_interval(monkeypatch):
     """Chains that invert their channel show the weights: Dirichlet(1,1,1) and Beta(1,1)."""
     def show(pixels, active, choice, strength, sign, fill):
-        chain = torch.arange(len(pixels)) % module.CHAINS
+        chain = torch.arange(len(pixels)) % operations.CHAINS
         pixels[torch.arange(len(pixels)), chain] = 255.0
-    monkeypatch.setattr(views, "_operate", show)
+    monkeypatch.setattr(operations, "_operate", show)
     shown = augmix(torch.zeros(1, 4000, 3, 1, 1), generators(0))[0, :, :, 0, 0]
     kept = shown.sum(1)  # 1 - m
     assert abs(kept.mean() - 1 / 2) < 0.02 and abs(kept.var() - 1 / 12) < 0.005
@@ -172,7 +172,7 @@ def test_chains_are_one_to_three_operations_deep_and_use_all_nine(monkeypatch):
 
     def watch(pixels, active, choice, strength, sign, fill):
         steps.append((active, (choice * 9).long()))
-    monkeypatch.setattr(views, "_operate", watch)
+    monkeypatch.setattr(operations, "_operate", watch)
     augmix(torch.zeros(1, 600, 3, 1, 1), generators(0))
     depth = torch.stack([active for active, _ in steps]).sum(0)
     assert torch.allclose(torch.bincount(depth)[1:] / 1800, torch.tensor(1 / 3), atol=0.04)
