@@ -11,6 +11,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from tta_apm.apm.teacher import at_length_of, teacher_of
+from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
@@ -28,8 +30,9 @@ class OneSample(Method):
 
     The loop is APM's: for each image alone, start from the same random weights, take `steps` steps
     of Adam on the mean squared distance of the network's output and the teacher's image feature,
-    and classify the output after the last update against the teacher's text features. Nothing
-    survives from one image to the next.
+    and classify the output after the last update by the teacher's frozen head. Nothing survives
+    from one image to the next. As for APM, the teacher is a CLIP, whose head are its text features,
+    or a classifier, whose last linear layer is given the output at the length of its own feature.
 
     Weights are drawn as torch and torchvision draw them: N(0, 0.01²), which is APM's draw, leaves
     a ResNet of one image without a signal. Batch normalisation uses the statistics of the image's
@@ -37,7 +40,7 @@ class OneSample(Method):
     last stage needs more than one position, which is why image_size is at least 33.
 
     Args:
-        backbone: the teacher.
+        backbone: the teacher, a CLIP or a classifier.
         net: "mlp" (on the flattened image), "resnet18" or "resnet34".
         hidden: widths of the MLP; the paper says only that it has 21 M weights, as this one has
             for D = 768.
@@ -50,13 +53,14 @@ class OneSample(Method):
     the teacher's feature, per image.
 
     Raises:
-        UserError: for values out of range.
+        UserError: for values out of range, and for a classifier without a linear head.
     """
 
     needs = "clip"
+    also_takes = "classifier"
     scope = "image"
 
-    def __init__(self, backbone: ClipBackbone, *, net: str = "resnet18",
+    def __init__(self, backbone: ClipBackbone | Classifier, *, net: str = "resnet18",
                  hidden: Sequence[int] = (4096, 1792), image_size: int | None = None,
                  steps: int = 20, lr: float = 1e-4, seed: int = 42) -> None:
         super().__init__()
@@ -70,27 +74,31 @@ class OneSample(Method):
         self.backbone = backbone
         self.steps = steps
         self.lr = lr
-        text_features = backbone.text_features
+        self.teacher = teacher_of(backbone, feature_layer="", wants_grid=False, trigger_layer=None,
+                                  owner="one_sample")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = build(net, self.image_size, hidden, text_features.shape[1])
-        self.net.to(text_features)
+            self.net = build(net, self.image_size, hidden, self.teacher.feature_dim)
+        self.net.to(backbone.mean)
         self.initial = {name: weight.detach() for name, weight in self.net.named_parameters()}
-        self.mean, self.std = (text_features.new_tensor(values).view(1, 3, 1, 1)
+        self.mean, self.std = (backbone.mean.new_tensor(values).view(1, 3, 1, 1)
                                for values in (MEAN, STD))
-        self.chunk = chunk_size(self._bytes_per_episode(), text_features.device)
+        self.chunk = chunk_size(self._bytes_per_episode(), backbone.mean.device)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B,K] of images [B,3,H,W] in [0,1]: logit_scale · cos(output, text features)."""
-        teacher = self.backbone.encode_image(images)
+        """Logits [B,K] of images [B,3,H,W] in [0,1]; of a CLIP logit_scale · cos(output, text
+        features)."""
+        teacher = self.teacher.ask(images).features
         features = torch.cat([self._adapt(images[part], teacher[part])
                               for part in chunks(len(images), self.chunk)])
         self.details = {
-            "teacher_prediction": self.backbone.classify(teacher).argmax(-1),
+            "teacher_prediction": self.teacher.classify(teacher).argmax(-1),
             "cosine": F.cosine_similarity(features, teacher),
         }
-        return self.backbone.classify(features)
+        if self.teacher.reads_length:
+            features = at_length_of(features, teacher)
+        return self.teacher.classify(features)
 
     def reset(self) -> None:
         """Nothing to do: every image starts from the same weights and an empty optimiser."""

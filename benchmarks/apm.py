@@ -62,6 +62,7 @@ def main() -> None:
                                        (clip, options.precision)]
     alone, full, asking = (Apm(teacher, precision=precision, **keywords)
                            for teacher, precision in teachers)
+    whole = Apm(teachers[0][0], precision=options.precision, sparse=False, **keywords)
     student = new_student(options.preset, grid, fixed.features.shape[1]).to(device)
     start = {name: value.clone() for name, value in student.state_dict().items()}
 
@@ -76,6 +77,9 @@ def main() -> None:
              ("one-image loop", lambda: loop(clip), options.images * options.steps, True)]
     if alone.precision == "float32":
         del sides[1]
+    if alone.student.sparse:
+        sides.insert(1, ("method, SPARSE false", lambda: whole(images),
+                         options.images * options.steps, False))
     if options.authors_steps:
         authors = new_student(options.preset, grid, fixed.features.shape[1], rgb=True).to(device)
         sides.append(("like the authors'", lambda: authors_like(

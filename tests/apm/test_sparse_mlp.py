@@ -95,10 +95,12 @@ def test_what_is_no_number_stays_none(net):
     {"grid_weight": 1.0, "rgb_weight": 1.0}], ids=lambda keywords: "-".join(keywords) or "paper")
 def test_apm_fits_the_same_students_either_way(digits_clip, digits_test, monkeypatch, keywords):
     monkeypatch.setattr("tta_apm.apm.fast.WORTH_IT", 0)
-    method = Apm(digits_clip, image_size=32, patch=8, code=32, hidden=(64, 48, 32), steps=10,
-                 lr=3e-3, **keywords)
-    method.chunk = 4
-    assert method.student.sparse
-    found = method(digits_test[0][:8])
-    method.student.sparse = False
-    assert torch.allclose(found, method(digits_test[0][:8]), atol=1e-4)
+    logits = {}
+    for sparse in (True, False):
+        method = Apm(digits_clip, image_size=32, patch=8, code=32, hidden=(64, 48, 32), steps=10,
+                     lr=3e-3, sparse=sparse, **keywords)
+        method.chunk = 4
+        assert method.student.sparse == sparse
+        logits[sparse] = method(digits_test[0][:8])
+    assert not torch.equal(*logits.values())
+    assert torch.allclose(*logits.values(), atol=1e-4)

@@ -115,6 +115,21 @@ def test_a_command_is_one_that_we_take(command, in_a_folder, request, monkeypatc
     assert [path for path in in_a_folder.iterdir() if path.name != "__pycache__"] == before
 
 
+def test_what_docs_name_for_a_gpu_runs_on_one():
+    """In full: that each dry-runs is seen above."""
+    text = (ROOT / "docs/apm.md").read_text()
+    section, = re.findall(r"^## What remains for a GPU\n(.*?)^## ", text, re.S | re.M)
+    found = [command for command in commands(section) if "data check" not in command]
+    assert len(found) > 15
+    for command in found:
+        program, *words = words_of(command)
+        if "--cfg" in words:
+            file, *overrides = words[words.index("--cfg") + 1:]
+            assert config.load(file, overrides).DEVICE == "cuda", command
+        else:
+            assert words[words.index("--device") + 1] == "cuda", command
+
+
 def takes(script: str, words: list[str], monkeypatch) -> None:
     """The options of a module of ours, or of a benchmark."""
     if script.startswith("benchmarks/"):

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tta_apm_baselines.one_sample import MEAN, STD, OneSample, build
 
 from places import ROOT
-from tta_apm import cli, config
+from tta_apm import Classifier, cli, config
 from tta_apm.apm.student import Student
 from tta_apm.errors import UserError
 from tta_apm.report.ablations import PUBLISHED, Paper, paper_rows
@@ -32,12 +32,22 @@ def prepared(method: OneSample, images: Tensor) -> Tensor:
     return (F.interpolate(images, size=size, mode="bilinear", antialias=True) - mean) / std
 
 
-def test_one_sample_equals_a_plain_loop_over_images(digits_clip, images):
-    teacher = copy.deepcopy(digits_clip).double()
+@pytest.mark.parametrize("kind", ["clip", "classifier"])
+def test_one_sample_equals_a_plain_loop_over_images(backbones, kind, images):
+    teacher = copy.deepcopy(backbones[kind]).double()
     images = images.double()
+    if kind == "clip":
+        targets, classify = teacher.encode_image(images), teacher.classify
+    else:
+        targets = teacher.net.forward_head(
+            teacher.net.forward_features(teacher.prepare(images)), pre_logits=True)
+        head = teacher.net.get_classifier()
+
+        def classify(features):
+            return head(F.normalize(features) * targets.norm(dim=1, keepdim=True))
     method = OneSample(teacher, net="mlp", hidden=(40, 24), image_size=24, steps=4, lr=1e-3)
     expected = []
-    for image, target in zip(prepared(method, images).split(1), teacher.encode_image(images)):
+    for image, target in zip(prepared(method, images).split(1), targets):
         net = copy.deepcopy(method.net).requires_grad_()
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
         for _ in range(4):
@@ -46,7 +56,8 @@ def test_one_sample_equals_a_plain_loop_over_images(digits_clip, images):
             optimizer.step()
         expected.append(net(image).detach())
     method.chunk = 2
-    assert (method(images) - teacher.classify(torch.cat(expected))).abs().max() < 1e-6
+    assert (method(images) - classify(torch.cat(expected))).abs().max() < 1e-6
+    assert torch.equal(method.details["teacher_prediction"], teacher(images).argmax(-1))
 
 
 @pytest.mark.slow
@@ -86,6 +97,14 @@ def test_one_sample_draws_by_its_seed_and_leaves_the_global_one(digits_clip, ima
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(OneSample(digits_clip, **keywords, seed=1)(images), first)
     assert not torch.equal(OneSample(digits_clip, **keywords, seed=2)(images), first)
+
+
+def test_a_teacher_without_a_linear_head_is_told():
+    net = nn.Sequential(nn.Conv2d(3, 10, 4, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    teacher = Classifier(net, mean=MEAN, std=STD)
+    with pytest.raises(UserError, match="^one_sample: the logits of the classifier Sequential do "
+                                        "not come from a linear layer"):
+        OneSample(teacher, net="mlp", hidden=(24,))
 
 
 @pytest.mark.parametrize("net, millions", [("mlp", 21.3), ("resnet18", 11.6), ("resnet34", 21.7)])

@@ -13,7 +13,7 @@ from torch import Tensor
 from tta_apm.apm.fast import FastStudent, StudentOutputs
 from tta_apm.apm.losses import Losses, Targets, colour_targets, grid_targets
 from tta_apm.apm.student import HEADS, MEAN, POOLINGS, STD, Student, sample_weights
-from tta_apm.apm.teacher import TeacherOutputs, teacher_of
+from tta_apm.apm.teacher import TeacherOutputs, at_length_of, teacher_of
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.errors import UserError, at_least, check_widths, choose, multiple_of
@@ -89,6 +89,8 @@ class Apm(Method):
             and losses in float32; "auto" is bfloat16 on CUDA GPUs from compute capability 8.0 on,
             float32 elsewhere. The teacher stays in float32: its features in bfloat16 changed 8
             predictions of 1,000.
+        sparse: on a CPU in float32, leave out the units that change nothing for an image
+            (sparse_mlp.py). It changes rounding and time, nothing else; elsewhere it says nothing.
         seed: of the student's weights and of augmentation.
 
     After a forward, `details` holds the teacher's prediction and the cosine of the student's and
@@ -106,7 +108,8 @@ class Apm(Method):
                  local_patch: bool = False, cls_weight: float = 1.0, grid_weight: float = 0.0,
                  rgb_weight: float = 0.0, augmentation: str = "none", steps: int = 20,
                  lr: float = 1e-4, target: str = "raw", similarity: str = "cosine",
-                 feature_layer: str = "", precision: str = "auto", seed: int = 42) -> None:
+                 feature_layer: str = "", precision: str = "auto", sparse: bool = True,
+                 seed: int = 42) -> None:
         super().__init__()
         for key, value, known in (("preset", preset, PRESETS), ("target", target, TARGETS),
                                   ("similarity", similarity, SIMILARITIES),
@@ -149,7 +152,7 @@ class Apm(Method):
         self.student = FastStudent(
             student, _sample_columns(student, columns, seed),
             low=None if self.precision == FULL else torch.bfloat16,
-            sparse=self.precision == FULL and backbone.mean.device.type == "cpu")
+            sparse=sparse and self.precision == FULL and backbone.mean.device.type == "cpu")
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.mean.device)
         self.mean, self.std = (backbone.mean.new_tensor(values).view(1, 3, 1, 1)
                                for values in (MEAN, STD))
@@ -166,7 +169,7 @@ class Apm(Method):
             "cosine": F.cosine_similarity(features, teacher.features),
         }
         if self.similarity == "cosine" and self.teacher.reads_length:
-            features = F.normalize(features, dim=-1) * teacher.features.norm(dim=-1, keepdim=True)
+            features = at_length_of(features, teacher.features)
         return self.teacher.classify(features)
 
     def reset(self) -> None:

@@ -8,6 +8,7 @@ from math import isqrt
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.classifiers import Classifier
@@ -95,6 +96,7 @@ class ClassifierTeacher:
             network behind it classifies. "" is the input of the last linear layer.
         wants_grid: whether to give the features of positions: those of the last activations of
             which the feature is the mean over positions, or a token before them (ViTs).
+        owner: the method, for an error.
 
     Raises:
         UserError: for a network without a linear head, a layer that is not there, has no feature
@@ -103,12 +105,13 @@ class ClassifierTeacher:
 
     reads_length = True
 
-    def __init__(self, classifier: Classifier, *, layer: str, wants_grid: bool) -> None:
+    def __init__(self, classifier: Classifier, *, layer: str, wants_grid: bool,
+                 owner: str = "apm") -> None:
         self.classifier = classifier
         self.name = f"the classifier {classifier.name}"
         self.token_dim = 0
         self._side = classifier.image_size or SIDE
-        self._head = Head(classifier, "apm")
+        self._head = Head(classifier, owner)
         self._layer = self._find_layer(layer) if layer else None
         self._layer_name = layer
         self._grid: nn.Module | None = None
@@ -119,7 +122,7 @@ class ClassifierTeacher:
             raise
         except Exception as error:  # a user's network may raise anything
             raise UserError(
-                f"apm: {self.name} does not take images of {noise.shape[-1]} pixels; give it "
+                f"{owner}: {self.name} does not take images of {noise.shape[-1]} pixels; give it "
                 f"its image_size ({explain(error)})") from error
         if self._layer and not torch.allclose(self.classify(self.ask(noise).features), logits,
                                               rtol=1e-4, atol=1e-4):
@@ -208,7 +211,7 @@ class ClassifierTeacher:
 
 
 def teacher_of(backbone: ClipBackbone | Classifier, *, feature_layer: str, wants_grid: bool,
-               trigger_layer: int | None) -> Teacher:
+               trigger_layer: int | None, owner: str = "apm") -> Teacher:
     """The teacher that a backbone is; UserError for what its kind does not have."""
     if not isinstance(backbone, Classifier):
         if feature_layer:
@@ -218,7 +221,12 @@ def teacher_of(backbone: ClipBackbone | Classifier, *, feature_layer: str, wants
     if trigger_layer is not None:
         raise UserError("apm: trigger vit takes the tokens of a CLIP's image tower: use trigger "
                         "conv with a classifier")
-    return ClassifierTeacher(backbone, layer=feature_layer, wants_grid=wants_grid)
+    return ClassifierTeacher(backbone, layer=feature_layer, wants_grid=wants_grid, owner=owner)
+
+
+def at_length_of(features: Tensor, others: Tensor) -> Tensor:
+    """Features [B,D], each brought to the length of its counterpart in `others` [B,D]."""
+    return F.normalize(features, dim=-1) * others.norm(dim=-1, keepdim=True)
 
 
 @contextmanager
