@@ -1,4 +1,4 @@
-"""`python run.py --cfg configs/digits_c/all.yaml [KEY VALUE ...]`: the command tta-apm."""
+"""The command `tta-apm` from a checkout: `python run.py --cfg configs/digits_c/all.yaml`."""
 import sys
 
 from tta_apm.cli import main_of_process

@@ -36,7 +36,7 @@ from tta_apm.config import load, rows
 from tta_apm.data.dataset import Domain
 from tta_apm.errors import UserError
 from tta_apm.report import phrases
-from tta_apm.report.ranking import Ranking, Scored, draw_weights, mean_auroc
+from tta_apm.report.ranking import Ranking, Scored, bootstrap_weights, mean_auroc
 from tta_apm.report.statistics import paired_interval
 from tta_apm.toolbox.entropy import entropy
 
@@ -140,7 +140,7 @@ def detector_lines(images: pd.DataFrame) -> list[str]:
     place = {index: number for number, index in enumerate(np.unique(images["index"]))}
     images = images.assign(image=images["index"].map(place),
                            teacher_wrong=images.teacher_prediction != images.label)
-    weights = draw_weights(len(place))
+    weights = bootstrap_weights(len(place))
     scores = {name: images.assign(score=score(images)) for name, score in SCORES.items()}
     if images.seed.nunique() > 1:
         for name, of_one in OF_ALL.items():

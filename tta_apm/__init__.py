@@ -1,6 +1,6 @@
 """Test-time adaptation methods side by side, with APM, the Asynchronous Perception Machine.
 
-What is exported here loads when it is first used, so that importing the package costs no torch.
+Each exported name is imported when it is first used: `import tta_apm` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The Python door: what a sweep does, for people who write Python instead of configs.
+"""The Python interface: build a method, evaluate it and read results, without a config.
 
-`tta_apm` exports these names.
+`tta_apm` exports these functions.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ if TYPE_CHECKING:
     from tta_apm.method import Method
 
 
-# What tells the cell of an image.
-NAMED = ("row", "dataset", "corruption", "severity", "seed")
+# The columns of Results.images that say which cell an image belongs to.
+IMAGE_KEYS = ("row", "dataset", "corruption", "severity", "seed")
 
 
 class Results(NamedTuple):
-    """What was measured, as two pandas frames.
+    """Results as two pandas frames.
 
     Args:
-        cells: a line for each domain and seed: what its record tells, with error and accuracy as
-            fractions; of a student also teacher_error, agreement and cosine.
-        images: a line for each image of a cell: row, dataset, corruption, severity, seed, index,
-            label, prediction, confidence, correct; of a student teacher_prediction and cosine.
+        cells: one line per cell (row, domain and seed): the fields of its record, and error and
+            accuracy as fractions. Methods with a teacher also have teacher_error, agreement and
+            cosine.
+        images: one line per image of a cell: row, dataset, corruption, severity, seed, index,
+            label, prediction, confidence, correct. Methods with a teacher also have
+            teacher_prediction and cosine.
     """
 
     cells: pd.DataFrame
@@ -46,18 +48,20 @@ class Results(NamedTuple):
 def load_backbone(kind: str, model: str, weights: str = "", *, dataset: DataSet | None = None,
                   class_names: Sequence[str] = (), templates: Sequence[str] | None = None,
                   device: torch.device | str = "cpu") -> Backbone:
-    """A frozen network as a config's section of its kind describes it.
+    """Load a frozen backbone, in eval mode, on `device`.
 
     Args:
         kind: "classifier", "clip", "mae" or "rotation".
-        model, weights: as MODEL and WEIGHTS of the section.
-        dataset: whose classes it tells apart, and whose prompts a CLIP takes.
-        class_names: those of another set of classes, where there is no `dataset`.
-        templates: prompts of a CLIP, each with one `{}`; by default the data set's own, or
-            "a photo of a {}.".
+        model, weights: as the config keys MODEL and WEIGHTS of that kind.
+        dataset: its classes become the backbone's outputs, and its prompt templates those of a
+            CLIP.
+        class_names: the classes, if no `dataset` is given.
+        templates: prompt templates of a CLIP, each with one `{}`; by default those of the data
+            set, or "a photo of a {}.".
 
     Raises:
-        UserError: for an unknown kind or model, or weights that are not here or do not fit.
+        UserError: if the kind or the model is unknown, or the weights are not found or do not fit
+            the model.
     """
     from tta_apm.backbones.build import build
     from tta_apm.backbones.clip_templates import templates as template_set
@@ -71,15 +75,16 @@ def load_backbone(kind: str, model: str, weights: str = "", *, dataset: DataSet 
 
 
 def load_method(name: str, backbone: Backbone, **hyper_parameters: Any) -> Method:
-    """The method registered as `name` round a backbone, on the backbone's device.
+    """Build the method registered as `name` around a backbone, on the backbone's device.
 
     Args:
-        backbone: of the kind that the method needs; one that needs a classifier also takes a CLIP,
-            whose image tower it then adapts.
-        hyper_parameters: keywords of its class; the defaults are its own paper's.
+        backbone: of the kind that the method needs. A method that needs a classifier also takes a
+            CLIP and then adapts its image tower.
+        hyper_parameters: keyword arguments of the method's class; the defaults are those of the
+            method's paper.
 
     Raises:
-        UserError: for an unknown name or values out of range.
+        UserError: if the name is unknown or a value is out of range.
     """
     from tta_apm.backbones.image_tower import suited
 
@@ -92,19 +97,22 @@ def evaluate(method: Method, dataset: DataSet, *, corruptions: Sequence[str] = t
              severities: Sequence[int] = (5,), num_images: int = -1, batch_size: int = 200,
              setting: str = "reset_each_domain", order: str = "shuffled", dirichlet: float = 0.1,
              seed: int = 42) -> Results:
-    """Run a method over domains of a data set, as a sweep runs a row with one seed.
+    """Evaluate a method on domains of a data set.
 
-    The numbers are those of the command line to the bit: same streams, same resets.
+    The predictions equal those of the command line bit for bit: streams and resets are the same.
 
     Args:
         method: on the device where it is to run.
         severities: 1 to 5, and 0 for the clean images.
-        num_images: per domain, the first of the data set; -1 takes all.
-        setting, order, dirichlet: as the config's keys of these names.
-        seed: of the streams. A method that draws numbers takes its own seed when it is built.
+        num_images: the number of images per domain, from the start of the data set; -1 for all.
+        setting, order, dirichlet: as the config keys of these names.
+        seed: orders the streams. The method's own seed is set when it is built.
+
+    Returns:
+        One cell per domain.
 
     Raises:
-        UserError: for images that are not here.
+        UserError: if images are not found.
         MethodError: if the method breaks its contract.
     """
     from tta_apm.bench.isolation import Guard
@@ -136,10 +144,10 @@ def evaluate(method: Method, dataset: DataSet, *, corruptions: Sequence[str] = t
 
 
 def load_results(folder: str | Path) -> Results:
-    """The cells of a results folder as frames.
+    """Read all cells of a results folder.
 
     Raises:
-        UserError: if there is none, or a file is truncated or foreign.
+        UserError: if the folder holds no cell, or a file in it is incomplete or not a record.
     """
     from tta_apm.report.results import load_results as load
 
@@ -148,20 +156,21 @@ def load_results(folder: str | Path) -> Results:
 
 
 def _frames(cells: Iterable[tuple[Mapping[str, Any], Predictions]]) -> Results:
-    """Frames of cells, each as what is known of it and its predictions."""
+    """Frames of cells, each given as the fields of its record and its predictions."""
     import pandas as pd
 
     lines, images = [], []
     for fields, predictions in cells:
         lines.append({**fields, **_figures(predictions)})
         columns = {name: column for name, column in vars(predictions).items() if column is not None}
-        images.append(pd.DataFrame({**{name: fields[name] for name in NAMED}, **columns,
+        images.append(pd.DataFrame({**{name: fields[name] for name in IMAGE_KEYS}, **columns,
                                     "correct": predictions.prediction == predictions.label}))
     return Results(pd.DataFrame(lines), pd.concat(images, ignore_index=True))
 
 
 def _figures(predictions: Predictions) -> dict[str, Any]:
-    """What a table prints of a cell, as fractions; None where there is no teacher."""
+    """The figures that a table prints for a cell, as fractions; None for those of a teacher if
+    the method has none."""
     teacher = predictions.teacher_correct()
     accuracy = float(predictions.correct().mean())
     return {"num_images": len(predictions.index), "accuracy": accuracy, "error": 1 - accuracy,
@@ -173,7 +182,7 @@ def _figures(predictions: Predictions) -> dict[str, Any]:
 
 
 def _device(method: Method) -> torch.device:
-    """Where a method's first parameter or buffer lies; the CPU for one that has none."""
+    """The device of a method's first parameter or buffer; the CPU if it has neither."""
     import torch
 
     tensors = [*method.parameters(), *method.buffers()]

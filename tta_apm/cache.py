@@ -1,4 +1,4 @@
-"""The user's cache: what is dear to make again and can always be thrown away. Imports no torch."""
+"""The user's cache folder: what can be deleted at any time and made again. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """$XDG_CACHE_HOME/tta_apm, or the same below ~/.cache; None where there is no home."""
+    """$XDG_CACHE_HOME/tta_apm or ~/.cache/tta_apm; None if the user has no home folder."""
     caches = os.environ.get("XDG_CACHE_HOME")
     if caches:
         return Path(caches, "tta_apm")

@@ -1,8 +1,8 @@
-"""Compat: workarounds for faults of our dependencies, all in one place.
+"""Compat: all workarounds for faults of our dependencies.
 
     python -m tta_apm.compat MODULE ARGUMENT ...
 
-runs a module of robustbench, or of a clone of it, where `import robustbench` alone fails.
+runs a module that imports robustbench, where `import robustbench` alone would fail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tta_apm.errors import UserError
 
 
 def import_robustbench() -> ModuleType:
-    """Import robustbench. UserError if that fails."""
+    """Import and return robustbench; UserError if that fails."""
     try:
         alias_pyautoattack()
         with warnings.catch_warnings():  # setup.cfg pins a setuptools that still has it
@@ -31,7 +31,7 @@ def import_robustbench() -> ModuleType:
 
 
 def alias_pyautoattack() -> None:
-    """Make `import autoattack` find pyautoattack, for robustbench and for copies of it.
+    """Make `import autoattack` find pyautoattack, which robustbench needs.
 
     robustbench 1.1.1 imports autoattack, but the distribution it depends on is pyautoattack.
 
@@ -44,12 +44,12 @@ def alias_pyautoattack() -> None:
 
 
 def main() -> None:
-    """Run a module with what robustbench imports."""
+    """Run a module in which robustbench can be imported."""
     parser = argparse.ArgumentParser(
-        "python -m tta_apm.compat", description="Run a module, of robustbench say, with what "
-        "robustbench imports.")
+        "python -m tta_apm.compat",
+        description="Run a module, e.g. of robustbench, so that its import of autoattack works.")
     parser.add_argument("module")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the module")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the module")
     options = parser.parse_args()
     alias_pyautoattack()
     sys.argv = [options.module, *options.arguments]

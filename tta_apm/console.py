@@ -1,5 +1,4 @@
-"""Console: output that ends nothing, and Ctrl-C that is answered at once and without a traceback.
-"""
+"""Console: output errors do not stop a command, and signals stop it without a traceback."""
 
 from __future__ import annotations
 
@@ -17,21 +16,21 @@ from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
 
-# What schedulers send before they take the machine back; Windows has only the first.
+# Schedulers send these before they take the machine back; Windows has only the first.
 SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2")
                    if hasattr(signal, name))
-# A terminal and a shell may both pass on one Ctrl-C.
-SAME_SECONDS = 0.5
-LATER_SECONDS = 0.05  # until a signal that came during an import is raised
+# One Ctrl-C may arrive twice within this time: from the terminal and from the shell.
+REPEAT_SECONDS = 0.5
+RETRY_SECONDS = 0.05  # between attempts to raise a signal that arrived during an import
 
 
 def protect_output() -> None:
-    """Have standard output and error lose what they cannot take instead of raising.
+    """Make standard output and error drop what they cannot write, instead of raising.
 
-    That is: signs that the terminal's code page has not, a pipe whose reader has gone, a full
-    disk, a stream that was closed from the start.
+    E.g. a character that the terminal's encoding lacks, a pipe that nobody reads any more, a full
+    disk, or a stream that was closed before the start.
     """
-    for descriptor in (0, 1, 2):  # else the next file that is opened would be taken for it
+    for descriptor in (0, 1, 2):  # else the next file that is opened would get this descriptor
         try:
             os.fstat(descriptor)
         except OSError:
@@ -47,6 +46,7 @@ def protect_output() -> None:
 
 
 def _tolerant(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """A stream to the same file that drops what it cannot write."""
     with suppress(OSError):
         stream.flush()
     raw: Any = getattr(stream.buffer, "raw", stream.buffer)  # itself where Python is unbuffered
@@ -56,7 +56,7 @@ def _tolerant(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 class _Tolerant(io.RawIOBase):
-    """What `raw` is, but that what it refuses is dropped."""
+    """Writes to `raw` and drops what `raw` refuses."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self.raw = raw
@@ -64,7 +64,7 @@ class _Tolerant(io.RawIOBase):
     def write(self, content: Any) -> int:
         try:
             return int(self.raw.write(content))
-        except (OSError, TypeError):  # TypeError: None of a pipe that is full and does not wait
+        except (OSError, TypeError):  # TypeError: a full non-blocking pipe returns None
             return len(content)
 
     def writable(self) -> bool:
@@ -78,27 +78,28 @@ class _Tolerant(io.RawIOBase):
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2, which schedulers send, while a command runs: the first
-    one raises KeyboardInterrupt, a later one ends the process where it stands. In other threads,
-    and where they are ignored, they are left as they are.
+    """Handles Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 inside a `with` block of the main thread.
+
+    The first signal raises KeyboardInterrupt; a second one ends the process at once. Signals that
+    are ignored, or handled by other code, are left alone. In other threads it does nothing.
 
     Args:
-        rule: whether to handle the schedulers' signals even where somebody else does.
+        take_over: handle the signals of schedulers even if other code handles them already.
 
     Attributes:
-        number: of the signal that came first; 0 if none did. What is raised afterwards, by
-            whatever code, comes from it.
+        number: the number of the first signal; 0 before one arrives. Once it is set, any exception
+            may be a consequence of the signal: libraries catch KeyboardInterrupt and raise others.
     """
 
-    def __init__(self, *, rule: bool = False) -> None:
-        self.rule = rule
+    def __init__(self, *, take_over: bool = False) -> None:
+        self.take_over = take_over
         self.number = 0
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """Of a process that such a signal ends: 128 and the signal's number, as shells have it."""
+        """The exit code of a process that the signal stops: 128 + its number, as in shells."""
         return 128 + (self.number or signal.SIGINT)
 
     def __enter__(self) -> Interrupts:
@@ -106,7 +107,7 @@ class Interrupts:
             for number in (signal.SIGINT, *SCHEDULERS):
                 handler = signal.getsignal(number)
                 if handler is (signal.default_int_handler if number == signal.SIGINT
-                               else signal.SIG_DFL) or self.rule and number in SCHEDULERS:
+                               else signal.SIG_DFL) or self.take_over and number in SCHEDULERS:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -118,7 +119,7 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.number:
-            if now - self._since > SAME_SECONDS:
+            if now - self._since > REPEAT_SECONDS:
                 with suppress(OSError):
                     os.write(2, b"\nStopped at once.\n")
                 os._exit(self.exit_code)
@@ -129,16 +130,18 @@ class Interrupts:
             return
         if not _imports(frame):
             raise KeyboardInterrupt
-        # Python runs a handler within calls of compiled code, too. What C++ calls to set up a
-        # module may not raise: it would end the process (SIGABRT).
+        # The handler may run inside compiled code that sets up a module. An exception from there
+        # would abort the process (SIGABRT), so another thread raises it later.
         threading.Thread(target=_raise_between_instructions, args=(threading.get_ident(),),
                          daemon=True).start()
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within, in the main thread, the first signal waits for the end: it would leave half done what
-    holds up others, e.g. a lock."""
+    """A `with` block of the main thread at whose end a signal raises KeyboardInterrupt.
+
+    It protects steps that block other processes if they are left half done, e.g. under a lock.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -153,25 +156,28 @@ def uninterrupted() -> Iterator[None]:
 
 
 def stop_if_asked() -> None:
-    """Raise KeyboardInterrupt once more after a signal that was lost: Python drops what is raised
-    in a destructor or a callback, code of others may catch it."""
+    """Raise KeyboardInterrupt if a signal has arrived.
+
+    The first KeyboardInterrupt may have been lost: Python drops exceptions in destructors and
+    callbacks, and libraries may catch it.
+    """
     if _asked:
         raise KeyboardInterrupt
 
 
-# The signals that have come to the command that runs.
+# The signals that asked the running command to stop.
 _asked: list[int] = []
-# One for each `uninterrupted` that the main thread is in.
+# One entry for each `uninterrupted` block that the main thread is in.
 _sections: list[None] = []
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported."""
+    """Whether `frame` is inside the import of a module."""
     return any(each.f_code.co_filename.startswith("<frozen importlib") for each in _stack(frame))
 
 
 def _loads_an_extension(frame: FrameType | None) -> bool:
-    """Whether a module of compiled code is being imported."""
+    """Whether `frame` is inside the import of a compiled module."""
     return any(each.f_code.co_name in ("create_module", "exec_module")
                and isinstance(each.f_locals.get("self"), ExtensionFileLoader)
                for each in _stack(frame))
@@ -185,20 +191,19 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _raise_between_instructions(thread: int) -> None:
-    """Raise KeyboardInterrupt in another thread where its next instruction of Python begins,
-    but not within the import of a module of compiled code."""
-    time.sleep(LATER_SECONDS)
+    """Raise KeyboardInterrupt before the next Python instruction of another thread, as soon as it
+    is not inside the import of a compiled module."""
+    time.sleep(RETRY_SECONDS)
     while _loads_an_extension(sys._current_frames().get(thread)):
-        time.sleep(LATER_SECONDS)
+        time.sleep(RETRY_SECONDS)
     if _asked:  # the command still runs
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread),
                                                    ctypes.py_object(KeyboardInterrupt))
 
 
-def die_quickly_from_now_on() -> None:
-    """For the last moments of the process, when all is done: a Ctrl-C shows no traceback, and
-    Python does not look through all that torch has made for what could be freed, which takes a
-    second."""
+def finish_quickly() -> None:
+    """Prepare the end of the process: a Ctrl-C prints no traceback any more, and the last garbage
+    collection, which takes a second with torch loaded, is skipped."""
     gc.freeze()
     if threading.current_thread() is threading.main_thread() \
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

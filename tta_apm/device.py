@@ -1,4 +1,4 @@
-"""The device that DEVICE names, checked before anything is built; and what to call it."""
+"""Device: choose the device that DEVICE names, and describe it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tta_apm.errors import UserError, text_of
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a config's DEVICE means.
+    """The torch device of a config's DEVICE.
 
     Args:
-        name: "auto" is a GPU if there is one, else the CPU; else as torch names devices. Under
-            torchrun "auto" and "cuda" are the GPU of the process's local rank.
+        name: "auto" (a GPU if there is one, else the CPU) or a name of torch's. Under torchrun,
+            "auto" and "cuda" mean the GPU of the process's local rank.
 
     Raises:
-        UserError: for a device that is not here.
+        UserError: if the device cannot be used.
     """
     wanted = name
     if name == "auto":
@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A GPU's name; a CPU's, with the number of threads that torch uses; else the device's type."""
+    """The name of a GPU; the name of a CPU and torch's number of threads; else the device type."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -46,7 +46,7 @@ def describe(device: torch.device) -> str:
 
 
 def _cpu_name() -> str:
-    """The processor's model where Linux tells it, else its architecture."""
+    """The processor's model on Linux, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

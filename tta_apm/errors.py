@@ -1,4 +1,4 @@
-"""The one error that a user sees: a sentence that says what is wrong, where, and what to do."""
+"""Errors: UserError, a sentence that says what is wrong, where, and what to do; and its helpers."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# A longer list of known names helps nobody.
+# Up to so many known names are all listed.
 MANY_NAMES = 30
 NO_MESSAGE = "no message"
-# Folders and files whose lines only lead to the code that raised.
-OURS = frozenset({"importlib", "plugins.py", "registry.py"})
-# Of an error's text: a library may list thousands of names.
-LONGEST = 1500
-# Of a network: as float32, with gradients and two moments, they take 160 GB.
-MOST_WEIGHTS = 10**10
-# What a library may advise and we do not: it lets a file run code.
+# Folders and files that import a user's code: frames in them do not say where it raised.
+LOADERS = frozenset({"importlib", "plugins.py", "registry.py"})
+# Characters of an error's text: a library may list thousands of names.
+MAX_LENGTH = 1500
+# Weights of an MLP: as float32, with gradients and two moments, they take 160 GB.
+MAX_WEIGHTS = 10**10
+# Sentences with this word are left out: torch advises an option that lets a file run code.
 _UNSAFE = "weights_only"
 
 
 class UserError(Exception):
-    """Wrong input. Its text is shown as it is and the command ends with exit code 2.
+    """Wrong input. The command prints its text and ends with exit code 2.
 
-    It is no ValueError, so that code that reads a file can catch what the reading raises, and a
-    sentence that is already made for the user passes.
+    It does not derive from ValueError: code that reads a file catches ValueError to say that the
+    file is corrupt, and must not catch a UserError.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to add to "unknown name": the nearest known one, or all of them if they are few."""
+    """A hint for an unknown name: the nearest known name, or the known names."""
     names = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
@@ -50,8 +50,8 @@ def choose(owner: str, key: str, value: str, known: Collection[str]) -> None:
     """Raise UserError with the nearest known name unless `value` is one of `known`.
 
     Args:
-        owner: whose value it is, for the sentence; "" for nobody's.
-        key: what it is; "" where the owner says that.
+        owner: what the value belongs to, e.g. a method; the message starts with it unless it is "".
+        key: what the value is, e.g. "optimiser"; "" if the owner says that.
     """
     if value not in known:
         noun = f"unknown {key}".rstrip()
@@ -62,8 +62,8 @@ def at_least(low: float, owner: str, **values: float) -> None:
     """Raise UserError for a value that is below `low`, infinite or NaN.
 
     Args:
-        owner: whose values they are, for the sentence; "" for nobody's.
-        values: by the names of their keys.
+        owner: what the values belong to, as in `choose`.
+        values: the values by the names of their keys.
     """
     for key, value in values.items():
         if not low <= value < math.inf:
@@ -83,14 +83,18 @@ def _and_finite(value: float) -> str:
 
 
 def between(low: float, high: float, owner: str, **values: float) -> None:
-    """Raise UserError for a value that is not between `low` and `high`; both are allowed."""
+    """Raise UserError for a value outside of [low, high]."""
     for key, value in values.items():
         if not low <= value <= high:
             raise UserError(f"{_of(owner)}{key} {value} must be between {low} and {high}")
 
 
 def multiple_of(step: int, owner: str, name: str = "", **values: int) -> None:
-    """Raise UserError for a value that is below 1 or not a multiple of `step`, which has a name."""
+    """Raise UserError for a value that is below 1 or not a multiple of `step`.
+
+    Args:
+        name: what `step` is, e.g. "the patch size"; "" to print the number alone.
+    """
     for key, value in values.items():
         at_least(1, owner, **{key: value})
         if value % step:
@@ -103,19 +107,25 @@ def _of(owner: str) -> str:
 
 
 def reason(error: OSError) -> str:
-    """What the system says of a file: "No space left on device"."""
+    """The system's message of a file error, e.g. "No space left on device"."""
     return error.strerror or text_of(error)
 
 
 def corrupt(file: Path, error: BaseException, advice: str = "", *, kind: str = "") -> UserError:
-    """FILE is corrupt or incomplete: why, and what to do. `kind`: what else it may fail to be."""
+    """The error for a file that cannot be read.
+
+    Args:
+        error: raised while the file was read.
+        advice: what to do, a sentence without its full stop.
+        kind: what the file should be, e.g. "a record", if it may be of another kind.
+    """
     nature = f"corrupt, incomplete or not {kind}" if kind else "corrupt or incomplete"
     return UserError(f"{file} is {nature}: {explain(error)}{advice and f'. {advice}'}")
 
 
 @contextmanager
 def writing(what: str | Path, advice: str = "") -> Iterator[None]:
-    """Within, an OSError is the UserError "cannot write WHAT: ...", with what to do."""
+    """Inside the `with` block, turn an OSError into the UserError "cannot write WHAT: ..."."""
     try:
         yield
     except OSError as error:
@@ -124,15 +134,15 @@ def writing(what: str | Path, advice: str = "") -> Iterator[None]:
 
 
 def check_widths(what: str, widths: Sequence[int]) -> None:
-    """Raise UserError for an MLP of more weights than any memory holds."""
+    """Raise UserError if an MLP of these layer widths has more than MAX_WEIGHTS weights."""
     num_weights = sum(inputs * outputs for inputs, outputs in zip(widths, widths[1:]))
-    if num_weights > MOST_WEIGHTS:
+    if num_weights > MAX_WEIGHTS:
         raise UserError(f"{what} of widths {list(widths)} has {num_weights:.0e} weights, too many "
                         "for any memory")
 
 
 def text_of(error: BaseException) -> str:
-    """What an exception says, on one line; also of one whose text cannot be made."""
+    """The text of an exception on one line; never raises, whatever its __str__ does."""
     try:
         return " ".join(str(error).split()) or NO_MESSAGE
     except KeyboardInterrupt:
@@ -142,41 +152,45 @@ def text_of(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException, file: Path | None = None) -> str:
-    """Where an error in code of others was raised, in brackets; `file`: the last line in it."""
+    """The file and line that raised an error, in brackets, for errors in the code of a user.
+
+    Args:
+        file: prefer the last line in this file.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-              if not frame.filename.startswith("<") and not OURS & {*Path(frame.filename).parts}]
+              if not frame.filename.startswith("<") and not LOADERS & {*Path(frame.filename).parts}]
     own = [frame for frame in frames if file and frame.filename == str(file.resolve())]
     return next((f" ({frame.filename}, line {frame.lineno})"
                  for frame in [*reversed(own), *reversed(frames)]), "")
 
 
-def beyond_the_machine(error: BaseException) -> str | None:
-    """A sentence for what a value asks for and no code of ours can check before: a name that the
-    file system does not take, more memory than there is. None for any other error."""
+def resource_error(error: BaseException) -> str | None:
+    """A message for errors that cannot be checked for in advance: a file name that is too long for
+    the file system, or too little memory. None for any other error."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"a name is too long for the file system: {str(error.filename)[:100]}..."
     text = text_of(error)
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
-        return f"there is not enough memory for what is asked: {explain(error)}"
+        return f"out of memory: {explain(error)}"
     return None
 
 
 def explain(error: BaseException) -> str:
-    """All that a library's error says, in one line, without advice to let files run code."""
+    """The text of a library's error on one line, without advice to let files run code."""
     text = _without_advice(error)
     return f"{type(error).__name__}, {text}" if text == NO_MESSAGE else text
 
 
 def name_and_text(error: BaseException) -> str:
-    """As `explain`, after the name of the error's class: "ValueError: no luck"."""
+    """The class and the text of an error, e.g. "ValueError: no luck"; see `explain`."""
     return f"{type(error).__name__}: {_without_advice(error)}"
 
 
 def _without_advice(error: BaseException) -> str:
     sentences = re.split(r"(?<=[.!?]) ", text_of(error))
     text = " ".join(sentence for sentence in sentences if _UNSAFE not in sentence)
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]} ... ({len(text) - LONGEST:,} more letters)"
+    if len(text) > MAX_LENGTH:
+        text = f"{text[:MAX_LENGTH]} ... ({len(text) - MAX_LENGTH:,} more characters)"
     return text

@@ -1,8 +1,8 @@
-"""Lock: one process at a time writes to a folder, for long or for a moment. Imports no torch.
+"""Lock: only one process at a time writes to a folder. Imports no torch.
 
-The lock file says who holds it and for what work. The system releases the lock when the holder
-ends, however it ends. Where the file system has no locks, the file itself is the lock: its holder
-touches it every few seconds, and a lock that is no longer touched is taken over.
+The lock file names its holder and the work. The operating system releases the lock when the holder
+ends, even if it is killed. Where the file system has no locks, the file itself is the lock: the
+holder touches it every few seconds, and a lock that is not touched any more is taken over.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from tta_apm.errors import UserError, writing
 
 NAME = ".lock"
 POLL_SECONDS = 0.5
-MOMENT_SECONDS = 0.005  # between looks at a lock that is held for a moment
+BRIEF_POLL_SECONDS = 0.005  # for a lock that is held briefly
 TOUCH_SECONDS = 5.0
-STALE_SECONDS = 60.0  # without a touch: its holder is no more
+STALE_SECONDS = 60.0  # without a touch, after which the holder counts as dead
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-# Of a folder that this process cannot write to.
+# Errors of a folder that this process cannot write to.
 READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
 def locked(folder: Path, work: str) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made; temporary files of dead processes are removed.
+    """Hold the lock of `folder` inside the `with` block; wait for a process with the same work.
 
-    If another process holds it for the same work, wait for its end: what it has done need not be
-    done again. A folder that cannot be written to has no lock.
+    The folder is created if needed, and stale temporary files in it are removed. A folder that this
+    process cannot write to needs no lock.
 
     Args:
-        work: text of all that the work depends on, e.g. the config.
+        work: a text that identifies the work, e.g. the config.
 
     Raises:
-        UserError: if another process holds it for other work, or the disk is full.
+        UserError: if another process holds the lock for other work, or the disk is full.
     """
     about = {"host": platform.node(), "machine": machine(), "pid": os.getpid(),
              "work": hashlib.sha256(work.encode("utf-8", "replace")).hexdigest()[:16],
@@ -66,15 +66,17 @@ def locked(folder: Path, work: str) -> Iterator[None]:
 
 @contextmanager
 def briefly_locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made, for a moment; others are waited for.
+    """Hold the lock of `folder` inside the `with` block; wait for other holders, whatever they do.
+
+    The folder is created if needed.
 
     Raises:
-        OSError: if nobody can write there.
+        OSError: if this process cannot write there.
     """
     about = {"host": platform.node(), "machine": machine(), "pid": os.getpid()}
     lock, is_taken = _try(folder, _SystemLock(folder / NAME), about)
     while not is_taken:
-        time.sleep(MOMENT_SECONDS)
+        time.sleep(BRIEF_POLL_SECONDS)
         lock, is_taken = _try(folder, lock, about)
     try:
         yield
@@ -83,7 +85,7 @@ def briefly_locked(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | None:
-    """The lock of `folder`; None if nobody can write there, so that there is nothing to lock."""
+    """The lock of `folder`, held; None if this process cannot write there."""
     try:
         return _wait(folder, about)
     except OSError as error:
@@ -94,7 +96,7 @@ def _lock_of(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock | N
 
 
 def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
-    """The lock, once it is free."""
+    """Wait until the lock is free, and take it. UserError if it is held for other work."""
     lock: _SystemLock | _FileLock = _SystemLock(folder / NAME)
     before: dict[str, Any] | None = None
     told = False
@@ -103,7 +105,7 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
         if is_taken:
             return lock
         holder = _read(lock.file)
-        # Only when read twice: the first time it may be the note of a process that was killed.
+        # Only if read twice: the first time it may be that of a process that was just killed.
         if holder is not None and holder == before:
             who = (f"process {holder.get('pid')} on {holder.get('host')}, since "
                    f"{holder.get('since')}")
@@ -120,13 +122,16 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
 
 def _try(folder: Path, lock: _SystemLock | _FileLock, about: dict[str, Any]
          ) -> tuple[_SystemLock | _FileLock, bool]:
-    """Try to take the lock of `folder`, which is made: the lock, another kind than before where the
-    file system has none, and whether it is taken."""
+    """Try to take the lock of `folder`.
+
+    Returns:
+        The lock, which becomes a _FileLock if the file system has no locks, and whether it is held.
+    """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             return lock, lock.take(about)
-        except FileNotFoundError:  # the holder before has just removed its empty folder
+        except FileNotFoundError:  # the previous holder has just removed the empty folder
             continue
         except OSError as error:
             if error.errno not in _NO_LOCKS or isinstance(lock, _FileLock):
@@ -135,7 +140,7 @@ def _try(folder: Path, lock: _SystemLock | _FileLock, about: dict[str, Any]
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """Who holds the lock; None if its file has just been made or removed."""
+    """The holder that a lock file names; None if the file is empty or gone."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -144,19 +149,19 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 class _SystemLock:
-    """A lock of the operating system: free as soon as its holder is dead."""
+    """A lock of the operating system, which releases it when the holder ends."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.descriptor = -1
 
     def take(self, about: dict[str, Any]) -> bool:
-        """Whether this process has it now. OSError if the file system has no locks."""
+        """Try to take the lock; returns whether it is held. OSError if the file system has none."""
         self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT
                                   | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             _lock(self.descriptor)
-            # The holder before may have removed the file that was opened here.
+            # The previous holder may have removed the file after it was opened here.
             if os.path.samestat(os.fstat(self.descriptor), os.stat(self.file)):
                 os.ftruncate(self.descriptor, 0)
                 os.write(self.descriptor, json.dumps(about).encode())
@@ -177,15 +182,15 @@ class _SystemLock:
 
 
 class _FileLock:
-    """A lock file that only one process can make, and touches as long as it lives."""
+    """A lock file: the process that creates it holds the lock and touches it while it lives."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.ended = threading.Event()
-        self.seen: tuple[float, float] | None = None  # when it was touched; since when that is so
+        self.seen: tuple[float, float] | None = None  # its last touch, and when we first saw that
 
     def take(self, about: dict[str, Any]) -> bool:
-        """Whether this process has it now."""
+        """Try to take the lock; returns whether it is held."""
         try:
             descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -214,7 +219,7 @@ class _FileLock:
             touched = self.file.stat().st_mtime
         except OSError:
             return False
-        # By this process's clock: those of other machines may differ.
+        # Measured with this process's clock: clocks of other machines may differ.
         if self.seen is None or self.seen[0] != touched:
             self.seen = touched, time.monotonic()
         return time.monotonic() - self.seen[1] > STALE_SECONDS
@@ -224,7 +229,7 @@ if os.name == "nt":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # a byte behind the text, which others read
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # a byte after the text, which others must read
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         os.lseek(descriptor, 0, os.SEEK_SET)
 else:

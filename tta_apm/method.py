@@ -1,4 +1,4 @@
-"""Method: the contract that every adaptation method keeps, images in and logits out."""
+"""Method: the interface of every adaptation method, from images to logits."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ class DomainImages(Protocol):
 class Method(nn.Module, ABC):
     """A test-time adaptation method over a frozen backbone.
 
-    A subclass takes the backbone and keyword-only hyper-parameters whose defaults are its own
-    paper's; they are its section of a config. Two keywords are set by the run where a method names
-    them: `seed: int`, and `source: Source | None`, the labelled images that the backbone learnt
-    from, None where there are none.
-    It adapts under `torch.enable_grad()`, so that a caller may hold `no_grad`.
+    The constructor of a subclass takes the backbone and keyword-only hyper-parameters, whose
+    defaults are those of the method's paper. The keywords are the method's section of a config.
+    Two keywords are set by the run if a method has them: `seed: int`, and `source: Source | None`,
+    labelled images that the backbone was trained on (None if there are none).
+
+    `forward` adapts under `torch.enable_grad()`, so that a caller may call it under `no_grad`.
 
     Class attributes:
-        needs: the kind of backbone it takes: "classifier", "clip", "mae" or "rotation". Where a
-            row says BACKBONE clip, one that needs a classifier is given a CLIP's image tower as
-            one.
-        also_takes: another kind of backbone that it takes as well, where a row says BACKBONE and
-            its name; "" for none.
-        scope: what the result for an image depends on: "image" (that image alone: fresh for
-            each), "batch" (also the others in its batch), "stream" (also all batches before) or
-            "domain" (all images of its domain, which `prepare` is shown first: offline).
-        survives: what state is carried from image to image when scope is "stream", e.g.
-            "weights". Printed in the table.
-        skip_setup: hyper-parameters that switch off what is done once before all images (RMT's
-            warm-up, e.g.), for a measurement of the cost per image.
+        needs: the kind of backbone: "classifier", "clip", "mae" or "rotation". If a row says
+            BACKBONE clip, a method that needs a classifier gets the image tower of a CLIP, with
+            its text features as the head.
+        also_takes: a second kind of backbone, which a row chooses by BACKBONE; "" for none.
+        scope: what the result for an image depends on: "image" (that image alone), "batch" (also
+            the other images of its batch), "stream" (also all batches before) or "domain" (all
+            images of its domain, which `prepare` gets before the first prediction: offline).
+        survives: what state is carried from image to image if scope is "stream", e.g. "weights".
+            Printed in the table.
+        skip_setup: hyper-parameters that switch off one-time setup, e.g. RMT's warm-up, when the
+            cost per image is measured.
     """
 
     needs: ClassVar[str] = "classifier"
@@ -64,17 +64,17 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        #: Per-image side results of the last forward, [B] each, which are stored with the
-        #: predictions: "teacher_prediction" (classes), "cosine" (of the student's and the
-        #: teacher's feature), or none; no others.
+        #: Per-image results of the last forward beside the logits, [B] each, stored with the
+        #: predictions: "teacher_prediction" (classes) and "cosine" (between the features of student
+        #: and teacher). Other names are refused.
         self.details: dict[str, Tensor] = {}
-        #: Hyper-parameters that were left to it ("auto"), as it chose them; for the record.
+        #: The values that the method chose for hyper-parameters set to "auto", for the record.
         self.resolved: dict[str, Any] = {}
-        #: What it did in all its calls, for the record: numbers that only grow, also past a reset.
-        #: "updated" images of which an update was made, "resets" by itself; "forwards" and
-        #: "backwards" of images through its networks. What it does not tell is counted where that
-        #: can be seen: passes through the backbone and its copies, all images of a call in which
-        #: an optimiser steps.
+        #: Counts of the method's work since it was built, for the record; a reset does not clear
+        #: them. "updated": images that an update was made on. "resets": by the method itself.
+        #: "forwards", "backwards": images through its networks. A count that a method does not keep
+        #: is measured: passes through the backbone and its copies, and all images of a call in
+        #: which an optimiser steps.
         self.did: Counter[str] = Counter()
 
     @abstractmethod
@@ -82,17 +82,17 @@ class Method(nn.Module, ABC):
         """Adapt to images [B,3,H,W] in [0,1] and return their logits [B,K]."""
 
     def prepare(self, images: DomainImages) -> None:
-        """Adapt to all images of a domain before any of them is predicted.
+        """Adapt to all images of a domain, before any of them is predicted.
 
-        It is called once after each reset, of methods whose scope is "domain" only. Before it
-        `forward` predicts as the method stands after a reset, and no prediction adapts further.
+        Called once after each reset, for methods of scope "domain" only. Until then `forward`
+        predicts with the state after the reset; `forward` itself does not adapt.
         """
 
     @abstractmethod
     def reset(self) -> None:
-        """Return every piece of state (weights, buffers, optimiser, generator) to the start."""
+        """Restore all state (weights, buffers, optimiser, generator) to that of the start."""
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a Method known under `name`, beside those of entry points."""
+    """Class decorator: register a Method under `name`, beside those of entry points."""
     return METHODS.register(name)

@@ -1,4 +1,4 @@
-"""METRICS: what a table may print of predictions against labels. No torch."""
+"""Metrics: the values of METRIC. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,31 +1,32 @@
-"""Names: texts of others, made fit to stand on one line of a terminal, a table or a file."""
+"""Names: make texts from outside safe to print on one line of a terminal, a table or a file."""
 
 from __future__ import annotations
 
 import unicodedata
 from typing import Any
 
-# Unicode's categories of what is obeyed or not seen: control characters and ESC sequences, bidi and
-# zero-width signs, line and paragraph separators, halves of a character, private signs.
-UNFIT = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
-STAND_IN = "?"
+# Unicode categories of characters that a terminal obeys or does not show: control characters,
+# format characters (bidirectional, zero-width), line and paragraph separators, surrogates, private
+# use, unassigned.
+UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
+REPLACEMENT = "?"
 
 
 def clean(text: str) -> str:
-    """`text` on one line: what breaks a line becomes a space, what else is no letter or sign "?".
+    """`text` on one line: line breaks become spaces, other unprintable characters "?".
 
-    To be called where a text of somebody else enters: a record, a log, a data set's class names.
+    Call it where a text from outside is read: a record, a log, the class names of a data set.
     """
     return "".join(_fit(character) for character in text)
 
 
 def clean_lines(text: str) -> str:
-    """As `clean`, of a text whose line breaks are meant."""
+    """As `clean`, but keeps line breaks."""
     return "\n".join(map(clean, text.split("\n")))
 
 
 def clean_all(content: Any) -> Any:
-    """`content`, of dicts, lists and values as JSON and YAML have them, with all texts clean."""
+    """A copy of `content`, as read from JSON or YAML, with all texts and keys clean."""
     if isinstance(content, str):
         return clean(content)
     if isinstance(content, dict):
@@ -36,6 +37,6 @@ def clean_all(content: Any) -> Any:
 
 
 def _fit(character: str) -> str:
-    if unicodedata.category(character) not in UNFIT:
+    if unicodedata.category(character) not in UNPRINTABLE:
         return character
-    return " " if character.isspace() else STAND_IN
+    return " " if character.isspace() else REPLACEMENT

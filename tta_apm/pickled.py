@@ -1,4 +1,4 @@
-"""pickled: what the contents of a pickle become, none of it constructed by the pickle. No torch."""
+"""Pickled: the objects that pickles.py makes of a pickle's contents. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# What makes an object of a call's arguments; NotImplemented leaves an Inert.
+# Makes an object from a call's arguments; returns NotImplemented to leave an Inert.
 Maker = Callable[..., Any]
-KEYS = (str, int, float, bool, bytes, type(None))  # others could take for ever to hash
+KEYS = (str, int, float, bool, bytes, type(None))  # hashing other keys could take for ever
 
 
 class Malformed(Exception):
-    """The bytes are not a valid pickle, or a harmful one; the text says what is wrong."""
+    """The bytes are not a valid pickle, or would take too long to read."""
 
 
 class Named(NamedTuple):
-    """A name of a class or function, never looked up."""
+    """The name of a class or function, which is never looked up."""
 
     module: str
     name: str
@@ -52,11 +52,11 @@ class PickledArray:
     state: Any = None
 
     def numbers(self) -> np.ndarray | None:
-        """The array, in the machine's byte order; None for one that is not of numbers."""
+        """The array, in the machine's byte order; None if it does not hold numbers."""
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             return None
         _, shape, dtype, fortran, content = self.state
-        if isinstance(content, str):  # of Python 2
+        if isinstance(content, str):  # written by Python 2
             content = content.encode("latin-1")
         if not isinstance(dtype, PickledArray) or not isinstance(dtype.state, tuple) or not \
                 isinstance(content, bytes) or not re.fullmatch("[fiub][1248]", dtype.text):
@@ -70,13 +70,13 @@ class PickledArray:
 
 
 def of_kind(value: Any, kind: type) -> Any:
-    """`value`, if it is of that kind; Malformed for another."""
+    """Return `value`; Malformed if it is not an instance of `kind`."""
     if not isinstance(value, kind):
         raise Malformed(f"a pickle that takes a {type(value).__name__} for a {kind.__name__}")
     return value
 
 
-# The exceptions: plain data, each made by a function of ours that checks its arguments.
+# Functions that make plain data and check their arguments.
 
 def _dict(*args: Any) -> Any:
     pairs = args[-1] if args and isinstance(args[-1], list) else []
@@ -101,7 +101,7 @@ def _array(*args: Any) -> Any:
 
 
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
-    """An array as protocol 5 has it."""
+    """An array as written by pickle protocol 5."""
     if not isinstance(content, (bytes, bytearray)) or order not in ("C", "F"):
         return NotImplemented
     return PickledArray(state=(1, shape, dtype, order == "F", bytes(content)))

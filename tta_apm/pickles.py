@@ -1,9 +1,9 @@
-"""pickles: the contents of a pickle, read without running anything that it names. No torch.
+"""Pickles: read the contents of a pickle without running any code that it names. No torch.
 
-A pickle is a program for a small machine, two of whose instructions call what the program names.
-Here they call nothing: a name becomes a Named, and a call an Inert that keeps the arguments. Only
-the few names in MAKERS, for plain data, and those that a caller adds are replaced by functions of
-ours. Python's `pickletools` decodes the instructions and runs none.
+A pickle is a program for a stack machine; some of its instructions call functions by name. Here
+they call nothing: a name becomes a Named, and a call becomes an Inert that keeps the arguments.
+Exceptions are the names in MAKERS, for plain data, and those that a caller adds: they call
+functions of this package. Python's `pickletools` decodes the instructions and executes none.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, BinaryIO
 from tta_apm.errors import explain
 from tta_apm.pickled import KEYS, MAKERS, Inert, Maker, Malformed, Named, PickledArray, of_kind
 
-#: Instructions of a pickle: a trainer's file with its optimiser has some 100,000.
+# A trainer's checkpoint with its optimiser has about 100,000 instructions.
 MAX_INSTRUCTIONS = 5_000_000
 
 
 def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any] | None = None,
              makers: Mapping[str, Maker] | None = None) -> Any:
-    """The contents of the next pickle of `stream`, which is left at the pickle's end.
+    """Read the next pickle of `stream`, and leave the stream at the pickle's end.
 
     Args:
-        load_storage: from a persistent id to what it stands for; None for files that have none.
-        makers: by the full names of what a pickle calls, beside those in MAKERS.
+        load_storage: maps a persistent id to its object; None for files without persistent ids.
+        makers: functions to call, by the full names in the pickle, beside those in MAKERS.
 
     Returns:
-        None, booleans, numbers, texts, bytes, lists, tuples, dicts, PickledArrays and what
-        `makers` make; Named and Inert for all else.
+        None, booleans, numbers, texts, bytes, lists, tuples, dicts, PickledArrays and the results
+        of `makers`; Named and Inert for everything else.
 
     Raises:
         Malformed: for bytes that are not a valid pickle.
@@ -160,7 +160,7 @@ _STEPS: dict[str, _Step] = {
     "POP_MARK": lambda machine, _: machine.since_mark(),
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
-    "EMPTY_SET": lambda machine, _: machine.stack.append([]),  # no set holds weights
+    "EMPTY_SET": lambda machine, _: machine.stack.append([]),  # a list does: sets hold no weights
     "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
     "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
     "LIST": lambda machine, _: machine.stack.append(machine.since_mark()),

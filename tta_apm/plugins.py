@@ -1,6 +1,6 @@
-"""Plugins: modules and files that a config names, imported so that their methods are known.
+"""Plugins: import the modules and files that a config names, which register their methods.
 
-They run as any Python does: a config that names plugins is code.
+Importing runs them: a config that names plugins is code.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def import_plugin(plugin: str, key: str = "PLUGINS") -> ModuleType:
     """Import a module by its name, or a .py file by its path.
 
     Args:
-        key: of the config, that names it.
+        key: the config key that names the plugin, for errors.
 
     Raises:
-        UserError: whatever the import raises, with the line that raised it.
+        UserError: if the import raises anything; it names the line that raised.
     """
     if not plugin:
         raise UserError(f"{key}: an entry is empty")
@@ -31,14 +31,14 @@ def import_plugin(plugin: str, key: str = "PLUGINS") -> ModuleType:
         return _import_file(file) if file is not None else importlib.import_module(plugin)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit, too: a plugin does not end the command
+    except BaseException as error:  # also SystemExit: a plugin must not end the command
         raise UserError(f"{key}: {plugin!r} cannot be imported: "
                         f"{name_and_text(error)}{raised_at(error, file)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
-    # Two files of the same name are two modules.
+    # The hash keeps files of the same name in different folders apart.
     name = f"tta_apm_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

@@ -1,4 +1,4 @@
-"""What a long piece of work shows: a bar on a terminal; in a log, lines a few seconds apart."""
+"""Progress of long work: a bar on a terminal; in a log file, one line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL = 5.0  # seconds
 
 
 def bar(total: int, unit: str, label: str = "", start: int = 0) -> tqdm | Lines:
-    """A bar over `total` units of which `start` are done; to be closed, as by `with`."""
+    """A progress bar over `total` units, of which `start` are done; use it in a `with` block."""
     if sys.stderr.isatty():
         return tqdm(total=total or None, initial=start, unit=unit, desc=label or None,
                     dynamic_ncols=True, leave=False)
@@ -20,7 +20,7 @@ def bar(total: int, unit: str, label: str = "", start: int = 0) -> tqdm | Lines:
 
 
 class Lines:
-    """In place of a bar, where none can be drawn: what tqdm's bar would say, as lines."""
+    """Prints lines with the content of tqdm's bar, where standard error is not a terminal."""
 
     def __init__(self, total: int, unit: str, label: str, start: int) -> None:
         self.total, self.unit, self.label = total, unit, label
@@ -42,7 +42,7 @@ class Lines:
             self.write(self._line(now - self.began), sys.stderr)
 
     def reset(self) -> None:
-        """Begin to count anew, as pooch asks of a bar before it gives the sum."""
+        """Count from the start again; pooch calls this before it reports the total."""
         self.done = self.start
 
     def set_description(self, label: str) -> None:
@@ -55,7 +55,7 @@ class Lines:
         print(line, file=file, flush=True)
 
     def close(self) -> None:
-        """The last line is that of the work itself."""
+        """Print nothing: the caller prints the result."""
 
     def _line(self, seconds: float) -> str:
         of_all = f" of {self.total:,}" if self.total else ""

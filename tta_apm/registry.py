@@ -1,4 +1,4 @@
-"""Registry: names of methods, data sets and the like, from entry points and from a decorator."""
+"""Registry: methods, data sets etc. by name, from entry points and from a decorator."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ T = TypeVar("T")
 
 
 class Registry:
-    """Objects of one kind under names: of entry points of `group`, or given to `register`.
+    """Objects of one kind by name: the entry points of `group`, and those given to `register`.
 
-    A name that ends in `*` is a prefix: load("wds/vtab/dtd") gives what is known as "wds/*", with
-    name="wds/vtab/dtd" bound.
+    A name that ends in `*` is a prefix: load("wds/vtab/dtd") returns the object registered as
+    "wds/*", with name="wds/vtab/dtd" bound.
+
+    Args:
+        group: of entry points.
+        noun: what the objects are, for errors.
     """
 
     def __init__(self, group: str, noun: str) -> None:
@@ -37,17 +41,18 @@ class Registry:
         return sorted({*self._entry_points, *self._registered})
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Class decorator: make a class known under `name`.
+        """Class decorator: register a class under `name`.
 
-        ValueError if the name is taken, or has signs that a terminal obeys or does not show.
+        Raises:
+            ValueError: if the name is taken, is not one word, or has unprintable characters.
         """
         if clean(name) != name:
-            raise ValueError(f"{name!r} is no name of a {self.noun}: letters and signs that can be "
-                             "seen make one")
+            raise ValueError(f"{name!r} cannot be the name of a {self.noun}: it has characters "
+                             "that are not printable")
 
         def add(cls: T) -> T:
             if name.split() != [name]:
-                raise ValueError(f"the name of a {self.noun} is one word, not {name!r}")
+                raise ValueError(f"the name of a {self.noun} must be one word, not {name!r}")
             if name in self._registered or name in self._entry_points:
                 raise ValueError(f"there is a {self.noun} {name!r} already")
             self._registered[name] = cls
@@ -60,7 +65,11 @@ class Registry:
             choose("", self.noun, name, self.names())
 
     def load(self, name: str) -> Any:
-        """The object under `name`; imports its module. UserError if it is unknown or broken."""
+        """The object under `name`; imports its module.
+
+        Raises:
+            UserError: if the name is unknown, or the import raises anything.
+        """
         self.check(name)
         known = self._known(name) or name
         if known != name:
@@ -72,19 +81,20 @@ class Registry:
             return point.load()
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit, too: a package of others ends no command
+        except BaseException as error:  # also SystemExit: a package must not end the command
             raise UserError(f"{self.noun} {name!r} ({point.value}) does not load: "
                             f"{name_and_text(error)}{raised_at(error)}") \
                 from error
 
     def _known(self, name: str) -> str | None:
-        """The name that `name` is known under: itself, or one that ends in `*`."""
+        """The registered name that `name` means: itself, or one that ends in `*`; None if neither.
+        """
         names = self.names()
         return name if name in names else next(
             (known for known in names if known.endswith("*") and name.startswith(known[:-1])), None)
 
     def home(self, name: str) -> str | Path:
-        """The module, or the source file, that defines what is known as `name`."""
+        """The module or the source file that defines the object under `name`."""
         self.check(name)
         known = self._known(name) or name
         if known in self._registered:
@@ -92,7 +102,11 @@ class Registry:
         return self._entry_points[known].value.partition(":")[0].strip()
 
     def signature(self, name: str) -> Signature:
-        """The signature of the class under `name`, without importing it where its text suffices."""
+        """The signature of the class under `name`, read from its source text if that suffices.
+
+        Raises:
+            UserError: if the name is unknown or does not name a class.
+        """
         self.check(name)
         if name in self._entry_points:
             signature = read_signature(self._entry_points[name])
@@ -106,14 +120,15 @@ class Registry:
 
 METHODS = Registry("tta_apm.methods", "method")
 DATASETS = Registry("tta_apm.datasets", "data set")
-# Functions that make a network: CLASSIFIER.MODEL takes their names.
+# Functions that build a network; CLASSIFIER.MODEL takes their names.
 NETWORKS = Registry("tta_apm.backbones", "network")
-# Functions that turn tables into a text.
+# Functions that turn tables into text, for `tta-apm export`.
 FORMATS = Registry("tta_apm.formats", "format")
 
 
 def network_home(model: str) -> str | Path | None:
-    """The file or module of the user's function that CLASSIFIER.MODEL names, else None."""
+    """The file or module of the function that CLASSIFIER.MODEL names; None if it names no function
+    (but e.g. a model of timm)."""
     if model in NETWORKS.names():
         return NETWORKS.home(model)
     module, colon, name = model.rpartition(":")

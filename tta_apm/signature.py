@@ -1,6 +1,6 @@
-"""Signature: what a registered class takes, read from its source text where that suffices.
+"""Signature: the keyword arguments of a registered class, read from its source text if possible.
 
-So a config is checked against the methods that it names before anything heavy is imported.
+So a config is checked against its methods without importing torch.
 """
 
 from __future__ import annotations
@@ -16,45 +16,46 @@ from typing import Any
 
 from tta_apm.errors import UserError
 
-# Keywords of a constructor that a run sets itself, so that they are no keys of a config.
+# Keywords of a constructor that the run sets; they are not keys of a config.
 RUN_KEYWORDS = frozenset({"seed", "source"})
-# Types of the class attributes that a signature tells.
+# Types of the class attributes that a signature holds.
 PLAIN = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What can be known of a registered class without building it."""
+    """Keyword arguments and class attributes of a registered class."""
 
     defaults: dict[str, Any]  # keyword-only parameters of the constructor and their defaults
-    annotations: dict[str, str]  # of those that have one, as text
+    annotations: dict[str, str]  # the annotations of those parameters, as text
     attributes: dict[str, Any]  # class attributes of PLAIN types
     source: Path  # the file that defines it
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only parameters that are keys of a config."""
+        """The keyword-only parameters that are keys of a config, with their defaults."""
         return {k: v for k, v in self.defaults.items() if k not in RUN_KEYWORDS}
 
     @property
     def needs(self) -> str:
-        """The kind of backbone that a method takes: see Method.needs."""
+        """See Method.needs."""
         return self.attributes.get("needs", "classifier")
 
     @property
     def also_takes(self) -> str:
-        """Another kind of backbone that a method takes, "" for none: see Method.also_takes."""
+        """See Method.also_takes."""
         return self.attributes.get("also_takes", "")
 
     @property
     def scope(self) -> str:
-        """What a method's result for an image depends on: see Method.scope."""
+        """See Method.scope."""
         return self.attributes.get("scope", "image")
 
 
 @cache
 def read_signature(point: EntryPoint) -> Signature | None:
-    """The signature from the source text, None if only an import can tell."""
+    """The signature of an entry point's class from its source text; None if that does not suffice,
+    e.g. for an inherited constructor."""
     module, _, name = point.value.partition(":")
     source = _source(module)
     node = source and _find_class(source, name.strip())
@@ -62,7 +63,7 @@ def read_signature(point: EntryPoint) -> Signature | None:
         return None
     constructor = next((item for item in node.body if isinstance(item, ast.FunctionDef)
                         and item.name == "__init__"), None)
-    if constructor is None:  # it may inherit one that has keywords
+    if constructor is None:  # it may inherit one with keywords
         return None
     keywords, values = constructor.args.kwonlyargs, constructor.args.kw_defaults
     try:
@@ -79,10 +80,10 @@ def read_signature(point: EntryPoint) -> Signature | None:
 
 
 def _source(module: str) -> Path | None:
-    """The source file of a module, which is not imported."""
+    """The source file of a module, found without importing it; None if there is none."""
     try:
         spec = importlib.util.find_spec(module)
-    except (Exception, SystemExit, GeneratorExit):  # of packages around it: `load` will tell
+    except (Exception, SystemExit, GeneratorExit):  # raised by parent packages: `load` reports it
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
@@ -112,7 +113,7 @@ def _attributes(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def _may_inherit(node: ast.ClassDef, attributes: dict[str, Any]) -> bool:
-    """Whether a base class, other than Method itself, may set what the class's own text leaves."""
+    """Whether a base class other than Method may define attributes that the class itself lacks."""
     wanted = {"needs", "scope"}
     if attributes.get("scope") == "stream":
         wanted.add("survives")
@@ -121,7 +122,7 @@ def _may_inherit(node: ast.ClassDef, attributes: dict[str, Any]) -> bool:
 
 
 def inspect_signature(cls: Any) -> Signature:
-    """The signature of a class that is imported. UserError for a keyword without a default."""
+    """The signature of an imported class. UserError for a keyword without a default."""
     defaults, annotations = {}, {}
     for parameter in inspect.signature(cls).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:

@@ -137,8 +137,8 @@ def test_a_word_of_the_row_chooses_the_backbone(rows):
     (["tent BACKBONE mae"], "unknown BACKBONE 'mae'"),
     (["tpt BACKBONE clip"], "tpt runs on one kind of backbone, 'clip': leave BACKBONE out"),
     (["apm BACKBONE rotation"], "unknown BACKBONE 'rotation'"),
-    (["apm", "apm BACKBONE clip"], "are one row"),
-    (["tent", "tent BACKBONE classifier"], "are one row")])
+    (["apm", "apm BACKBONE clip"], "are the same row"),
+    (["tent", "tent BACKBONE classifier"], "are the same row")])
 def test_what_a_row_cannot_run_on_is_told(rows, methods, message):
     with pytest.raises(UserError, match=message):
         rows(*methods)

@@ -312,4 +312,4 @@ def test_all_of_an_error_is_told_but_bad_advice(error, expected):
 
 
 def test_a_long_error_says_how_much_is_left_out():
-    assert explain(RuntimeError("x" * 2000)).endswith("x ... (500 more letters)")
+    assert explain(RuntimeError("x" * 2000)).endswith("x ... (500 more characters)")

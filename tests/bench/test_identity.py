@@ -222,7 +222,7 @@ def test_what_is_recorded_is_shown_where_the_images_are_not(run, pictures, tmp_p
     assert run(*words)[0] == cli.OK
     shutil.rmtree(data)
     exit_code, printed = run(*words)
-    assert exit_code == cli.OK and "The images were not looked at" in printed.err
+    assert exit_code == cli.OK and "The images were not checked" in printed.err
 
 
 # Code
@@ -387,7 +387,7 @@ def test_records_of_0_1_0_are_shown_marked_and_redone(run, tmp_path, capsys):
     folder = tmp_path / "results"
     as_of_0_1_0(folder)
     assert cli.main(["table", str(folder)]) == cli.OK
-    assert "of the older kind" in capsys.readouterr().out
+    assert "recorded by version 0.1.0" in capsys.readouterr().out
     exit_code, printed = run()
     assert exit_code == cli.BAD_INPUT and "by version 0.1.0" in printed.err
     assert run("--redo")[0] == cli.OK

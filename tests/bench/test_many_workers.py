@@ -315,7 +315,7 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
                     "LAUNCH.SETUP", "[module load cuda]")
     assert cli.main(words) == cli.OK
     out = capsys.readouterr().out
-    assert "10 units for 3 workers; a unit is not cut: 9 of one cell each" in out
+    assert "10 units for 3 workers (one worker runs all of a unit): 9 of one cell each" in out
     assert "  tent, seed 1: 3 cells, continual-shuffled/tent/fog-5-seed1 ..." in out
     script = out[out.index("#!/bin/bash"):].splitlines()
     assert {"#SBATCH --array=1-3%2", "#SBATCH --partition=gpu", "#SBATCH --time=4:00:00",
@@ -335,7 +335,7 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     (("LAUNCH.TIME", "1:2:3:4"), "LAUNCH.TIME '1:2:3:4': give minutes"),
     (("LAUNCH.MEMORY", "much"), "LAUNCH.MEMORY 'much': give a number and K, M, G or T"),
     (("LAUNCH.PARTITION", "a b"), "LAUNCH.PARTITION 'a b': a name without blanks"),
-    (("LAUNCH.SETUP", '["a\nb"]'), "LAUNCH.SETUP: a text of one line is wanted")])
+    (("LAUNCH.SETUP", '["a\nb"]'), "LAUNCH.SETUP: give a text of one line")])
 def test_bad_input_is_one_sentence(command, capsys, words, sentence):
     assert cli.main(command(FEW, "bad", *words)) == cli.BAD_INPUT
     error = capsys.readouterr().err

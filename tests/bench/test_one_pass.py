@@ -257,7 +257,7 @@ def test_what_a_method_attaches_to_its_images_does_not_reach_the_next(sweep):
 
 def test_quick_rows_are_recorded_before_slow_ones_where_those_take_long(sweep, tmp_path,
                                                                         monkeypatch):
-    monkeypatch.setattr(together, "LONGEST", 0.0)
+    monkeypatch.setattr(together, "MAX_SECONDS", 0.0)
     monkeypatch.setattr(together, "SIMILAR", 1.5)
     code, found, _ = sweep(["sleepy", "source", "plain"], "parted")
     assert code == cli.OK and len(found) == 6

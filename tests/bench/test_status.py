@@ -54,7 +54,7 @@ def test_done_failed_and_missing_cells_are_counted_and_named(sweep, capsys):
     assert status(folder, capsys).startswith(f"{folder}: 2 of 4 cells done, 2 failed, 0 missing\n")
     next(folder.rglob("source/fog*.json")).unlink()
     told = status(folder, capsys)
-    assert "1 of 4 cells done, 2 failed, 1 missing" in told and "nobody is at work" in told
+    assert "1 of 4 cells done, 2 failed, 1 missing" in told and "no process runs it" in told
     assert "FAILED reset_each_domain-shuffled/raises/fog-5-seed42: KeyError: 'of a str" in told
     found = json.loads(status(folder, capsys, "--json"))
     assert found["missing"] == ["reset_each_domain-shuffled/source/fog-5-seed42"]

@@ -185,7 +185,7 @@ def test_seeds_that_no_generator_takes_are_refused(refused, seeds, told):
     (["OUTPUT_DIR", "x" * 256], "has 256 bytes"),
     (["OUTPUT_DIR", "ü" * 128], "has 256 bytes"),
     (["OUTPUT_DIR", "x/" * 2100], "has 4200 bytes"),
-    (["OUTPUT_DIR", "a\0b"], "a character of code 0"),
+    (["OUTPUT_DIR", "a\0b"], "a null character"),
     (["OUTPUT_DIR", "a\udc80b"], "not UTF-8 text"),
     (["DATA_DIR", "x" * 300], "DATA_DIR: xxx"),
     (["DATA_DIR", ""], "DATA_DIR is empty"),
@@ -196,11 +196,11 @@ def test_seeds_that_no_generator_takes_are_refused(refused, seeds, told):
     (["METHODS", "tent LR 1 LR 2"], "LR is given twice"),
     (["APM.STEPS", "3", "APM", "x"], "'APM' is set to 'x' as a whole"),
     (["APM", "x", "APM.STEPS", "3"], "of 'APM', which is set to 'x'"),
-    (["METHODS", "[tent, 'tent ']"], "'tent' and 'tent ' are one row"),
+    (["METHODS", "[tent, 'tent ']"], "'tent' and 'tent ' are the same row"),
     (["METHODS", "[tent LR 1e-3, tent LR 0.001]"], "'tent LR 1e-3' and 'tent LR 0.001' are"),
-    (["METHODS", "[source, apm, apm STEPS 20]"], "'apm' and 'apm STEPS 20' are one row"),
-    (["METHODS", "[norm ALPHA null, norm]"], "are one row"),
-    (["METHODS", "[tent STEPS 2, tent]", "TENT.STEPS", "2"], "are one row"),
+    (["METHODS", "[source, apm, apm STEPS 20]"], "'apm' and 'apm STEPS 20' are the same row"),
+    (["METHODS", "[norm ALPHA null, norm]"], "are the same row"),
+    (["METHODS", "[tent STEPS 2, tent]", "TENT.STEPS", "2"], "are the same row"),
 ])
 def test_what_cannot_run_is_told_in_a_sentence(refused, overrides, message):
     assert message in refused("", *overrides)

@@ -317,7 +317,7 @@ def test_query_prints_and_writes_what_it_was_asked_for(file, tmp_path, capsys):
     (["reconstruct", "sklearn/chna.jpg"], "did you mean 'sklearn/china.jpg'?"),
     (["reconstruct", "{text}"], "cannot read the image"),
     (["query", CHINA, "--at", "6,0"], "no column at 6,0: the grid is 6×6"),
-    (["interpolate", CHINA, FLOWER, "-n", "0"], "at least one step"),
+    (["interpolate", CHINA, FLOWER, "-n", "0"], "give at least one"),
     (["islands", CHINA, "--error-map"], "names no teacher"),
     (["islands", CHINA, "--out", "{folder}/islands.jpg"], "written as .png or .svg"),
 ])

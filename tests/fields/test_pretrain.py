@@ -69,7 +69,7 @@ def test_the_config_of_section_5_is_the_student_of_table_6():
     (["CODE", "6"], "CODE 6 is not a multiple of 4"),
     (["HIDDEN", "[]"], "at least one"),
     (["CROP", "1.5"], "from 0 to 1"),
-    (["CACHE", "somewhere"], "set one of the two"),
+    (["CACHE", "somewhere"], "set only one of the two"),
     (["PRECISION", "bfloat"], "did you mean 'bfloat16'"),
     (["BATCH_SIZE", "0"], "BATCH_SIZE 0 must be at least 1"),
     (["RGB_WEIGHT", "-1"], "RGB_WEIGHT -1.0 must be at least 0"),

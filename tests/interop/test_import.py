@@ -241,7 +241,7 @@ def test_the_command(log, tmp_path, capsys):
     words = ["import", str(tmp_path / "run.txt"), "--into", str(tmp_path / "results")]
     assert cli.main(words) == cli.main(words) == 0
     assert ("online-tta cotta · Standard · cifar10_c: gaussian_noise fog at severity 5 · 10000 "
-            "images each · images not told · seed 1 · mean error 26.17 % over 2 domains") in \
+            "images each · images not stated · seed 1 · mean error 26.17 % over 2 domains") in \
         capsys.readouterr().out
     (kept,) = (tmp_path / "results/imported").iterdir()
     assert json.loads(kept.read_text())["imported"] is True
@@ -276,7 +276,7 @@ def test_a_setting_that_one_log_lacks_tells_rows_apart(log, tmp_path):
     imported.save(log(online_tta())[0], tmp_path)
     imported.save(log(online_tta().replace("SETTING:", "NEW: 1\nSETTING:"))[0], tmp_path)
     assert sorted(headings(tmp_path)) == ["cotta NEW 1 (imported, online-tta)",
-                                          "cotta NEW not told (imported, online-tta)"]
+                                          "cotta NEW not stated (imported, online-tta)"]
 
 
 def test_a_text_of_two_runs_is_two_rows(log):
@@ -376,7 +376,7 @@ def test_images_that_ttab_made_are_not_those_on_disk(log, tmp_path):
     assert sorted(headings(tmp_path)) == [
         "tent images files on disk (imported, ttab)",
         "tent images made by the host on the fly (imported, ttab)"]
-    assert "made by the host on the fly, nothing tells how many" in \
+    assert "made by the host on the fly, how many is not stated" in \
         make_tables(tmp_path).files["table.md"]
 
 

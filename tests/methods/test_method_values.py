@@ -59,7 +59,7 @@ def test_a_student_that_no_memory_holds_is_told_at_once(digits_clip):
     (("HIDDEN", "[10000000,10000000]"), "has 1e+14 weights"), (("OUTPUT_DIR", ""), "is empty"),
     (("CODE", "4000000000000"), "weights, too many"),
     (("OUTPUT_DIR", "x" * 256), "has 256 bytes"), (("HIDDEN", "[4,'']"), "takes a whole number"),
-    (("IMAGES", "a\0"), "a character of code 0"), (("SEED", "1", "SEED", "2"), "given twice")])
+    (("IMAGES", "a\0"), "a null character"), (("SEED", "1", "SEED", "2"), "given twice")])
 def test_recipes_are_checked_before_anything_is_loaded(overrides, message):
     with pytest.raises(UserError) as caught:
         from_config(config.load_keys("cfgs/pretrain/quick.yaml", overrides, keys()))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tta_apm import cli
-from tta_apm.names import UNFIT, clean, clean_all
+from tta_apm.names import UNPRINTABLE, clean, clean_all
 from tta_apm.registry import Registry
 from tta_apm.report.formats.csv import csv_of
 from tta_apm.report.plots import plot
@@ -27,7 +27,7 @@ HOSTILE = ["\x1b[2Jx", "\x1b]0;title\x07x", "\x1b]8;;http://e.x\x1b\\x", "\u202e
 def test_what_is_obeyed_or_not_seen_is_replaced(name):
     cleaned = clean(name)
     assert len(cleaned) == len(name) and cleaned.splitlines() == [cleaned]
-    assert not {unicodedata.category(character) for character in cleaned} & UNFIT
+    assert not {unicodedata.category(character) for character in cleaned} & UNPRINTABLE
     cleaned.encode()
     assert clean(cleaned) == cleaned
 
@@ -52,7 +52,7 @@ def test_a_record_cannot_break_a_table(write_cell, tmp_path, name):
     tables = make_tables(tmp_path)
     texts = (tables.terminal, *tables.files.values())
     assert not {unicodedata.category(character) for text in texts
-                for character in text.replace("\n", "")} & UNFIT
+                for character in text.replace("\n", "")} & UNPRINTABLE
     rows = [text.count("\n|") for text in (whole.files["table.md"], tables.files["table.md"])]
     assert rows[1] == rows[0] + 1
     assert tables.files["table.tex"].count(r" \\") == whole.files["table.tex"].count(r" \\") + 1
@@ -81,7 +81,7 @@ def test_a_dollar_is_no_formula_in_a_picture(write_cell, tmp_path):
 
 
 def test_a_method_cannot_be_registered_under_a_name_that_is_not_seen():
-    with pytest.raises(ValueError, match="is no name of a method"):
+    with pytest.raises(ValueError, match="cannot be the name of a method"):
         Registry("none.such", "method").register("te\x1b[2Jnt")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tta_apm.report.ranking import Ranking, Scored, draw_weights, mean_auroc
+from tta_apm.report.ranking import Ranking, Scored, bootstrap_weights, mean_auroc
 
 
 def scored(score, positive, image=None):
@@ -26,14 +26,14 @@ def test_auroc_is_the_share_of_pairs_with_ties_as_half():
     generator = np.random.default_rng(0)
     score = generator.integers(0, 6, 40)
     positive = generator.random(40) < 0.3
-    found = mean_auroc([scored(score, positive)], draw_weights(40))
+    found = mean_auroc([scored(score, positive)], bootstrap_weights(40))
     assert found.value == pytest.approx(by_hand(score, positive), abs=1e-12)
 
 
 def test_a_resample_is_what_its_images_give():
     generator = np.random.default_rng(1)
     score, positive = generator.integers(0, 9, 30), generator.random(30) < 0.5
-    weights = draw_weights(30, seed=3, resamples=20)
+    weights = bootstrap_weights(30, seed=3, resamples=20)
     found = mean_auroc([scored(score, positive)], weights)
     for value, counts in zip(found.resampled, weights[1:].astype(int)):
         assert value == pytest.approx(
@@ -44,7 +44,7 @@ def test_an_image_is_in_all_cells_as_often_as_it_was_drawn():
     """Then twice the same cell is no more evidence than once."""
     generator = np.random.default_rng(2)
     cell = scored(generator.random(50), generator.random(50) < 0.5)
-    weights = draw_weights(50)
+    weights = bootstrap_weights(50)
     turned = Scored(cell.image[::-1], cell.score[::-1], cell.positive[::-1])
     once, twice = mean_auroc([cell], weights), mean_auroc([cell, turned], weights)
     assert twice.interval() == pytest.approx(once.interval())
@@ -54,14 +54,14 @@ def test_an_image_may_be_of_both_kinds():
     """As clean images beside themselves under a corruption."""
     image = [0, 1, 2, 0, 1, 2]
     cell = scored([1, 2, 3, 2, 3, 4], [0, 0, 0, 1, 1, 1], image)
-    assert mean_auroc([cell], draw_weights(3)).value == pytest.approx(by_hand(*cell[1:]))
+    assert mean_auroc([cell], bootstrap_weights(3)).value == pytest.approx(by_hand(*cell[1:]))
 
 
 def test_a_difference_is_taken_resample_by_resample():
     generator = np.random.default_rng(4)
     positive = generator.random(60) < 0.5
     score = positive + generator.normal(size=60)
-    weights = draw_weights(60)
+    weights = bootstrap_weights(60)
     first, second = (mean_auroc([scored(values, positive)], weights)
                      for values in (score, score + generator.normal(size=60) / 100))
     low, high = first.less(second).interval()
@@ -71,9 +71,9 @@ def test_a_difference_is_taken_resample_by_resample():
 
 def test_a_cell_of_one_kind_has_no_say():
     mixed, alone = scored([1, 2], [0, 1]), scored([1, 2], [1, 1])
-    assert mean_auroc([mixed, alone], draw_weights(2)).value == 1
+    assert mean_auroc([mixed, alone], bootstrap_weights(2)).value == 1
     with pytest.raises(ValueError, match="no cell holds"):
-        mean_auroc([alone], draw_weights(2))
+        mean_auroc([alone], bootstrap_weights(2))
 
 
 def test_the_interval_covers():
@@ -84,6 +84,6 @@ def test_the_interval_covers():
         positive = np.arange(100) < 40
         score = positive + generator.normal(size=100)
         low, high = mean_auroc([scored(score, positive)],
-                               draw_weights(100, resamples=300)).interval()
+                               bootstrap_weights(100, resamples=300)).interval()
         covered += low <= 0.7602 <= high
     assert 175 <= covered <= 199

@@ -204,7 +204,7 @@ def test_the_teacher_stands_beside_on_the_same_images(write_cell, tmp_path):
 @pytest.mark.parametrize("right, verdict", [
     (90, "better than its teacher, the interval excludes 0"),
     (70, "worse than its teacher, the interval excludes 0"),
-    (80, "the interval holds 0"),
+    (80, "the interval includes 0"),
 ])
 def test_the_verdict_follows_the_interval_in_either_metric(
         write_cell, tmp_path, metric, right, verdict):
@@ -358,7 +358,7 @@ def test_a_half_done_sweep_shows_gaps_as_gaps(half_done):
     for text in (tables.terminal, tables.files["table.md"]):
         folded = " ".join(text.split())
         assert "Row 1: 2 of 4 cells missing; no average is taken over them." in folded
-        assert "Row 2: 2 of 4 cells missing; no average is taken over them. Seed 1 has none" in \
+        assert "Row 2: 2 of 4 cells missing; no average is taken over them. Seed 1 has no cell" in \
             folded
         assert "The run's METHODS without any cell yet: apm." in folded
     assert re.search(r"^mean +– +–$", tables.terminal, re.M)
@@ -408,14 +408,14 @@ def test_where_nothing_tells_what_was_wanted_the_tables_say_so(
     frame = pd.read_csv(io.StringIO(tables.files["table.csv"])).set_index("method")
     assert frame.loc["norm", "mean"] == 20 and frame.loc["tent", ["snow", "mean"]].isna().all()
     for text in (tables.terminal, tables.files["table.md"]):
-        assert "nothing tells what the run wanted" in " ".join(text.split())
+        assert "is not found or not a config" in " ".join(text.split())
 
 
 def test_a_config_of_another_data_set_is_named(half_done, write_cell):
     write_cell("tent", "fog", 5, dataset="cifar10_c")
     (other, own) = build_tables(load_rows(half_done))
     assert column(other, "mean").tolist() == [0.5] and np.isnan(column(own, "mean")).all()
-    assert any("config.yaml is of digits_c" in note for note in other.notes)
+    assert any("config.yaml is for digits_c" in note for note in other.notes)
     assert not any("config.yaml" in note for note in own.notes)
 
 

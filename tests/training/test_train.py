@@ -73,4 +73,4 @@ def test_help_lists_all_names(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     said = capsys.readouterr().out
-    assert all(f"  {name} " in said and recipe.told in said for name, recipe in RECIPES.items())
+    assert all(f"  {name} " in said and recipe.summary in said for name, recipe in RECIPES.items())

@@ -15,7 +15,7 @@ from tta_apm.bench.randomness import Randomness
 
 T = TypeVar("T")
 # So many of the parts that changed are named.
-NAMED = 3
+MAX_NAMED = 3
 
 
 class MethodError(RuntimeError):
@@ -104,8 +104,8 @@ class Guard:
         if self.backbone is None or self.state is None:
             return []
         parts = changed_parts(self.state, backbone_state(self.backbone))
-        more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-        return [f"the shared backbone ({', '.join(parts[:NAMED])}{more})"] if parts else []
+        more = f" and {len(parts) - MAX_NAMED} more" if len(parts) > MAX_NAMED else ""
+        return [f"the shared backbone ({', '.join(parts[:MAX_NAMED])}{more})"] if parts else []
 
     def _threads_left(self) -> list[str]:
         """Threads that would keep the process alive; those of executors end with it."""

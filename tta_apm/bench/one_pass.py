@@ -18,7 +18,7 @@ from tta_apm.bench.together import slow_ones
 from tta_apm.console import stop_if_asked
 from tta_apm.data.dataset import Domain
 from tta_apm.data.streams import Stream
-from tta_apm.errors import beyond_the_machine
+from tta_apm.errors import resource_error
 
 
 class Spoiled(Exception):
@@ -127,7 +127,7 @@ class OnePass:
             raise Spoiled from error
         self.runs.remove(run)
         error = run.guard.blamed(error)
-        if in_company and beyond_the_machine(error):
+        if in_company and resource_error(error):
             self.cramped.append(run)
         else:
             self.failed[run] = error

@@ -19,7 +19,7 @@ from tta_apm.data.streams import domains, schedule
 from tta_apm.errors import UserError
 
 # Longest name of a row's folder; what is longer is cut and told apart by a hash.
-LONGEST_NAME = 150
+MAX_NAME = 150
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def file_name(text: str) -> str:
     # With signs: -1 and 1, 1e-3 and 1e+3 are different rows.
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", text)
     method, _, values = text.partition(" ")
-    plain = (re.fullmatch(r"[A-Za-z0-9.+_ -]*", text) and len(name) <= LONGEST_NAME
+    plain = (re.fullmatch(r"[A-Za-z0-9.+_ -]*", text) and len(name) <= MAX_NAME
              and not any(word.lower() != word for word in [method, *values.split()[1::2]]))
-    return name if plain else f"{name[:LONGEST_NAME]}-{hash_bytes(text.encode())[:8]}"
+    return name if plain else f"{name[:MAX_NAME]}-{hash_bytes(text.encode())[:8]}"
 
 
 def plan(cfg: CfgNode, dataset: DataSet | None = None) -> list[Cell]:

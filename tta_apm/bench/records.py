@@ -22,7 +22,7 @@ from tta_apm.atomic import atomic_write, is_temporary
 from tta_apm.errors import UserError, corrupt, reason
 
 # Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
-MOST_UNPACKED = 1 << 28
+MAX_UNPACKED = 1 << 28
 
 
 # Fields that records of earlier versions have not.
@@ -265,7 +265,7 @@ def check_npz(content: bytes) -> None:
     """ValueError for an archive whose arrays are far larger than itself. BadZipFile for none."""
     with zipfile.ZipFile(BytesIO(content)) as archive:
         size = sum(member.file_size for member in archive.infolist())
-    if size > MOST_UNPACKED:
+    if size > MAX_UNPACKED:
         raise ValueError(f"it unpacks to {size} bytes, more than any run leaves")
 
 

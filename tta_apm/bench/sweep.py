@@ -31,7 +31,7 @@ from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream
 from tta_apm.data.workers import set_num_workers
 from tta_apm.device import choose_device, describe
-from tta_apm.errors import UserError, beyond_the_machine
+from tta_apm.errors import UserError, resource_error
 from tta_apm.names import clean, clean_lines
 
 # Rows that run side by side.
@@ -218,7 +218,7 @@ class Sweep:
                 self.builder.run_of(series)
             except (UserError, MethodError) as error:
                 able.remove((series, unit))
-                if not alone and error.__cause__ and beyond_the_machine(error.__cause__):
+                if not alone and error.__cause__ and resource_error(error.__cause__):
                     self.alone.add(series)
                     self.claims.release(series.names(unit, self.todo))
                 else:

@@ -13,7 +13,7 @@ SHARE = 1 / 5
 # Rows that are within this factor of the quickest, its images included, are in no one's way.
 SIMILAR = 10.0
 # Seconds that rows may take together for a domain before the slow ones part from the quick ones.
-LONGEST = 600.0
+MAX_SECONDS = 600.0
 
 
 class Room:
@@ -52,7 +52,7 @@ def slow_ones(fetching: float, seconds: Sequence[float], num_batches: float) -> 
     for number, index in enumerate(order):
         total += seconds[index]
         is_similar = seconds[index] <= SIMILAR * (fetching + seconds[order[0]])
-        if number and total * num_batches > LONGEST and not is_similar:
+        if number and total * num_batches > MAX_SECONDS and not is_similar:
             return set(order[number:])
     return set()
 

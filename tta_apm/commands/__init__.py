@@ -1,4 +1,3 @@
-"""The commands, a module each: make_parser() gives what it takes, run(options) the exit code.
-
-`tta_apm.cli` holds their table, the exit codes and the place where errors are printed.
+"""The commands, one module each: make_parser() builds its parser, run(options) runs it and returns
+the exit code. `tta_apm.cli` has their table and the exit codes, and prints errors.
 """

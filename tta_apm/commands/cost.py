@@ -1,4 +1,4 @@
-"""`tta-apm cost`: what methods cost in parameters, FLOPs, memory and time."""
+"""`tta-apm cost`: measure the parameters, FLOPs, memory and time of methods."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser(
-        "cost", "Measure what the methods of a config cost, on random weights and images: nothing "
-        "is downloaded. Beside them, Table 4 of the paper.", EXAMPLES)
+        "cost", "Measure the cost of a config's methods, on random weights and images: nothing is "
+        "downloaded. Print Table 4 of the paper beside it.", EXAMPLES)
     shared.add_config(parser, "configs/", "APM.PRESET slim", required=False)
-    parser.add_argument("--images", type=int, metavar="N", help="that a method is timed on at a "
-                        f"time; default: {CPU_IMAGES} on a CPU, else BATCH_SIZE")
-    parser.add_argument("--classes", type=int, metavar="K", help="names of K of ImageNet's classes "
-                        "in place of the data set's, which then need not be here")
+    parser.add_argument("--images", type=int, metavar="N", help="images per call when a method is "
+                        f"timed; default: {CPU_IMAGES} on a CPU, else BATCH_SIZE")
+    parser.add_argument("--classes", type=int, metavar="K", help="use the names of K classes of "
+                        "ImageNet; the data set is then not needed")
     parser.add_argument("--figure2", action="store_true",
                         help="draw Figure 2: cost against patches processed at a time")
     parser.add_argument("--out", type=Path, metavar="FOLDER",
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what the methods of a config cost, beside the paper's Table 4; and draw Figure 2."""
+    """Measure and print the cost of a config's methods and Table 4, or draw Figure 2, or both."""
     if not options.cfg and not options.figure2:
         raise UserError("cost: give --cfg FILE, --figure2 or both")
     if options.figure2 and not options.out:
@@ -79,7 +79,7 @@ def _tables(options: argparse.Namespace) -> None:
         print(f"measuring {row.text} ...", file=sys.stderr, flush=True)
         try:
             measured.append(costs.measure(row, num_images))
-        except UserError as error:  # a learned context that is not here, say: the others go on
+        except UserError as error:  # e.g. a learned context is not found: measure the others
             print(f"{row.text} is left out: {error}", file=sys.stderr)
     print("measuring the models of Table 4 ...", file=sys.stderr, flush=True)
     printed = paper.table_4()
@@ -93,7 +93,7 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _recorded(cfg: CfgNode) -> list[str]:
-    """What the config's rows did on real images, with a heading, where a run has recorded it."""
+    """A heading and a table of the costs that a run of the config recorded; empty without a run."""
     from tta_apm.cost.table import recorded_table
     from tta_apm.report.build import build_tables
     from tta_apm.report.results import CELLS, load_rows
@@ -105,7 +105,7 @@ def _recorded(cfg: CfgNode) -> list[str]:
     wanted = set(cfg.METHODS)
     text = recorded_table([line for table in tables[-1:] for line in table.lines
                            if line.protocol.row in wanted])
-    return [f"Recorded in {folder}, of real images:", text] if text else []
+    return [f"Recorded in {folder}, on real images:", text] if text else []
 
 
 def _class_names(cfg: CfgNode, count: int | None) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""`tta-apm data check`: which data sets are here, whole and in order, and where to get them."""
+"""`tta-apm data check`: which data sets are here and complete, and where to get the others."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tta_apm.commands import data_options, options as shared
 
 EXAMPLES = """\
 examples:
-  tta-apm data check                                  every data set: is it here, what to get
+  tta-apm data check                                  every data set
   tta-apm data check imagenet_c --severity 5
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    parser = shared.make_parser("data check", "Say what is here, whole and in order, and what to "
-                                "get from where.", EXAMPLES)
+    """The parser of the command."""
+    parser = shared.make_parser("data check", "Check which data sets are here and complete, and "
+                                "say where to get the others.", EXAMPLES)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a DATASET (default: all)")
     data_options.add_domains(parser)
     data_options.add_data_dir(parser)
@@ -25,10 +25,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Report on the data sets; INCOMPLETE if one that was named is not in order."""
+    """Report on the data sets; returns INCOMPLETE if one that was named is not in order."""
     from tta_apm.registry import DATASETS
 
-    # A name with a star stands for sets of other people.
+    # A name with a star is a prefix, not a data set.
     names = options.names or [name for name in DATASETS.names() if not name.endswith("*")]
     for name in names:
         DATASETS.check(name)

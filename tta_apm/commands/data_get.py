@@ -17,7 +17,7 @@ examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser("data get", "Download a corrupted data set from Zenodo, check it "
                                 "and unpack it.", EXAMPLES)
     parser.add_argument("name", metavar="NAME", help="cifar10_c, cifar100_c or imagenet_c")
@@ -27,13 +27,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Download what is missing; INCOMPLETE if that is declined or what came is not in order."""
+    """Download what is missing; returns INCOMPLETE if that is declined or not in order."""
     from tta_apm.data.prepare.zenodo import Download, gigabytes
 
     download = Download(options.name, Path(options.data_dir))
     if not download.missing:
         print(f"{options.name} is here already; `tta-apm data check {options.name} --data-dir "
-              f"{options.data_dir}` says whether it is whole.")
+              f"{options.data_dir}` says whether it is complete.")
         return OK
     size = download.ask()
     files = ", ".join(archive.file for archive in download.missing)

@@ -1,4 +1,4 @@
-"""`tta-apm data make`: corrupt a clean data set, once, into files; or lay CIFAR out anew."""
+"""`tta-apm data make`: corrupt a clean data set and save the images; or convert CIFAR's files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tta_apm.commands import options as shared
 EXAMPLES = """\
 examples:
   tta-apm data make imagenet_c --severity 5 --corruptions fog,frost
-  tta-apm data make cifar10_jpeg                      of the official CIFAR-10 in DATA_DIR
-  tta-apm data make cifar10_python                    what ttab and torchvision read
+  tta-apm data make cifar10_jpeg                      from the official CIFAR-10 in DATA_DIR
+  tta-apm data make cifar10_python                    the files that ttab and torchvision read
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    parser = shared.make_parser("data make", "Corrupt a clean data set, once, into files in the "
-                                "official layout; or write CIFAR in the Python version, or "
+    """The parser of the command."""
+    parser = shared.make_parser("data make", "Corrupt a clean data set and save the images in the "
+                                "official layout; or write CIFAR in its Python version, or "
                                 "CIFAR-10 as JPEG files.", EXAMPLES)
     parser.add_argument("name", metavar="NAME",
                         help="cifar10_c, cifar100_c, imagenet_c, imagenet_c_50k, cifar10_python, "
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make what is missing."""
+    """Make the files that are missing."""
     from tta_apm.data.prepare.make import prepare
     from tta_apm.progress import bar
 

@@ -1,4 +1,4 @@
-"""What the commands on data sets share: which domains, which folder, and the report of a check."""
+"""Options of the commands on data sets, and the report of a check."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tta_apm.errors import UserError, choose
 
 
 def add_data_dir(into: argparse.ArgumentParser) -> None:
-    """--data-dir."""
+    """Add --data-dir."""
     into.add_argument("--data-dir", default="data", metavar="FOLDER",
-                      help="that holds the data sets, as DATA_DIR (default: data)")
+                      help="the folder of the data sets, as DATA_DIR (default: data)")
 
 
 def add_domains(into: argparse.ArgumentParser) -> None:
-    """--corruptions and --severity, lists with commas."""
+    """Add --corruptions and --severity, which take lists with commas."""
     into.add_argument("--corruptions", default=",".join(CORRUPTIONS), metavar="A,B,...",
                       help="default: all 15")
     into.add_argument("--severity", default=",".join(map(str, SEVERITIES)), metavar="N,M,...",
@@ -27,7 +27,7 @@ def add_domains(into: argparse.ArgumentParser) -> None:
 
 
 def corruptions(options: argparse.Namespace) -> list[str]:
-    """Those that were asked for; UserError for an unknown one."""
+    """The corruptions of --corruptions; UserError for an unknown one."""
     names = options.corruptions.split(",")
     for name in names:
         choose("--corruptions", "corruption", name, CORRUPTIONS)
@@ -35,7 +35,7 @@ def corruptions(options: argparse.Namespace) -> list[str]:
 
 
 def severities(options: argparse.Namespace) -> list[int]:
-    """Those that were asked for, sorted; UserError for one that there is not."""
+    """The severities of --severity, sorted; UserError for one that is not 1 to 5."""
     levels = options.severity.split(",")
     if not set(levels) <= set(map(str, SEVERITIES)):
         raise UserError(f"--severity {options.severity}: severities are 1 to 5, as in 3,5")
@@ -44,7 +44,7 @@ def severities(options: argparse.Namespace) -> list[int]:
 
 def report(names: Sequence[str], data_dir: str, corruptions: Sequence[str] = CORRUPTIONS,
            severities: Sequence[int] = SEVERITIES) -> bool:
-    """Print what there is to say of data sets; returns whether all are in order."""
+    """Check data sets and print the findings; returns whether all are in order."""
     from tta_apm.data.prepare.check import inspect
 
     print(f"Below DATA_DIR {Path(data_dir).resolve()}:")

@@ -1,4 +1,4 @@
-"""`tta-apm export`: the results of a folder in the formats of others."""
+"""`tta-apm export`: the results of a folder in other formats, e.g. LaTeX or RobustBench's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BIBTEX = "bibtex"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write or print what is asked for."""
+    """Write or print the results."""
     if options.format == ROBUSTBENCH:
         rows = load_rows(options.results)
         row = find_row(rows, options.row)
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         print("This is RobustBench's format, not an entry: its rules take no defence with an "
               "optimisation loop.")
         return OK
-    # What is cited is all that a table shows; leaderboards and papers get what was run here.
+    # Citations cover imported rows, too; the other formats hold the results of this folder only.
     tables = with_imported(options.results)[1] if options.format == BIBTEX \
         else build_tables(load_rows(options.results))
     text = FORMATS.load(options.format)(tables)
@@ -43,18 +43,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    parser = shared.make_parser(
-        "export", "Write the results of a folder in the format of others.")
+    """The parser of the command."""
+    parser = shared.make_parser("export", "Write the results of a folder in another format.")
     parser.add_argument("format", choices=(*FORMATS.names(), ROBUSTBENCH))
     shared.add_results(parser)
     parser.add_argument("--to", type=Path, metavar="PATH",
-                        help="a file instead of the terminal; for robustbench the folder of its "
-                        "model_info (default: model_info)")
+                        help="write to this file instead of the terminal; for robustbench, the "
+                        "folder of its model_info (default: model_info)")
     robustbench = parser.add_argument_group(ROBUSTBENCH)
     robustbench.add_argument("--row", default="", help="the row of the table, as METHODS names it")
-    robustbench.add_argument("--name", default="", help="of the model: NameYearWord")
+    robustbench.add_argument("--name", default="", help="the name of the model: NameYearWord")
     robustbench.add_argument("--additional-data", action="store_true",
-                             help="the backbone learnt from more than the data set's own training "
-                             "images, as every CLIP did")
+                             help="the backbone was trained on more than the data set's own "
+                             "training images, as every CLIP was")
     return parser

@@ -1,4 +1,4 @@
-"""What the commands on fields share: a trained student, images, and where pictures go."""
+"""Options of the commands on fields: a trained student, images, and the picture to write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_HELP = "a file, or sklearn/china.jpg and sklearn/flower.jpg, which scikit-
 
 
 class LoadedImage(NamedTuple):
-    """An image and a student's field of it."""
+    """An image, and the field that a student gives for it."""
 
     name: str
     image: Tensor  # [3,S,S] in [0,1]
@@ -31,12 +31,12 @@ class LoadedImage(NamedTuple):
 
     @property
     def pixels(self) -> np.ndarray:
-        """[S,S,3] in [0,1]."""
+        """The image, [S,S,3] in [0,1]."""
         return self.image.permute(1, 2, 0).cpu().numpy()
 
 
 def make_parser(command: str, description: str, out: str) -> argparse.ArgumentParser:
-    """A parser with --out, `out` by default."""
+    """A parser with --out, whose default is results/`out`."""
     parser = shared.make_parser(command, description)
     parser.add_argument("--out", type=Path, default=Path("results", out), metavar="FILE",
                         help=f"the picture, .png or .svg (default: results/{out})")
@@ -44,17 +44,17 @@ def make_parser(command: str, description: str, out: str) -> argparse.ArgumentPa
 
 
 def add_images(into: argparse.ArgumentParser) -> None:
-    """The images, at least one."""
+    """Add the images, at least one."""
     into.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGE_HELP)
 
 
 def add_student(into: argparse.ArgumentParser) -> None:
-    """--student, which must be given."""
+    """Add --student, which is required."""
     into.add_argument("--student", type=Path, required=True, metavar="FILE", help=STUDENT_HELP)
 
 
 def load_student(file: Path) -> Trained:
-    """The student in `file`, on the GPU if there is one."""
+    """The student in `file`, on the GPU if there is one. UserError if it cannot be read."""
     from tta_apm.device import choose_device
     from tta_apm.fields import checkpoint
 
@@ -62,7 +62,7 @@ def load_student(file: Path) -> Trained:
 
 
 def load_images(trained: Trained, images: Sequence[str]) -> Iterator[LoadedImage]:
-    """Each image with its field."""
+    """Load images by name and compute their fields."""
     from tta_apm.fields.field import field_of
     from tta_apm.fields.photos import aspect_of, find_image, read_image
 

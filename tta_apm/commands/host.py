@@ -1,4 +1,4 @@
-"""The command `tta-apm host`: another repository's own program, with our methods in it."""
+"""`tta-apm host`: run another repository's benchmark with our methods in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tta_apm.cli import OK
 from tta_apm.commands import options as shared
 from tta_apm.errors import UserError
 
-# Each a module of tta_apm.interop.hosts with run(repo, words).
+# Each host's module in tta_apm.interop.hosts, which has run(repo, words).
 HOSTS = {"online-tta": "online_tta", "ttab": "ttab", "benchmark-tta": "benchmark_tta"}
 
 EXAMPLES = """\
@@ -26,12 +26,12 @@ examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes before `--`."""
+    """The parser of the arguments before `--`."""
     parser = shared.make_parser(
         "host", "Run another repository's benchmark, in your clone of it, with our methods among "
-        "its own. What follows -- is its own command line; our settings are KEY VALUE pairs at its "
-        "end. Paths there are relative to the host's folder. A method whose name the host has too "
-        "is called tta_apm_NAME.", EXAMPLES)
+        "its own. The arguments after -- are the host's own command line, with our settings as KEY "
+        "VALUE pairs at the end. Paths in it are relative to the host's folder. If the host has a "
+        "method of the same name, ours is called tta_apm_NAME.", EXAMPLES)
     parser.usage = "tta-apm host HOST --repo PATH -- ARGUMENT ..."
     parser.add_argument("host", choices=HOSTS)
     parser.add_argument("--repo", required=True, type=Path, help="the folder of your clone")
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the host with what follows `--`."""
+    """Run the host with the arguments after `--`."""
     try:
         host = importlib.import_module(f"tta_apm.interop.hosts.{HOSTS[options.host]}")
         host.run(options.repo, options.passed_on)

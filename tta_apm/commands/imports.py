@@ -1,4 +1,4 @@
-"""`tta-apm import`: results of other repositories, put beside ours."""
+"""`tta-apm import`: import results of other repositories, to show beside ours."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from tta_apm.errors import UserError
 from tta_apm.interop import logs
 from tta_apm.names import clean, clean_lines
 from tta_apm.report import imported, phrases
+from tta_apm.report.external import NOT_STATED
 from tta_apm.report.imported_log import Log
 
 
 def run(options: argparse.Namespace) -> int:
-    """Keep the logs in a results folder; INCOMPLETE if some of the files were left out.
+    """Copy logs into a results folder; returns INCOMPLETE if some files were skipped.
 
-    UserError if all were.
+    Raises:
+        UserError: if all were skipped.
     """
     kept, skipped = imported.load(options.into), []
     for file in options.logs:
         try:
             for log in logs.read(file, dataset=options.dataset, models=options.models):
                 if log not in kept:
-                    imported.rows([*kept, log])  # it may hold a cell that is there already
+                    imported.rows([*kept, log])  # raises if it holds a cell that is kept already
                     kept.append(log)
                 print(f"{_summary(log)}  ->  {clean(str(imported.save(log, options.into)))}")
         except UserError as error:
@@ -42,15 +44,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _summary(log: Log) -> str:
-    """What was run on which images, in one line."""
+    """One line on a log: the method, its images and its mean error."""
     severities = sorted({severity for _, severity, _, _ in log.errors} - {0})
     counts = sorted({count for *_, count in log.errors if count is not None})
     at = f" at severity {' '.join(map(str, severities))}" if severities else ""
     parts = [f"{log.host} {log.method}", log.backbone,
              f"{log.dataset}: {phrases.corruptions({name for name, *_ in log.errors})}{at}",
              f"{' or '.join(map(str, counts)) or 'an unknown number of'} images each",
-             f"images {log.settings.get('images', 'not told')}",
-             "seed not told" if log.seed is None else f"seed {log.seed}"]
+             f"images {log.settings.get('images', NOT_STATED)}",
+             f"seed {NOT_STATED if log.seed is None else log.seed}"]
     if log.missing:
         return " · ".join([*parts, f"{len(log.missing)} domains missing, no mean"])
     mean = sum(error for _, _, error, _ in log.errors) / len(log.errors)
@@ -58,15 +60,16 @@ def _summary(log: Log) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser(
-        "import", "Put results of other repositories beside ours: logs "
+        "import", "Import results of other repositories, to show them beside ours: logs "
         "of mariodoebler/test-time-adaptation, yuyongcan/Benchmark-TTA and DequanWang/tent, "
         "log-1.json of LINs-lab/ttab, unaggregated_results.csv of robustbench.")
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG")
     parser.add_argument("--into", required=True, type=Path, metavar="FOLDER",
                         help="the OUTPUT_DIR of a sweep, or a new folder")
-    parser.add_argument("--dataset", default="", help="where a file does not tell it: one of ours")
+    parser.add_argument("--dataset", default="", metavar="NAME",
+                        help="the DATASET of files that do not state it")
     parser.add_argument("--models", nargs="+", default=(), metavar="NAME",
-                        help="of a robustbench table, the models to take; all by default")
+                        help="the models to take from a robustbench table; all by default")
     return parser

@@ -1,4 +1,4 @@
-"""`tta-apm interpolate`: from one image to another through their trigger columns."""
+"""`tta-apm interpolate`: draw the way from one image to another through their trigger columns."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PER_ROW = 6
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = field_options.make_parser(
-        "interpolate", "Decode what lies between the trigger columns of two images, as a strip and "
-        "as a film (.gif) beside it.", "interpolation.png")
+        "interpolate", "Interpolate between the trigger columns of two images, decode the steps "
+        "and draw them as a strip and a film (.gif).", "interpolation.png")
     parser.add_argument("start", metavar="A", help=field_options.IMAGE_HELP)
     parser.add_argument("end", metavar="B")
     field_options.add_student(parser)
     parser.add_argument("-n", dest="steps", type=int, default=10, metavar="N",
-                        help="steps from A to B, whose ends are their reconstructions (default 10)")
+                        help="steps from the reconstruction of A to that of B (default: 10)")
     return parser
 
 
@@ -42,5 +42,5 @@ def run(options: argparse.Namespace) -> int:
     strip = draw_panels([panels[first:first + PER_ROW] for first
                          in range(0, len(panels), PER_ROW)], options.out)
     film = write_gif(panels, options.out.with_suffix(".gif"))
-    print(f"{strip} and {film} show the way from {start.name} to {end.name}.")
+    print(f"Wrote the steps from {start.name} to {end.name} to {strip} and {film}.")
     return OK

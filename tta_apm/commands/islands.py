@@ -1,4 +1,4 @@
-"""`tta-apm islands`: the features of all columns as a picture (Section 5, Figure 3)."""
+"""`tta-apm islands`: draw the features of all columns (Section 5, Figure 3)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ BAR = "squared error"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = field_options.make_parser(
-        "islands", "Draw the features of all columns, embedded in 1 or 3 "
-        "dimensions: from a trained student in one pass, or from the test-time "
-        "training of a fresh one at chosen steps.", "islands.png")
+        "islands", "Draw the features of all columns, embedded in 1 or 3 dimensions: those of a "
+        "trained student, or those of a new student at chosen steps of its test-time training.",
+        "islands.png")
     field_options.add_images(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--student", type=Path, metavar="FILE", help=field_options.STUDENT_HELP)
     source.add_argument("--cfg", nargs="+", metavar=("FILE", "KEY VALUE"), help="a file of "
-                        "configs/pretrain, with overrides: fit a fresh student to each image "
-                        "alone, under its losses")
+                        "configs/pretrain, with overrides: fit a new student to each image, "
+                        "with the losses of the config")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 50, 250], metavar="N",
-                        help="with --cfg: when to look (default: 0 10 50 250)")
+                        help="with --cfg: the steps to draw (default: 0 10 50 250)")
     parser.add_argument("--embedding", choices=EMBEDDINGS, default="tsne")
     parser.add_argument("--dimensions", type=int, choices=DIMENSIONS, default=3,
-                        help="1 is drawn from dark to light, 3 in colours")
+                        help="1 is drawn in shades from dark to light, 3 in colours (default: 3)")
     parser.add_argument("--over", action="store_true", help="draw the islands over the image")
     parser.add_argument("--error-map", action="store_true",
                         help="with --student: add each column's error against its teacher's grid")
@@ -50,11 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the islands of images, from a trained student or on the way of test-time training."""
+    """Draw the islands of images, from a trained student or during test-time training."""
     rows = list(_from_config(options) if options.cfg else _from_student(options))
     from tta_apm.fields.pictures import draw_panels
 
-    print(f"{draw_panels(rows, options.out, BAR)} shows the islands.")
+    print(f"Wrote the islands to {draw_panels(rows, options.out, BAR)}.")
     return OK
 
 
@@ -94,7 +94,7 @@ def _from_config(options: argparse.Namespace) -> Iterator[list[Panel]]:
     if min(options.steps) < 0:
         raise UserError(f"--steps {min(options.steps)}: steps are counted from 0")
     cfg = from_config(config.load_keys(options.cfg[0], options.cfg[1:], keys()))
-    # Imported here: torch takes seconds, and a wrong config is told at once.
+    # Imported here: torch takes seconds, and an error of the config is reported first.
     from tta_apm.device import choose_device
     from tta_apm.fields.photos import aspect_of, find_image, read_image
     from tta_apm.fields.teachers import load_teacher
@@ -110,6 +110,10 @@ def _from_config(options: argparse.Namespace) -> Iterator[list[Panel]]:
 
 def _strip(name: str, image: Tensor, cfg: PretrainConfig, teacher: Teacher | None,
            options: argparse.Namespace) -> Iterator[list[Panel]]:
+    """Fit a new student to an image [3,S,S]; a row of islands, and one of errors if it has a
+    teacher."""
+    """Fit a new student to an image [3,S,S]; a row of islands, and one of errors if it has a
+    teacher."""
     from tta_apm.fields.overfit import overfit
     from tta_apm.fields.pictures import Panel
 
@@ -128,6 +132,8 @@ def _strip(name: str, image: Tensor, cfg: PretrainConfig, teacher: Teacher | Non
 
 def _islands(features: Tensor, pixels: np.ndarray, options: argparse.Namespace, title: str
              ) -> Panel:
+    """A panel of features [L,D], embedded and painted, over the image if --over is given."""
+    """A panel of features [L,D], embedded and painted, over the image if --over is given."""
     from tta_apm.fields.pictures import Panel, paint
 
     side = isqrt(len(features))

@@ -1,4 +1,4 @@
-"""Options: what several commands take, in the same words."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 100
 
 
 def make_parser(command: str, description: str, examples: str = "") -> argparse.ArgumentParser:
-    """The parser of `tta-apm COMMAND`; examples are shown as they stand."""
+    """The parser of `tta-apm COMMAND`; `examples` are printed after the options, unwrapped."""
     return argparse.ArgumentParser(
         prog=f"tta-apm {command}".rstrip(), description=textwrap.fill(description, WIDTH),
         epilog=examples or None, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,17 +20,17 @@ def make_parser(command: str, description: str, examples: str = "") -> argparse.
 
 def add_config(into: argparse.ArgumentParser, folder: str, example: str, *,
                required: bool = True) -> None:
-    """--cfg and KEY VALUE pairs; `folder` is where its files are."""
+    """Add --cfg, whose files are in `folder`, and KEY VALUE overrides."""
     into.add_argument("--cfg", required=required, metavar="FILE", help=f"a file of {folder}")
     into.add_argument("overrides", nargs="*", metavar="KEY VALUE",
                       help=f"overrides of the config, e.g. {example}")
 
 
 def add_results(into: argparse.ArgumentParser) -> None:
-    """The folder that a sweep filled."""
+    """Add the results folder of a sweep."""
     into.add_argument("results", type=Path, help="the OUTPUT_DIR of a sweep")
 
 
 def add_metric(into: argparse.ArgumentParser) -> None:
-    """--metric, None where it is not given."""
+    """Add --metric, None by default."""
     into.add_argument("--metric", choices=METRICS, help="default: that of the run")

@@ -1,4 +1,4 @@
-"""`tta-apm plot`: pictures of a results folder."""
+"""`tta-apm plot`: draw the results of a folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tta_apm.report.plots import KINDS, plot
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser(
-        "plot", "Draw what a results folder holds: methods by corruption, "
-        "the difference to the teacher with its intervals, figures against steps, the audit.")
+        "plot", "Draw the results of a folder: methods by corruption, the difference to the "
+        "teacher with its intervals, scores against steps, the audit.")
     shared.add_results(parser)
     parser.add_argument("--kind", choices=tuple(KINDS), help="default: all that can be drawn")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="a .png or .svg; default: RESULTS/KIND.png")
+                        help="a .png or .svg file (default: RESULTS/KIND.png)")
     shared.add_metric(parser)
     return parser
 

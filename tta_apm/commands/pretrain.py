@@ -1,4 +1,4 @@
-"""`tta-apm pretrain`: train a student over a folder of images (Section 5)."""
+"""`tta-apm pretrain`: train a student on a folder of images (Section 5)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tta_apm.commands import options as shared
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser(
-        "pretrain", "Train one student over a folder of images, against the features of a frozen "
-        "teacher. The same command goes on where it stopped.")
+        "pretrain", "Train one student on a folder of images, against the features of a frozen "
+        "teacher. The same command resumes where it stopped.")
     shared.add_config(parser, "configs/pretrain", "STEPS 1000 IMAGES my/photos")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, or go on; write the student and the picture of its losses."""
+    """Train or resume; write the student and a plot of its losses."""
     from tta_apm import config
     from tta_apm.fields.config import from_config, keys
 
@@ -34,6 +34,6 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(cfg.output_dir)
     picture = draw_losses(done.losses.numpy(), LOSSES, folder / "losses.png")
-    print(f"{done.step} steps are done: {folder / STUDENT_FILE} is the student, {picture} its "
-          "losses.")
+    print(f"{done.step} steps are done: the student is in {folder / STUDENT_FILE}, a plot of its "
+          f"losses in {picture}.")
     return OK

@@ -1,4 +1,4 @@
-"""`tta-apm query`: a student's columns one by one, at the positions that are asked for."""
+"""`tta-apm query`: compute single columns of a student, at given positions."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    parser = shared.make_parser("query", "Ask a student for single columns of an image, in any "
-                                "order; no other column is computed.")
+    """The parser of the command."""
+    parser = shared.make_parser("query", "Compute single columns of an image, in any order; no "
+                                "other column is computed.")
     parser.add_argument("image", metavar="IMAGE", help=field_options.IMAGE_HELP)
     field_options.add_student(parser)
     parser.add_argument("--at", type=_position, nargs="+", required=True, metavar="X,Y",
                         help="positions in columns, from 0,0 at the top left")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="a .csv of x, y, red, green, blue and the feature's entries")
+                        help="a .csv file of x, y, red, green, blue and the feature's entries")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print each column as it is computed, and the running mean of their features."""
+    """Print each column as it is computed, and then the mean of their features."""
     trained = field_options.load_student(options.student)
     loaded, = field_options.load_images(trained, (options.image,))
 

@@ -1,4 +1,4 @@
-"""`tta-apm reconstruct`: images as a student's RGB head gives them back."""
+"""`tta-apm reconstruct`: draw the reconstructions of images by a student's RGB head."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tta_apm.commands import field_options
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = field_options.make_parser(
-        "reconstruct", "Draw images as a student's RGB head reconstructs them.",
+        "reconstruct", "Draw images and their reconstructions by a student's RGB head.",
         "reconstruction.png")
     field_options.add_images(parser)
     field_options.add_student(parser)
@@ -31,5 +31,5 @@ def run(options: argparse.Namespace) -> int:
         rows.append([panel._replace(aspect=loaded.aspect) for panel in (
             Panel(loaded.name, loaded.pixels), Panel("mean colour of each patch", wanted.numpy()),
             Panel(f"reconstruction, mean squared error {error:.2g}", colours.numpy()))])
-    print(f"{draw_panels(rows, options.out)} shows the reconstructions.")
+    print(f"Wrote the reconstructions to {draw_panels(rows, options.out)}.")
     return OK

@@ -1,4 +1,4 @@
-"""`tta-apm run`: methods over a benchmark, to records and a table."""
+"""`tta-apm run`: evaluate methods on a benchmark, record the results and print the table."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  tta-apm --cfg cfgs/digits_c/all.yaml             all methods side by side, to a table
+  tta-apm --cfg cfgs/digits_c/all.yaml             run all methods and print the table
   tta-apm --cfg cfgs/digits_c/apm.yaml SEVERITY [1,2,3,4,5] APM.STEPS 30
-  tta-apm --cfg cfgs/imagenet_c/all.yaml --workers 4          a GPU for each of four processes
-  tta-apm table results/digits_c                   the tables again, from the files
-  tta-apm COMMAND --help                           what a command takes
+  tta-apm --cfg cfgs/imagenet_c/all.yaml --workers 4          four processes, a GPU each
+  tta-apm table results/digits_c                   print the tables again
+  tta-apm COMMAND --help                           the options of a command
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser(
-        "", "Run test-time adaptation methods over a benchmark and print their table. What is "
-        "recorded already is not run again; identical commands on one folder share the work.",
+        "", "Evaluate test-time adaptation methods on a benchmark and print their table. Recorded "
+        "cells are not run again; identical commands on one folder share the work.",
         f"{overview()}\n\n{EXAMPLES}")
     shared.add_config(parser, "configs/", "SEVERITY 3 APM.STEPS 30")
     parser.add_argument("--corrupt", action="store_true",
-                        help="CORRUPT true: make the corruptions on the fly from clean images")
+                        help="corrupt the clean images on the fly, as CORRUPT true")
     parser.add_argument("--dry-run", action="store_true",
-                        help="list what would run and what is there, and stop")
+                        help="list the cells that would run and those recorded, and stop")
     parser.add_argument("--redo", action="store_true",
-                        help="replace cells that were made under another config or other code")
+                        help="replace cells that were made under another config or with other code")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="processes that share the work (default: this one)")
+                        help="number of processes that share the work (default: this one)")
     parser.add_argument("--launcher", metavar="NAME",
-                        help="who starts them: local (the default), ray or slurm; see LAUNCH")
+                        help="starts the workers: local (the default), ray or slurm; see LAUNCH")
     parser.add_argument("--address", metavar="HOST:PORT",
-                        help="of a Ray cluster that is there, or auto")
+                        help="the address of a running Ray cluster, or auto")
     parser.add_argument("--version", action="version", version=f"tta-apm {__version__}")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run what is missing in OUTPUT_DIR and print the tables."""
+    """Run the cells that are missing in OUTPUT_DIR and print the tables."""
     from tta_apm import config
     from tta_apm.atomic import require_path
     from tta_apm.bench.claims import Claims
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     require_path(folder / "cells", "OUTPUT_DIR")
     launcher = _launcher(options, cfg)
     if options.dry_run:
-        # A list of what would run needs no images where there is nothing to compare them with.
+        # Without records there is nothing to compare the images with, so they need not be found.
         job = Job(cfg, redo=options.redo, needs_images=has_records(folder))
         return _list(job, job.missing(), launcher, _command(options))
     with Claims(folder, shared_work(cfg), runs=launcher is None) as claims:
@@ -76,22 +76,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launcher | None) -> int:
-    """As `run`, with no process of other work in the folder."""
+    """Run the missing cells, with this process's claims on the folder, and print the tables."""
     cfg, folder = job.cfg, job.folder
     todo = job.missing()
-    if cfg.PAPER.TABLE:  # a wrong name is told before hours of work
+    if cfg.PAPER.TABLE:  # report a wrong name before hours of work
         from tta_apm.report.ablations import Paper, paper_rows
         paper_rows(Paper(cfg.PAPER.TABLE, cfg.PAPER.ROWS, cfg.METHODS))
-    # Before torch is imported and before anything is written: the likeliest thing to be missing.
+    # Before torch is imported and anything is written: images are the likeliest to be missing.
     if todo:
         job.require_images()
     elif job.reason:
-        print(f"The images were not looked at: {job.reason}", file=sys.stderr)
+        print(f"The images were not checked: {job.reason}", file=sys.stderr)
     try:
         job.save_config()
     except UserError:
         if todo:
-            raise  # else a folder that can only be read is shown all the same
+            raise  # else the tables of a read-only folder can still be printed
     failed: dict[str, str] = {}
     if todo:
         print(f"{len(todo)} of {len(job.cells)} cells to run, results in {folder}", flush=True)
@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launch
             print(f"\nStopped: {len(job.cells) - left} of {len(job.cells)} cells are done and kept "
                   f"in {folder}; {_how_to_go_on(launcher)}", file=sys.stderr)
             return INTERRUPTED
-    if len(failed) < len(job.cells):  # else there may be nothing to make a table of
+    if len(failed) < len(job.cells):  # else there may be no record at all
         show_tables(folder)
     if failed:
         print(f"{len(failed)} of {len(job.cells)} cells FAILED and are missing in the table: "
@@ -114,7 +114,11 @@ def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launch
 
 def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell], claims: Claims
             ) -> dict[str, str]:
-    """Have workers run cells, and show what they do; returns those that failed."""
+    """Start workers for the cells in `todo` and show their progress.
+
+    Returns:
+        The names of the cells that failed, with the reasons.
+    """
     from tta_apm.bench.launch.follow import follow
 
     is_over = False
@@ -134,13 +138,13 @@ def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell], claims: Claims
 
 def _how_to_go_on(launcher: Launcher | None) -> str:
     if launcher and launcher.goes_on:
-        return ("the workers go on; `tta-apm status` says how far they are, and the same command "
-                "shows the rest")
+        return ("the workers go on; `tta-apm status` shows their progress, and so does the same "
+                "command")
     return "the same command goes on from there."
 
 
 def _launcher(options: argparse.Namespace, cfg: CfgNode) -> Launcher | None:
-    """What starts the workers that were asked for; None for this process alone."""
+    """The launcher that the options choose; None to run in this process."""
     if options.workers is not None:
         at_least(1, "", **{"--workers": options.workers})
     if options.launcher is None and options.workers in (None, 1):
@@ -161,6 +165,7 @@ def _launcher(options: argparse.Namespace, cfg: CfgNode) -> Launcher | None:
 
 def _list(job: Job, todo: Sequence[Cell], launcher: Launcher | None, command: Sequence[str]
           ) -> int:
+    """Print what would run, for --dry-run."""
     absent = {cell.name for cell in todo}
     for cell in job.cells:
         print(f"{'would run' if cell.name in absent else 'is there '}  {cell.name}")
@@ -168,18 +173,18 @@ def _list(job: Job, todo: Sequence[Cell], launcher: Launcher | None, command: Se
           f"{len(todo)} would run")
     if launcher:
         units = job.units(todo)
-        print(f"\n{len(units)} units for {launcher.num_workers} workers; a unit is not cut: "
-              f"{sum(len(names) == 1 for _, names in units)} of one cell each")
-        for who, names in units:
+        print(f"\n{len(units)} units for {launcher.num_workers} workers (one worker runs all of a "
+              f"unit): {sum(len(names) == 1 for _, names in units)} of one cell each")
+        for title, names in units:
             if len(names) > 1:
-                print(f"  {who}: {len(names)} cells, {names[0]} ...")
+                print(f"  {title}: {len(names)} cells, {names[0]} ...")
         if script := launcher.describe(command):
             print(f"\n{script}")
     return OK
 
 
 def _command(options: argparse.Namespace) -> list[str]:
-    """The words of a command line that does the work of one worker."""
+    """The command line, in words, that does the work of one worker."""
     flags = [flag for flag, is_set in (("--corrupt", options.corrupt), ("--redo", options.redo))
              if is_set]
     return ["tta-apm", "--cfg", options.cfg, *flags, *options.overrides]

@@ -1,4 +1,4 @@
-"""`tta-apm status`: how far a sweep is."""
+"""`tta-apm status`: print how far a sweep is."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = shared.make_parser(
-        "status", "Say how far a sweep is: cells that are done, failed and missing, who is at work "
-        "since when, and the time left. It may be asked while the sweep runs.")
+        "status", "Print how far a sweep is: the cells that are done, failed and missing, the "
+        "processes that run it, and the time left. It can be called while the sweep runs.")
     shared.add_results(parser)
     parser.add_argument("--json", action="store_true", help="as JSON, with the names of all cells")
     return parser
@@ -35,22 +35,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def lines(status: Status) -> list[str]:
-    """What a reader is told."""
-    told = [f"{status.folder}: {len(status.done)} of {status.num_cells} cells done, "
+    """The status as lines of text."""
+    text = [f"{status.folder}: {len(status.done)} of {status.num_cells} cells done, "
             f"{len(status.failed)} failed, {len(status.missing)} missing"]
-    told += [_worker(worker) for worker in status.running]
+    text += [_worker(worker) for worker in status.running]
     if status.cells_per_minute and status.seconds_left is not None:
         minutes, seconds = divmod(round(status.seconds_left), 60)
-        told.append(f"{status.cells_per_minute:.3g} cells a minute, about "
+        text.append(f"{status.cells_per_minute:.3g} cells a minute, about "
                     f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
     if not status.running and (status.missing or status.failed):
-        told.append("nobody is at work; the same command goes on from there")
-    told += [f"FAILED {name}: {clean(reason)}" for name, reason in status.failed.items()]
-    return told
+        text.append("no process runs it; the same command goes on from there")
+    text += [f"FAILED {name}: {clean(reason)}" for name, reason in status.failed.items()]
+    return text
 
 
 def _worker(worker: dict[str, Any]) -> str:
-    """Where a process runs, since when, and what it is at."""
+    """One line on a process: where it runs, since when, and its cells."""
     line = f"running on {worker['host']} (process {worker['pid']}) since {worker['since']}"
     cells = worker["cells"]
     if not cells:

@@ -1,4 +1,4 @@
-"""`tta-apm table`: the tables of a results folder again, from its files."""
+"""`tta-apm table`: print the tables of a results folder again, and write them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tta_apm.commands import options as shared
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    parser = shared.make_parser("table", "Rebuild the tables of a results folder.")
+    """The parser of the command."""
+    parser = shared.make_parser("table", "Make the tables of a results folder again.")
     shared.add_results(parser)
     shared.add_metric(parser)
     parser.add_argument("--published", action="store_true",
-                        help="show the paper's rows below ours, where it has such a table")
+                        help="show the rows of the paper's table below ours, if there is one")
     return parser
 
 
@@ -26,11 +26,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show_tables(folder: Path, metric: str = "", published: bool = False) -> None:
-    """Print the tables of a folder, then write them there: where nothing can be written, too."""
+    """Print the tables of a folder, then write them there.
+
+    They are printed first, so that those of a read-only folder are shown, too.
+    """
     from tta_apm.report.write import make_tables
 
     tables = make_tables(folder, metric=metric, published=published)
     print(tables.terminal)
     tables.write(folder)
     *others, last = tables.files
-    print(f"\n{folder}/{', '.join(others)} and {last} hold this.")
+    print(f"\nWrote {', '.join(others)} and {last} to {folder}.")

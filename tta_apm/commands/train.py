@@ -1,4 +1,4 @@
-"""`tta-apm train`: the weights of a small backbone, or a learned context of a small CLIP."""
+"""`tta-apm train`: train a small backbone, or a learned context of a small CLIP."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from tta_apm.errors import at_least, choose
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     from tta_apm.training.recipes import RECIPES
 
-    names = "\n".join(["names:", *(f"  {name:<16} {recipe.told}"
+    names = "\n".join(["names:", *(f"  {name:<16} {recipe.summary}"
                                    for name, recipe in RECIPES.items())])
     parser = shared.make_parser(
-        "train", "Train the weights of a small backbone, or a context of CoOp or CoCoOp, and say "
-        "how many test images it gets right. The same machine with the same number of threads "
-        "gives the same file again. A context belongs to one CLIP: who trains that anew trains "
-        "its contexts anew.", names)
-    parser.add_argument("name", metavar="NAME", help="one of the list below")
-    parser.add_argument("--data-dir", default="data", metavar="DIR",
-                        help="of CIFAR-10 (default: data)")
+        "train", "Train a small backbone, or a context of CoOp or CoCoOp, and print its test "
+        "accuracy. The same machine with the same number of threads writes the same file again. A "
+        "context fits one CLIP only: train it again after that CLIP was trained again.", names)
+    parser.add_argument("name", metavar="NAME", help="a name from the list below")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER",
+                        help="the folder of CIFAR-10 (default: data)")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="default: the package's own file for digits, weights/NAME.safetensors "
                         "for CIFAR-10")
@@ -34,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, write the weights and print how good they are."""
+    """Train, write the weights and print their test accuracy."""
     from tta_apm.training.recipes import RECIPES
 
     choose("train", "NAME", options.name, RECIPES)

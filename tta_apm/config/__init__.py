@@ -1,7 +1,7 @@
-"""Config: every key of a run with its default, and how a file becomes a frozen yacs node.
+"""Config: the keys of a run with their defaults, and how a file becomes a frozen yacs node.
 
 A method's section is derived from its signature: `Tent(backbone, *, lr=1e-3, steps=1)` gives
-`TENT: {LR: 0.001, STEPS: 1}`. Nothing heavy is imported to check a config.
+`TENT: {LR: 0.001, STEPS: 1}`. Loading and checking a config does not import torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ COMMAND_LINE = "the command line"
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a config file, the chain of its BASE files and KEY VALUE overrides, each over the ones
-    before, into a checked, frozen node.
+    """Load and check a config.
+
+    Values of the file override those of its BASE files; KEY VALUE overrides come last.
+
+    Returns:
+        A frozen node that holds every key of the run.
 
     Raises:
-        UserError: for a missing or malformed file, an unknown key or name, a wrong type.
+        UserError: if a file is not found or malformed, a key or name is unknown, or a value has
+            the wrong type or is out of range.
     """
     layers = _layers(path, overrides)
     _import_plugins(layers)
@@ -51,7 +56,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def load_keys(path: str | Path, overrides: Sequence[str], known: Mapping[str, Any]) -> CfgNode:
-    """Read the config of another command than a sweep, whose keys and defaults are `known`.
+    """As `load`, for another command than `run`: its keys and defaults are `known`.
 
     Raises:
         UserError: as `load`.
@@ -65,7 +70,7 @@ def load_keys(path: str | Path, overrides: Sequence[str], known: Mapping[str, An
 
 
 def _layers(path: str | Path, overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """What is written in the files and on the command line; later ones rule."""
+    """The contents of the files and of the command line, each with its source; later ones win."""
     return [*read_chain(find_file(Path(path))),
             (COMMAND_LINE, parse_overrides(overrides, COMMAND_LINE))]
 

@@ -1,6 +1,6 @@
-"""Files of configs: found, read with each scalar as it is written, followed along their BASE.
+"""Config files: find them, read them, and follow their BASE.
 
-No key stands twice in one, and nothing in them runs.
+Scalars are kept as they are written (see values.py). A key that occurs twice in a file is an error.
 """
 
 from __future__ import annotations
@@ -17,17 +17,24 @@ from tta_apm.errors import UserError, explain, nearest, reason
 
 BASE = Type(str, or_none=True, is_path=True)
 
-# Far more than a config needs, far fewer than aliases of aliases make of a few lines.
-MOST_VALUES = 10_000
-DEEPEST = 50
+# No config needs so many; nested YAML aliases can make billions of a few lines.
+MAX_VALUES = 10_000
+MAX_DEPTH = 50
 PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in (
     "null", "bool", "int", "float", "str", "seq", "map", "timestamp", "value"))
-# The key `<<`, which takes over the pairs of an alias.
+# The tag of the key `<<`, which merges the pairs of an alias.
 MERGE = "tag:yaml.org,2002:merge"
 
 
 def find_file(path: Path) -> Path:
-    """Resolve a config's path; cfgs/ is an alias of configs/, of the installed ones too."""
+    """The path of a config file.
+
+    A path that starts with cfgs/ or configs/ is looked up in the folder configs/ of the working
+    folder and in the installed configs.
+
+    Raises:
+        UserError: if the file is not found; it names the nearest one.
+    """
     if path == Path(""):
         raise UserError("no config file is named: give one such as cfgs/digits_c/all.yaml")
     if path.is_file():
@@ -49,7 +56,7 @@ def _config_folders() -> list[Path]:
 
 
 def read_chain(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The contents of the file and of the BASE that it names, and that one names: deepest first."""
+    """The contents of a file and of its chain of BASE files, each with its path, deepest first."""
     layers: list[tuple[str, dict[str, Any]]] = []
     seen = []
     while True:
@@ -71,8 +78,8 @@ def read(file: Path) -> dict[str, Written]:
     """The keys and values of a file.
 
     Raises:
-        UserError: for a file that is not UTF-8, not YAML, holds something else than KEY: value
-            pairs, a key twice, or more values than a config needs.
+        UserError: if the file is not UTF-8 or not YAML, or holds anything but KEY: value pairs, a
+            key twice, or more than MAX_VALUES values.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -84,13 +91,13 @@ def read(file: Path) -> dict[str, Written]:
 
 
 def parse(text: str, where: str) -> dict[str, Written]:
-    """As `read`, of a text."""
+    """As `read`, for a text; `where` names its source in errors."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {explain(error)}") from error
     except RecursionError as error:
-        raise UserError(f"{where} is not valid YAML: too many brackets in one another") from error
+        raise UserError(f"{where} is not valid YAML: its brackets are nested too deep") from error
     if node is None:
         return {}
     content = _Reader(where).value(node, 0)
@@ -101,7 +108,7 @@ def parse(text: str, where: str) -> dict[str, Written]:
 
 
 class _Reader:
-    """Turns nodes into values, an alias into what it stands for."""
+    """Turns YAML nodes into values; an alias becomes a copy of its anchor's value."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -109,12 +116,12 @@ class _Reader:
 
     def value(self, node: yaml.Node, depth: int) -> Written:
         self.num_values += 1
-        if self.num_values > MOST_VALUES or depth > DEEPEST:
-            raise UserError(f"{self.where} holds more than {MOST_VALUES:,} values, or lists in "
-                            f"lists over {DEEPEST} deep, once its aliases are followed")
+        if self.num_values > MAX_VALUES or depth > MAX_DEPTH:
+            raise UserError(f"{self.where} holds more than {MAX_VALUES:,} values, or lists nested "
+                            f"more than {MAX_DEPTH} deep, once its aliases are resolved")
         if node.tag not in PLAIN_TAGS:
-            raise UserError(f"{self.where} is not valid YAML: line {_line(node)}: a config knows "
-                            f"no tag {node.tag!r}")
+            raise UserError(f"{self.where} is not valid YAML: line {_line(node)}: unknown tag "
+                            f"{node.tag!r}")
         if isinstance(node, yaml.MappingNode):
             return self._pairs(node, depth)
         if isinstance(node, yaml.SequenceNode):

@@ -1,4 +1,4 @@
-"""Keys: every core key of a run with its default, what it takes and what is checked of it."""
+"""Keys: every core key of a run with its default, its type and its checks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tta_apm.metrics import METRICS
 from tta_apm.registry import DATASETS
 
 CORE: dict[str, Any] = {
-    # Rows of the table, in order: a method's name, with KEY VALUE pairs of its own section for a
-    # variant: [tent, "apm STEPS 10"].
+    # The rows of the table, in order: the name of a method, and KEY VALUE pairs of its section for
+    # a variant, e.g. [tent, "apm STEPS 10"].
     "METHODS": ["source"],
     "DATASET": "digits_c",
     # Folder that holds the data sets.
@@ -28,64 +28,66 @@ CORE: dict[str, Any] = {
     "CORRUPTIONS": list(CORRUPTIONS),
     # Severities 1 to 5; 0 is the clean data set.
     "SEVERITY": [5],
-    # Make the corruptions on the fly from the clean images, for a data set that has none.
+    # Corrupt the clean images on the fly, for a data set without corrupted images.
     "CORRUPT": False,
-    # Whose severities CORRUPT means: "cifar" (made for 32 pixels), "imagenet" (224), or "auto" for
-    # those of the size nearest to the images', on a logarithmic scale.
+    # The constants of CORRUPT's severities: "cifar" (for 32 pixels), "imagenet" (for 224) or
+    # "auto", the one whose size is nearest to the images', on a logarithmic scale.
     "CORRUPTION_CONSTANTS": "auto",
-    # Images per domain: the first ones of the data set's order; -1 takes all.
+    # Images per domain, from the start of the data set; -1 for all.
     "NUM_IMAGES": -1,
     # reset_each_domain, continual (no reset between domains), gradual (continual, severities rise
     # and fall) or mixed_domains (all domains in one stream).
     "SETTING": "reset_each_domain",
-    # Of the images in a stream: shuffled, dirichlet (classes correlated in time), sorted by class.
+    # Order of the images in a stream: shuffled, dirichlet (classes correlated in time) or sorted
+    # (by class).
     "ORDER": "shuffled",
     # Concentration for ORDER dirichlet: the smaller, the more correlated.
     "DIRICHLET": 0.1,
     # Each seed shuffles the streams and seeds the methods; the table gives mean and std.
     "SEEDS": [42],
-    # Images that a method sees at a time; online methods depend on it.
+    # Images per call of a method; the results of scope "batch" and "stream" depend on it.
     "BATCH_SIZE": 200,
     # Prompt templates of CLIP: "auto" is the data set's own ensemble, "single" one template.
     "TEMPLATES": "auto",
-    # CLASSIFIER, CLIP, MAE, ROTATION: the backbones of methods that need one of that kind. Their
-    # keys, MODEL, WEIGHTS and others, stand with a comment in backbones/build.py.
+    # CLASSIFIER, CLIP, MAE, ROTATION: a section for each kind of backbone. backbones/build.py lists
+    # their keys (MODEL, WEIGHTS, ...) with comments.
     **{name.upper(): dict(kind.section) for name, kind in PACKAGED.items()},
     # Folder of the official frost pictures; "" uses the best source that is installed.
     "FROST_DIR": "",
     # "auto" is the first CUDA device if there is one, else the CPU.
     "DEVICE": "auto",
     # Rows that run side by side, so that each image is read once for all of them: a number, or
-    # "auto" for as many as the free memory holds. It changes no prediction.
+    # "auto" for as many as fit the free memory. It changes no prediction.
     "TOGETHER": "auto",
     # Threads that read and corrupt images; "auto" is one for each free core.
     "NUM_WORKERS": "auto",
-    # For --launcher: what each worker gets. GPUS -1 is one where DEVICE is not cpu and there are
-    # any; CPUS 0 is one, or the cluster's own default. The others are Slurm's: names of its own,
-    # TIME as D-HH:MM:SS, MEMORY as 32G, lines to run first (e.g. "module load cuda"), and how many
-    # jobs may run at once (0: all). They change no number.
+    # The resources of each worker of --launcher. GPUS -1 means one, or none where DEVICE is cpu or
+    # there is no GPU; CPUS 0 means one, or the cluster's default. The other keys are for Slurm:
+    # TIME as D-HH:MM:SS, MEMORY as 32G, SETUP with commands to run first (e.g. "module load
+    # cuda"), and ARRAY_LIMIT for the number of jobs that run at once (0: all). They change no
+    # number.
     "LAUNCH": {"GPUS": -1, "CPUS": 0, "MEMORY": "", "TIME": "", "PARTITION": "", "ACCOUNT": "",
                "QOS": "", "CONSTRAINT": "", "SETUP": [], "ARRAY_LIMIT": 0},
-    # What tables print.
+    # The metric that tables print: error or accuracy.
     "METRIC": "error",
-    # Whether tables show the paper's rows below ours, where it has them for DATASET and SEVERITY.
+    # Whether tables show the rows of the paper's table for DATASET and SEVERITY, if there is one.
     "PUBLISHED": False,
-    # An ablation of the paper to put beside the rows: TABLE is "" for none, or table_5a, table_5b,
-    # table_8 or table_9; ROWS names its row for each of METHODS, "" for none.
+    # An ablation of the paper to show beside the rows. TABLE is table_5a, table_5b, table_8,
+    # table_9 or "" for none. ROWS names the paper's row for each entry of METHODS, "" for none.
     "PAPER": {"TABLE": "", "ROWS": []},
-    # Where results go; "" is results/<DATASET>.
+    # The folder of the results; "" is results/<DATASET>.
     "OUTPUT_DIR": "",
-    # Modules or .py files to import first, whose @register methods are then known.
+    # Modules or .py files to import first; their @register methods can then be named.
     "PLUGINS": [],
 }
 
-# What keys take whose default is an empty list.
+# Types of the keys whose default is an empty list.
 EMPTY_LISTS = {"PLUGINS": "list[str]", "SETUP": "list[str]", "ROWS": "list[str]",
                "MEAN": "list[float]", "STD": "list[float]"}
 
 
 def types_of(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What keys take, and sections of them, by their defaults."""
+    """The types of keys and of sections of keys, from their defaults."""
     return {key: types_of(value) if isinstance(value, Mapping)
             else type_of(key, value, EMPTY_LISTS.get(key, "")) for key, value in defaults.items()}
 
@@ -94,7 +96,7 @@ CORE_TYPES = types_of(CORE)
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise UserError for a value that names nothing or lies out of range."""
+    """Raise UserError for an unknown name or a value out of range."""
     if not cfg.METHODS:
         raise UserError("METHODS is empty: name at least one method")
     for key in ("METHODS", "CORRUPTIONS", "SEVERITY", "SEEDS"):

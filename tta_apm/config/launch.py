@@ -1,4 +1,4 @@
-"""LAUNCH: what workers get; checked before a cluster refuses it, hours later perhaps."""
+"""Launch: check the section LAUNCH, before a cluster refuses its values hours later."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from yacs.config import CfgNode
 
 from tta_apm.errors import UserError, at_least
 
-# Keys whose values are names or lists of names, in which Slurm takes no blanks.
+# Keys whose values are names or lists of names, which cannot have blanks in Slurm.
 NAMES = ("PARTITION", "ACCOUNT", "QOS", "CONSTRAINT")
 
 
 def check_launch(launch: CfgNode) -> None:
-    """Raise UserError for a value of the section LAUNCH that no cluster takes."""
+    """Raise UserError for a value that no cluster accepts."""
     at_least(-1, "LAUNCH", GPUS=launch.GPUS)
     at_least(0, "LAUNCH", CPUS=launch.CPUS, ARRAY_LIMIT=launch.ARRAY_LIMIT)
     for key, value in launch.items():
         if any("\n" in str(line) for line in (value if isinstance(value, list) else [value])):
-            raise UserError(f"LAUNCH.{key}: a text of one line is wanted")
+            raise UserError(f"LAUNCH.{key}: give a text of one line")
     for key in NAMES:
         if re.search(r"\s", launch[key]):
-            raise UserError(f"LAUNCH.{key} {launch[key]!r}: a name without blanks is wanted")
+            raise UserError(f"LAUNCH.{key} {launch[key]!r}: give a name without blanks")
     if launch.TIME:
         minutes(launch.TIME)
     if launch.MEMORY and not re.fullmatch("[0-9]+[KMGT]?B?", launch.MEMORY, re.IGNORECASE):
@@ -30,10 +30,13 @@ def check_launch(launch: CfgNode) -> None:
 
 
 def minutes(time: str) -> int:
-    """Of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; rounded up.
+    """The minutes, rounded up, of a time in Slurm's notation.
+
+    Args:
+        time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
     Raises:
-        UserError: for another text.
+        UserError: for any other text.
     """
     days, dash, clock = time.rpartition("-")
     parts = clock.split(":")

@@ -1,4 +1,4 @@
-"""Layers: the overrides of a command line, and how one layer of a config is laid over another."""
+"""Layers: parse the overrides of a command line, and merge one layer of a config into another."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def parse_overrides(overrides: Sequence[str], where: str) -> dict[str, Any]:
     """KEY VALUE pairs as a tree of sections: APM.STEPS 30 is {"APM": {"STEPS": Word("30")}}.
 
     Args:
-        where: they stand, for the sentence.
+        where: the source of the overrides, for errors.
 
     Raises:
-        UserError: for a key without a value, given twice, or set both as a whole and in part.
+        UserError: if a key has no value or is given twice, or if a section is set both as a whole
+            and in part.
     """
     if len(overrides) % 2:
         raise UserError(f"{where}: overrides come as KEY VALUE pairs, but {overrides[-1]!r} has no "
@@ -44,7 +45,15 @@ def parse_overrides(overrides: Sequence[str], where: str) -> dict[str, Any]:
 
 def merge(tree: Mapping[str, Any], layer: Mapping[str, Any], types: Mapping[str, Any],
           where: str, prefix: str = "") -> dict[str, Any]:
-    """A copy of `tree` with the values of `layer`, each in the type that its key takes."""
+    """A copy of `tree` with the values of `layer`, converted to the types of their keys.
+
+    Args:
+        where: the source of the layer, for errors.
+        prefix: the dotted name of the section that `tree` is, e.g. "APM."; "" at the top.
+
+    Raises:
+        UserError: for an unknown key or a value of the wrong type.
+    """
     merged = dict(tree)
     for key, value in layer.items():
         if key not in types:

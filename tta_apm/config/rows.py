@@ -1,4 +1,4 @@
-"""Rows: the entries of METHODS, and the sections of a config that methods' signatures make."""
+"""Rows: the entries of METHODS, and the sections of a config that come from signatures."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tta_apm.errors import UserError, choose
 from tta_apm.registry import METHODS
 from tta_apm.signature import Signature
 
-# Kinds of backbone that a method which needs a classifier runs on: the image tower of a CLIP is
-# one whose head are the text features.
+# Kinds of backbone for a method that needs a classifier. The image tower of a CLIP is a classifier
+# whose head are the text features.
 CLASSIFIERS = ("classifier", "clip")
 
 
@@ -26,32 +26,32 @@ CLASSIFIERS = ("classifier", "clip")
 class Row:
     """One entry of METHODS."""
 
-    text: str  # as in the config, spaces folded
+    text: str  # as in the config, with single spaces
     method: str
     hyper_parameters: dict[str, Any]
     signature: Signature
-    backbone: str = ""  # the kind that the word BACKBONE chooses
+    backbone: str = ""  # the kind that BACKBONE chooses in the entry, "" without it
 
     @property
     def needs(self) -> str:
-        """The kind of backbone that it runs on."""
+        """The kind of backbone that the row runs on."""
         return self.backbone or self.signature.needs
 
     @property
     def scope(self) -> str:
-        """What its result for an image depends on: see Method.scope."""
+        """See Method.scope."""
         return self.signature.scope
 
     @property
     def survives(self) -> str:
-        """What lives on from image to image, in words."""
+        """The state that is carried from image to image, e.g. "weights" or "nothing"."""
         if self.scope != "stream":
             return "nothing"
         return self.signature.attributes.get("survives") or "state"
 
 
 def rows(cfg: CfgNode) -> list[Row]:
-    """The rows that METHODS asks for, each with its hyper-parameters resolved."""
+    """The rows of METHODS, in order, with all their hyper-parameters."""
     return [_row(entry, cfg) for entry in cfg.METHODS]
 
 
@@ -70,7 +70,7 @@ def _row(entry: str, cfg: CfgNode) -> Row:
 
 
 def _backbone(chosen: dict[str, Any], name: str, signature: Signature, where: str) -> str:
-    """The kind of backbone that the word BACKBONE names, taken out of `chosen`; "" without it."""
+    """Remove BACKBONE from `chosen` and return the kind that it names; "" without it."""
     if "BACKBONE" not in chosen or "backbone" in signature.settings:
         return ""
     kinds = CLASSIFIERS if signature.needs == "classifier" else tuple(
@@ -84,15 +84,15 @@ def _backbone(chosen: dict[str, Any], name: str, signature: Signature, where: st
 
 
 def check_rows(cfg: CfgNode) -> None:
-    """Raise UserError for an entry of METHODS that is none, or that is another one over again."""
+    """Raise UserError for an invalid entry of METHODS, or one that equals another."""
     checked: list[Row] = []
     for entry in cfg.METHODS:
         row = _row(entry, cfg)
         for other, its_entry in zip(checked, cfg.METHODS):
             if ((row.method, row.needs, row.hyper_parameters)
                     == (other.method, other.needs, other.hyper_parameters)):
-                raise UserError(f"METHODS: {its_entry!r} and {entry!r} are one row, with equal "
-                                "hyper-parameters: leave one out")
+                raise UserError(f"METHODS: {its_entry!r} and {entry!r} are the same row, with "
+                                "equal hyper-parameters: leave one out")
         checked.append(row)
         if row.needs not in KINDS.names():
             raise UserError(f"method {row.method!r} needs an unknown kind of backbone: "
@@ -100,7 +100,7 @@ def check_rows(cfg: CfgNode) -> None:
 
 
 def configured_methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """The methods that are asked for or configured; each gets a section."""
+    """The names of the methods in METHODS or with a section in a layer; each gets a section."""
     wanted = {key for _, layer in layers for key in layer}
     entries = list(CORE["METHODS"])
     for where, layer in layers:
@@ -121,7 +121,8 @@ def configured_methods(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[
 
 def configured_kinds(methods: Sequence[str], layers: Sequence[tuple[str, Mapping[str, Any]]]
                      ) -> dict[str, dict[str, Any]]:
-    """The sections of backbones of other packages that methods need or that are configured."""
+    """The sections of backbone kinds from other packages, if a method needs the kind or a layer
+    configures it."""
     wanted = {key for _, layer in layers for key in layer}
     wanted |= {METHODS.signature(name).needs.upper() for name in methods}
     return {name.upper(): dict(find_kind(name).section) for name in KINDS.names()
@@ -142,7 +143,7 @@ def section(name: str) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a config, and the record of a cell, can hold it."""
+    """Whether a config and a record can hold `value`."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -151,7 +152,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def section_types(name: str) -> dict[str, Any]:
-    """What the keys of a method's section take."""
+    """The types of the keys of a method's section."""
     signature = METHODS.signature(name)
     return {key.upper(): types_of(value) if isinstance(value, Mapping)
             else type_of(key.upper(), value, signature.annotations.get(key, ""))

@@ -1,10 +1,10 @@
-"""Values: what a config's file or command line says, in the type that its key takes.
+"""Values: convert a value of a file or of the command line to the type of its key.
 
-A value is kept as it is written until the key it is for is known: `2024` is a name for a key that
-takes text and a number for one that takes a number. YAML's own readings of plain text (010 is 8,
-1:30 is 90, yes is true) do not come between.
+A value is kept as it is written until its key is known: `2024` is text for a key that takes text,
+and a number for a key that takes a number. YAML's own conversions (010 to 8, 1:30 to 90, yes to
+true) are not applied.
 
-A path's `~` and `$NAME` are replaced once; a variable that is not set stays as it is.
+In paths, `~` and `$NAME` are expanded once; a variable that is not set stays as it is.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tta_apm.config.written import LONGEST_SHOWN, TYPE_NAMES, Scalar, Word, Written, shortened
+from tta_apm.config.written import MAX_SHOWN, TYPE_NAMES, Scalar, Word, Written, shortened
 from tta_apm.errors import UserError
 
-# Keys, in whatever section, whose text is a path.
+# Keys, of any section, whose values are paths.
 PATHS = frozenset({"DATA_DIR", "OUTPUT_DIR", "FROST_DIR", "WEIGHTS", "PLUGINS", "REPO", "IMAGES",
                    "CACHE"})
-# What file systems take for one name.
-LONGEST_NAME = 255
-LONGEST_PATH = 4000  # of 4,096, so that names of files still fit
+# Limits of file systems, in bytes.
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4000  # of 4,096, to leave room for the names of files in a folder
 
 
 @dataclass(frozen=True)
 class Type:
-    """What a key takes."""
+    """The type of a key's values."""
 
-    scalar: type | None  # bool, int, float or str; None if it is not known
+    scalar: type | None  # bool, int, float or str; None if it is unknown
     is_list: bool = False
     or_none: bool = False
     is_path: bool = False
 
 
-LARGEST = 2**63 - 1  # of whole numbers in tensors, and of seeds
+MAX_INT = 2**63 - 1  # of an int64
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
-# Of "Sequence[int]" and the like, the part in brackets.
+# Matches "Sequence[int]" and the like; the group is the type of the items.
 _LIST = re.compile(r"(?:Sequence|list|tuple|List|Tuple)\[(\w+)(?:, \.\.\.)?\]")
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -47,7 +47,8 @@ _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def type_of(key: str, default: Any, annotation: str = "") -> Type:
-    """The type of a key, of its default and, where that says too little, its annotation."""
+    """The type of a key, from its default; from its annotation if the default is None or an empty
+    list."""
     is_path = key in PATHS
     if isinstance(default, (list, tuple)):
         items = {type(item) for item in default}
@@ -55,12 +56,12 @@ def type_of(key: str, default: Any, annotation: str = "") -> Type:
         return Type(scalar if scalar in TYPE_NAMES else None, is_list=True, is_path=is_path)
     if default is not None:
         return Type(type(default), is_path=is_path)
-    told = _annotated(annotation)
-    return Type(told.scalar, told.is_list, or_none=True, is_path=is_path)
+    annotated = _annotated(annotation)
+    return Type(annotated.scalar, annotated.is_list, or_none=True, is_path=is_path)
 
 
 def _annotated(annotation: str) -> Type:
-    """What "int | None" or "Sequence[int] | None" allows."""
+    """The type that an annotation such as "int | None" or "Sequence[int] | None" allows."""
     words = [word.strip() for word in annotation.strip("'").split("|")]
     types = [word for word in words if word != "None"]
     if len(types) != 1:
@@ -71,10 +72,13 @@ def _annotated(annotation: str) -> Type:
 
 
 def convert(value: Written, wanted: Type, where: str) -> Any:
-    """`value` in the type that `where`, the name of a key, takes; a scalar serves as a list of one.
+    """Convert `value` to the type of a key; a scalar becomes a list of one if a list is wanted.
+
+    Args:
+        where: the source and the name of the key, for errors.
 
     Raises:
-        UserError: for a value of another type, or a number that is not finite.
+        UserError: if the value is of another type or a number is not finite.
     """
     if wanted.or_none and isinstance(value, Scalar) and value.is_null:
         return None
@@ -108,7 +112,7 @@ def _list(value: Written, wanted: Type, where: str) -> list[Any]:
 
 
 def _scalar(value: Scalar, wanted: Type, where: str) -> Any:
-    """`value` in the type, None if it is of another."""
+    """`value` converted to the wanted type; None if that is not possible."""
     if wanted.scalar is str:
         if value.is_null and not isinstance(value, Word):
             return None
@@ -125,15 +129,15 @@ def _scalar(value: Scalar, wanted: Type, where: str) -> Any:
 
 
 def _whole(text: str, where: str) -> int:
-    # Python itself reads no more than 4,300 digits.
-    if len(text) > 20 or abs(int(text)) > LARGEST:
+    # Python raises ValueError for more than 4,300 digits.
+    if len(text) > 20 or abs(int(text)) > MAX_INT:
         raise UserError(f"{where}: {shortened(text)} is beyond 2**63 - 1")
     return int(text)
 
 
 def _text(text: str, wanted: Type, where: str) -> str:
     if "\0" in text:
-        raise UserError(f"{where} holds a character of code 0, which no name may have")
+        raise UserError(f"{where} holds a null character, which no name may have")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -143,19 +147,19 @@ def _text(text: str, wanted: Type, where: str) -> str:
 
 def _path(text: str, where: str) -> str:
     path = expanded(text)
-    # One key may hold two files, joined by a comma.
+    # A value may name several files, joined by commas.
     for name in re.split(r"[/,]", path):
-        if len(name.encode()) > LONGEST_NAME:
+        if len(name.encode()) > MAX_NAME_BYTES:
             raise UserError(f"{where}: {shortened(name)} has {len(name.encode())} bytes: the name "
-                            f"of a file or folder has {LONGEST_NAME} at most")
-    if len(path.encode()) > LONGEST_PATH:
+                            f"of a file or folder has {MAX_NAME_BYTES} at most")
+    if len(path.encode()) > MAX_PATH_BYTES:
         raise UserError(f"{where}: {shortened(path)} has {len(path.encode())} bytes: a path has "
-                        f"{LONGEST_PATH} at most")
+                        f"{MAX_PATH_BYTES} at most")
     return path
 
 
 def expanded(path: str) -> str:
-    """A path, or several joined by commas, with `~` and `$NAME` replaced, once."""
+    """Expand `~` and `$NAME` once in a path, or in several joined by commas."""
     return ",".join(map(_expanded, path.split(",")))
 
 
@@ -178,7 +182,7 @@ def _plain(value: Written) -> Any:
 
 
 def check_finite(value: Any, where: str) -> Any:
-    """`value`, if no number in it is infinite or NaN: a record could not hold it."""
+    """Return `value`; UserError if a number in it is infinite or NaN, which JSON cannot hold."""
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, float) and not math.isfinite(item):
             raise UserError(f"{where}: {item} is not a finite number")
@@ -186,22 +190,22 @@ def check_finite(value: Any, where: str) -> Any:
 
 
 def check_seed(key: str, seed: int) -> None:
-    """Raise UserError for a seed that the libraries' generators do not take."""
-    if not 0 <= seed <= LARGEST:
+    """Raise UserError for a seed that torch's generators do not take."""
+    if not 0 <= seed <= MAX_INT:
         raise UserError(f"{key} {shortened(str(seed))}: a seed is 0 to 2**63 - 1")
 
 
 def check_device(key: str, name: str) -> None:
-    """Raise UserError for what is no name of a device; whether it is here is told later."""
+    """Raise UserError for an invalid name of a device; device.py checks that it exists."""
     if not _DEVICE.fullmatch(name):
         raise UserError(f"{key} {shortened(name)!r}: use auto, cpu, cuda, cuda:1 or the like")
 
 
 def shown(value: Written) -> str:
-    """A value as errors show it: as YAML reads it, if that is how it is written, too."""
+    """A value for an error message: as YAML reads it, unless YAML would change it."""
     if not isinstance(value, Scalar):
         return shortened(repr(_plain(value)))
-    if len(value.text) > LONGEST_SHOWN:
+    if len(value.text) > MAX_SHOWN:
         return repr(shortened(value.text))
     plain = value.plain()
     alike = plain is None or isinstance(plain, bool) or str(plain) == value.text

@@ -1,8 +1,7 @@
-"""written: values as a config's file or command line has them, before their type is known.
+"""Written: the values of a config file or command line, before they are converted.
 
-On the command line text is taken as it stands; `[a, b]` is a list for a key that takes one, in
-which commas part the entries, and quotes or brackets hold an entry together. A value or entry that
-stands in quotes as a whole loses them: `'""'` is empty text.
+On the command line, `[a, b]` is a list if the key takes one. Commas separate the entries, except
+inside quotes or brackets. Quotes around a whole value or entry are removed: `'""'` is empty text.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import yaml
 from tta_apm.errors import UserError
 
 QUOTES = "'\""
-LONGEST_SHOWN = 60  # of a value in an error
-# Types of values that are neither lists nor sections, as errors name them.
+MAX_SHOWN = 60  # characters of a value in an error
+# The types of scalars, by their names in errors.
 TYPE_NAMES: dict[type | None, str] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -34,7 +33,7 @@ class Scalar:
         return not self.quoted and self.text in ("", "~", "null", "Null", "NULL")
 
     def plain(self) -> Any:
-        """What YAML makes of it, for a key of unknown type."""
+        """The value as YAML reads it, for a key of unknown type."""
         if self.quoted:
             return self.text
         try:
@@ -49,10 +48,10 @@ class Word(Scalar):
     """A value on the command line: text, or a list or a section in YAML's flow style."""
 
     def entries(self) -> list[Word] | None:
-        """The entries of `[a, b]`; None for what is no list."""
+        """The entries of `[a, b]`; None if it is not a list."""
         if not self.text.startswith("[") or self.quoted:
             return None
-        closing = next((index for index, _, depth in _signs(self.text) if depth == 0), None)
+        closing = next((index for index, _, depth in _characters(self.text) if depth == 0), None)
         if closing != len(self.text) - 1:
             raise UserError(f"{shortened(self.text)!r} is not a list: its first bracket does not "
                             "close at its end")
@@ -60,53 +59,54 @@ class Word(Scalar):
         return [word_of(text) for text in (words[:-1] if words[-1] == "" else words)]
 
 
-# A value as it is written.
+# A value as it is written, before its conversion.
 Written = Union[Scalar, Sequence["Written"], Mapping[str, "Written"]]
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    """The first MAX_SHOWN characters of `text`."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def word_of(text: str) -> Word:
-    """A value on the command line; quotes around all of it fall away."""
+    """A value of the command line, without quotes around the whole of it."""
     if len(text) > 1 and text[0] in QUOTES and _end(text, 0) == len(text) - 1:
         return Word(text[1:-1], quoted=True)
     return Word(text)
 
 
 def split(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators that no quotes or brackets enclose.
+    """Split a text at the separators that are not inside quotes or brackets.
 
-    The separator " " stands for any white space, and leaves no empty parts.
+    The separator " " means any white space, and empty parts are then left out.
     """
     parts, begin = [], 0
-    for index, sign, depth in _signs(text):
-        if depth == 0 and (sign == separator or separator == " " and sign.isspace()):
+    for index, character, depth in _characters(text):
+        if depth == 0 and (character == separator or separator == " " and character.isspace()):
             parts.append(text[begin:index])
             begin = index + 1
     parts.append(text[begin:])
     return [part for part in parts if part] if separator == " " else parts
 
 
-def _signs(text: str) -> Iterator[tuple[int, str, int]]:
-    """The characters outside of quotes, with their indices and how many brackets are open.
+def _characters(text: str) -> Iterator[tuple[int, str, int]]:
+    """The characters outside of quotes, with their index and the number of open brackets.
 
-    A quote opens at the beginning of a word only: that of "it's" is an apostrophe.
+    A quote opens only at the beginning of a word: that of "it's" is an apostrophe.
     """
     depth = index = 0
     while index < len(text):
-        sign = text[index]
+        character = text[index]
         end = None
-        if sign in QUOTES and (index == 0 or text[index - 1] in " \t\n[{,"):
+        if character in QUOTES and (index == 0 or text[index - 1] in " \t\n[{,"):
             end = _end(text, index)
         if end is None:
-            depth += (sign in "[{") - (sign in "]}")
-            yield index, sign, depth
+            depth += (character in "[{") - (character in "]}")
+            yield index, character, depth
         index = (index if end is None else end) + 1
 
 
 def _end(text: str, begin: int) -> int | None:
-    """The index of the quote that closes the one at `begin`."""
+    """The index of the quote that closes the one at `begin`; None if none does."""
     end = text.find(text[begin], begin + 1)
     return None if end < 0 else end

@@ -1,4 +1,4 @@
 """Cost: FLOPs, memory and time of each method, and the paper's Table 4 and Figure 2.
 
-An annex: nothing of the kit imports it.
+An annex: the kit does not import it.
 """

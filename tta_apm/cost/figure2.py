@@ -9,7 +9,7 @@ from typing import Any
 
 from tta_apm.report import style
 
-# The lines, by the names that both halves give them.
+# The style of each line, by its name in both halves of the figure.
 LINES: dict[str, dict[str, Any]] = {
     "APM, one pass": {"color": style.COLOURS["blue"], "marker": "o"},
     "APM, whole image": {"color": style.COLOURS["sky"], "marker": "s", "linestyle": ":"},
@@ -20,9 +20,9 @@ LINES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class PatchCost:
-    """What an image costs where APM processes `patches` of it at a time, and what a ViT costs.
+    """The cost of an image if APM processes `patches` of it at a time, and the cost of a ViT.
 
-    GFLOPs are of forward passes and count a multiply-add once, as the paper does.
+    GFLOPs are those of forward passes and count a multiply-add once, as in the paper.
     """
 
     patches: int
@@ -39,7 +39,7 @@ def draw_figure_2(costs: Sequence[PatchCost], path: Path, device: str) -> Path:
     Args:
         costs: one entry per number of patches.
         path: a .png or .svg.
-        device: that the seconds were measured on, for the title.
+        device: where the seconds were measured, for the title.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator
 

@@ -1,4 +1,4 @@
-"""MethodCost: what a method costs for an image, measured on random weights and random images."""
+"""MethodCost: the cost of a method per image, measured with random weights and random images."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class MethodCost:
     """The cost of one row of METHODS. FLOPs count two per multiply-add.
 
     Args:
-        method: the row as the config has it.
+        method: the text of the row.
         backbone: its architecture.
-        backbone_parameters: of the frozen network.
-        adapted_parameters: that an optimiser updates, for one image or for all.
-        steps: updates per image or batch; None if the method has no such number.
-        step_forward, step_backward: FLOPs of one more update; NaN where steps is None.
-        forward, backward: FLOPs per image in all; NaN where they cannot be counted.
-        peak_memory_mb: while a batch is adapted; of the whole process on a CPU.
+        backbone_parameters: the number of parameters of the frozen network.
+        adapted_parameters: the number of parameters that an optimiser updates.
+        steps: updates per image or batch; None if the method has no such hyper-parameter.
+        step_forward, step_backward: FLOPs of one more update; NaN if steps is None.
+        forward, backward: all FLOPs per image; NaN if they cannot be counted.
+        peak_memory_mb: during the adaptation to a batch, in MiB; that of the process on a CPU.
         seconds: per image, in a batch of num_images.
-        num_images: in the batch that was timed.
-        share_updated: of them, those of which an update was made.
-        forwards_per_image, backwards_per_image: images, views one by one, that went through the
-            backbone or a copy, and that a gradient went back for.
+        num_images: the size of the batch that was timed.
+        share_updated: the share of its images that an update was made on.
+        forwards_per_image, backwards_per_image: passes through the backbone or a copy of it; each
+            view of an image counts.
     """
 
     method: str
@@ -64,12 +64,12 @@ class MethodCost:
 
 
 class Costs:
-    """Measures methods on backbones with random weights: what they cost, not what they say.
+    """Measures the cost of methods on backbones with random weights.
 
     Args:
         cfg: its sections name the architectures.
-        class_names: K names.
-        device: to measure on.
+        class_names: the names of the K classes.
+        device: the device to measure on.
     """
 
     def __init__(self, cfg: CfgNode, class_names: Sequence[str], device: torch.device
@@ -80,15 +80,16 @@ class Costs:
         self._backbones: dict[str, Backbone] = {}
 
     def measure(self, row: Row, num_images: int) -> MethodCost:
-        """The cost of a row, timed once, warmed up, on a batch of `num_images`.
+        """The cost of a row, timed once on a batch of `num_images`; on a GPU after a warm-up.
 
-        UserError for an offline row.
+        Raises:
+            UserError: for an offline method.
         """
         if row.scope == "domain":
-            raise UserError("it is offline: its work is on a whole domain, not on a batch; the "
-                            "records of a run tell what it took")
+            raise UserError("it is offline: it adapts to a whole domain, not to a batch; the "
+                            "records of a run have its cost")
         backbone = self.backbone(row.needs)
-        images = self.images(backbone, max(num_images, _least(row)))
+        images = self.images(backbone, max(num_images, _min_images(row)))
         adapted, per_step, flops = self._count(row, images)
         method = self.method(row)
         if self.device.type == "cuda":
@@ -110,7 +111,7 @@ class Costs:
             did["updated"], did["forwards"], did["backwards"])
 
     def backbone(self, kind: str) -> Backbone:
-        """The architecture that the config has for a kind, built once; alone on the device."""
+        """The backbone of a kind, built once with random weights; the others leave the device."""
         measure.keep_only([kind], self._backbones, self.device)
         if kind not in self._backbones:
             self._backbones[kind] = untrained(
@@ -119,7 +120,7 @@ class Costs:
         return self._backbones[kind]
 
     def method(self, row: Row, **changes: Any) -> Method:
-        """The method of a row, with some hyper-parameters changed."""
+        """Build the method of a row, with some hyper-parameters changed."""
         cls = METHODS.load(row.method)
         keywords = {**row.hyper_parameters, **changes, **cls.skip_setup}
         backbone = self.backbone(row.needs)
@@ -129,17 +130,17 @@ class Costs:
         return method.to(self.device)
 
     def images(self, backbone: Backbone, count: int) -> Tensor:
-        """Random images [count,3,H,W] of the size that a backbone works at."""
+        """Random images [count,3,H,W] of a backbone's image size."""
         size = backbone.image_size or SIDE
         generator = torch.Generator().manual_seed(0)
         return torch.rand(count, 3, size, size, generator=generator).to(self.device)
 
     def _count(self, row: Row, images: Tensor) -> tuple[int, Flops, Flops]:
-        """Adapted parameters, and FLOPs of one more step and of an image in all.
+        """The number of adapted parameters, the FLOPs of one more step, and all FLOPs of an image.
 
-        The first steps tell: every one costs what the second does.
+        Runs with one and with two steps suffice: every later step costs as much as the second.
         """
-        few = images[:_least(row)]
+        few = images[:_min_images(row)]
         steps = row.hyper_parameters.get("steps")
         if not steps:
             adapted, flops = self._run(self.method(row), few)
@@ -150,17 +151,17 @@ class Costs:
         return adapted, step, Flops(*(a + (steps - 1) * b for a, b in zip(once, step)))
 
     def _run(self, method: Method, images: Tensor) -> tuple[int, Flops]:
-        """Parameters that an optimiser updates, and FLOPs per image."""
+        """The number of parameters that an optimiser updates, and the FLOPs per image."""
         adapted = [0]
-        if self.device.type == "cuda":  # where a first call may run to size its chunks
+        if self.device.type == "cuda":  # the first call may run extra passes to find a chunk size
             with torch.no_grad():
                 method(images)
 
-        def look(optimizer: Optimizer, *_: object) -> None:
+        def count(optimizer: Optimizer, *_: object) -> None:
             adapted.append(sum(parameter.numel() for group in optimizer.param_groups
                                for parameter in group["params"]))
 
-        hook = register_optimizer_step_pre_hook(look)
+        hook = register_optimizer_step_pre_hook(count)
         try:
             with torch.no_grad():
                 flops = measure.count_flops(lambda: method(images))
@@ -171,7 +172,7 @@ class Costs:
 
 
 class RandomSource:
-    """Labelled images that mean nothing: see method.Source."""
+    """Random images with arbitrary labels, as a method.Source."""
 
     def __init__(self, images: Tensor, num_classes: int) -> None:
         self._images = images
@@ -185,6 +186,6 @@ class RandomSource:
         return self._images[chosen], self._labels[chosen]
 
 
-def _least(row: Row) -> int:
-    """One image for methods that adapt to each alone; others may need a batch's statistics."""
+def _min_images(row: Row) -> int:
+    """The smallest batch for a row: 1 for scope "image", else 2, for batch statistics."""
     return 1 if row.scope == "image" else 2

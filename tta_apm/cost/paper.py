@@ -23,14 +23,14 @@ from tta_apm.cost.table import PaperLine
 from tta_apm.toolbox.episodes import stack
 
 ITERATIONS = 20
-COLUMNS = 512  # that the paper counts, of 1,024
-FEATURE_DIM = 768  # of the code whose student Table 4 calls 25 M
-PATCHES = (1, 2, 4, 7, 16, 32, 64, 128, 256, 512)  # at a time; 7 is the paper's own example
+COLUMNS = 512  # of 1,024; the paper counts these
+FEATURE_DIM = 768  # that of the authors' code, whose student Table 4 counts as 25 M parameters
+PATCHES = (1, 2, 4, 7, 16, 32, 64, 128, 256, 512)  # at a time; 7 is the example of the paper
 UNKNOWN = math.nan
 
 
 class Printed(NamedTuple):
-    """A row of Table 4."""
+    """The printed figures of a row of Table 4."""
 
     gflops: float = UNKNOWN
     parameters: float = UNKNOWN  # millions
@@ -38,19 +38,19 @@ class Printed(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What passes cost: forward by one per multiply-add, and all of it by two."""
+    """The cost of passes."""
 
-    macs: float
-    flops: float
+    macs: float  # multiply-adds of the forward passes
+    flops: float  # two per multiply-add, forward and backward
 
 
 def table_4() -> list[PaperLine]:
-    """The printed figures beside our counts.
+    """Table 4: the printed figures and our counts.
 
-    Counted on the meta device: shapes without numbers, so it takes no time and no memory.
+    Counted on the meta device, which computes shapes only and takes hardly any time or memory.
     """
     clip, student = _meta_clip(), _meta_student()
-    # Neither library makes a Swin without numbers.
+    # timm cannot build a Swin on the meta device.
     swin = timm.create_model("swin_base_patch4_window7_224").to("meta")
     image, tokens = torch.empty(1, 3, 224, 224, device="meta"), _meta_tokens()
     of_image = _trained(lambda: clip.encode_image(image).sum())
@@ -89,27 +89,27 @@ def table_4() -> list[PaperLine]:
 
 
 def figure_2(device: torch.device) -> list[PatchCost]:
-    """Cost of an image against the patches processed at a time."""
+    """Figure 2: the cost of an image for each number of patches processed at a time."""
     clip, student = _random_clip(device), sample_weights(_student(), 42).to(device)
     image = torch.rand(1, 3, 224, 224, device=device)
     tokens = clip.tokenizer(["a photo of a cat."]).to(device)
     large = torch.rand(3, 448, 448, device=device)
 
-    def perceive(count: int) -> Tensor:
+    def run_apm(count: int) -> Tensor:
         inputs = student.unfold(large)[:COLUMNS]
         return torch.stack([student.columns(part).sum(0) for part in inputs.split(count)]).sum(0)
 
-    def see() -> tuple[Tensor, Tensor]:
+    def run_vit() -> tuple[Tensor, Tensor]:
         return clip.encode_image(image), clip.model.encode_text(tokens)
 
-    vit_macs, vit_seconds = _forward(see), _seconds(see, device)
+    vit_macs, vit_seconds = _forward(run_vit), _seconds(run_vit, device)
     inputs = student.unfold(large)[:COLUMNS].detach()
     whole = _forward(lambda: student.columns(inputs))
     return [PatchCost(
         patches=count,
         apm_gflops_per_pass=_forward(lambda: student.columns(inputs[:count])) / 1e9,
         apm_gflops_per_image=whole / 1e9,
-        apm_seconds=_seconds(lambda: perceive(count), device),
+        apm_seconds=_seconds(lambda: run_apm(count), device),
         vit_gflops=vit_macs / 1e9, vit_seconds=vit_seconds) for count in PATCHES]
 
 
@@ -132,7 +132,7 @@ def _meta_clip() -> open_clip.CLIP:
 
 
 def _meta_tokens() -> Tensor:
-    """One prompt, all 77 tokens of it."""
+    """The 77 tokens of one prompt."""
     return torch.empty(1, 77, dtype=torch.long, device="meta")
 
 
@@ -148,34 +148,34 @@ def _student() -> Student:
 
 
 def _plain_step(student: Student, columns: int) -> Work:
-    """One iteration of the net without the exact algebra: every column through the whole MLP."""
+    """One iteration of the plain net: every column goes through the whole MLP."""
     side = student.grid * student.patch
     inputs = student.unfold(torch.empty(3, side, side, device="meta"))[:columns].detach()
     return _trained(lambda: student.columns(inputs).sum())
 
 
 def _own_step(student: Student, columns: int) -> Work:
-    """One iteration as the method runs it."""
+    """One iteration of FastStudent, which the method runs."""
     fast = FastStudent(student, torch.arange(columns, device="meta"))
     patches = torch.empty(1, student.grid**2, 3 * student.patch**2, device="meta")
     return _trained(lambda: fast.pooled(stack(fast.initial, 1), patches).sum())
 
 
 def _trained(loss: Callable[[], Tensor]) -> Work:
-    """A forward pass, and with it the gradients of all parameters."""
+    """The cost of a forward pass and the gradients of all parameters."""
     flops = measure.count_flops(lambda: loss().backward()) or Flops(UNKNOWN, UNKNOWN)
     return Work(flops.forward / 2, flops.total)
 
 
 @torch.no_grad()
 def _forward(run: Callable[[], object]) -> float:
-    """Multiply-adds of `run`."""
+    """The multiply-adds of `run`."""
     return (measure.count_flops(run) or Flops(UNKNOWN, UNKNOWN)).total / 2
 
 
 @torch.no_grad()
 def _seconds(run: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
-    """The fastest of a few runs after a warm-up."""
+    """The seconds of `run`: the fastest of some rounds, after a warm-up."""
     run()
     times = []
     for _ in range(rounds):

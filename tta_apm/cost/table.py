@@ -1,4 +1,4 @@
-"""Cost tables: what methods cost, and the costs that the paper prints. Imports no torch."""
+"""Cost tables: the costs of methods, and Table 4 of the paper. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ if TYPE_CHECKING:
     from tta_apm.cost.methods import MethodCost
 
 CONVENTIONS = """\
-GFLOPs count two per multiply-add, forward and backward, of products only (linear, convolution,
-attention); backward is what gradients cost. "per step" is one more update, for an image.
-Peak memory is the GPU's allocated, or on a CPU the whole process's. Weights and images are random:
-they change no figure here, but that APM on a CPU does without the products that its weights and
-images make needless in wide layers, and is counted without them; and that methods which choose
-images or views by certainty do on random ones what the last three columns say, where GFLOPs are of
-the first two images alone: what they did on real ones stands in the records of a run, which are
-shown below where OUTPUT_DIR has some, and in its table.csv. Updated: the share of
-images of which an update was made. Forwards and backwards: images, views one by one, that went
-through the backbone or a copy, and that a gradient went back for, per image. What is done once
-before all images (text features, warm-up) is left out."""
+GFLOPs count two per multiply-add of products (linear, convolution, attention), forward and
+backward. "per step" is one more update of an image. Updated: the share of images that an update was
+made on. Forwards and backwards: passes through the backbone or a copy of it, per image; each view
+counts. One-time setup (text features, warm-up) is left out. Peak memory is the allocated memory of
+a GPU, or that of the whole process on a CPU.
+Weights and images are random. Two figures depend on that: APM on a CPU skips products of wide
+layers that do not change its result, and they are not counted; and methods that select images or
+views by certainty select other ones here (their GFLOPs are those of the first two images). What
+they did on real images is in the records of a run: it is shown below if OUTPUT_DIR has any, and in
+its table.csv."""
 
 TABLE_4_CONVENTIONS = """\
 Table 4 of the paper (20 iterations) counts forward passes only, one per multiply-add, and 512 of
-the 1,024 columns. "same convention" is our count of the passes named, in that way; "all of it" is
-two per multiply-add, forward and backward. Where a printed figure and our count of the same thing
+the 1,024 columns. "same convention" is our count of the named passes in that way; "all of it" is
+two per multiply-add, forward and backward. Where a printed figure and our count of the same passes
 differ, the paper does not say what else it counts."""
 
 METHOD_HEAD = ("method", "backbone", "M parameters of backbone", "M parameters adapted", "steps",
@@ -45,17 +44,17 @@ TABLE_4_HEAD = ("model", "passes", "printed GFLOPs", "same convention", "all of 
 
 @dataclass(frozen=True)
 class PaperLine:
-    """A line of the paper's Table 4 beside our counts; NaN where there is none.
+    """A line of the paper's Table 4 and our counts; NaN for a figure that does not exist.
 
     Args:
         model: as the paper names it.
-        passes: what is counted.
-        printed_gflops: as the paper prints them.
-        macs: multiply-adds of the forward passes, the paper's convention.
-        flops: of all of it: two per multiply-add, forward and backward.
-        printed_parameters: in millions.
-        parameters: counted.
-        printed_gb: of memory.
+        passes: the passes that are counted.
+        printed_gflops: as printed.
+        macs: our count in the paper's convention, the multiply-adds of the forward passes.
+        flops: our count of two per multiply-add, forward and backward.
+        printed_parameters: as printed, in millions.
+        parameters: our count.
+        printed_gb: the memory, as printed.
     """
 
     model: str
@@ -69,7 +68,7 @@ class PaperLine:
 
 
 def method_table(costs: Sequence[MethodCost]) -> str:
-    """Markdown of what methods cost."""
+    """A Markdown table of the costs of methods."""
     rows = [[escape(cost.method), escape(cost.backbone),
              *_millions(cost.backbone_parameters, cost.adapted_parameters),
              "" if cost.steps is None else str(cost.steps),
@@ -82,7 +81,7 @@ def method_table(costs: Sequence[MethodCost]) -> str:
 
 
 def recorded_table(lines: Sequence[TableLine]) -> str:
-    """Markdown of what rows did on real images, from their records; empty for none that tells."""
+    """A Markdown table of what rows did on real images; "" if no record has the counts."""
     rows = []
     for line in lines:
         cost = line.cost
@@ -94,7 +93,7 @@ def recorded_table(lines: Sequence[TableLine]) -> str:
 
 
 def table_4(lines: Sequence[PaperLine]) -> str:
-    """Markdown of the paper's Table 4 beside our counts; empty where there is none."""
+    """The paper's Table 4 and our counts as a Markdown table."""
     rows = [[line.model, line.passes, _number(line.printed_gflops),
              *_giga(line.macs, line.flops), _number(line.printed_parameters),
              *_millions(line.parameters), _number(line.printed_gb)]

@@ -1,4 +1,4 @@
-"""Fields: the paper's Section 5. A student pretrained on many images, and the field it learns.
+"""Fields: Section 5 of the paper, a student pretrained on many images and the field it learns.
 
-An annex: nothing of the kit imports it.
+An annex: the kit does not import it.
 """

@@ -1,4 +1,4 @@
-"""Checkpoint: students and unfinished trainings as .safetensors, with their config inside."""
+"""Checkpoint: save and load students and unfinished trainings, with their configs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tta_apm.fields.photos import Preprocessing
 STUDENT, TRAINING = "student", "training"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# The authors' names of parameters (model.py) -> ours.
+# The authors' parameter names (their model.py) -> ours.
 PUBLISHED = {"conv1": "conv", "fc1": "mlp.0", "fc2": "mlp.1", "fc3": "mlp.2", "fc4": "mlp.3",
              "fc5": "mlp.4", "feat_proj_head": "projection", "rgb_head_1": "rgb.layers.0",
              "rgb_head_2": "rgb.layers.1", "rgb_head_3": "rgb.layers.2"}
 
 
 class Trained(NamedTuple):
-    """A trained student and how to show it an image."""
+    """A trained student and the preprocessing of its images."""
 
     student: Student
     preprocess: Preprocessing
@@ -38,12 +38,12 @@ class Trained(NamedTuple):
 class History(NamedTuple):
     """The losses of a training so far."""
 
-    step: int  # updates done
-    losses: Tensor  # before each of them [step,3]: cls, grid, rgb; 0 where the loss is off
+    step: int  # the number of updates
+    losses: Tensor  # before each update, [step,3]: cls, grid, rgb; 0 for a loss of weight 0
 
 
 def build_student(cfg: PretrainConfig, feature_dim: int) -> Student:
-    """The student of a config with torch's default initial weights, by its seed."""
+    """A new student of a config, with torch's default initial weights from the config's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         return Student(grid=cfg.grid, patch=cfg.patch, kernels=cfg.kernels, code=cfg.code,
@@ -52,7 +52,7 @@ def build_student(cfg: PretrainConfig, feature_dim: int) -> Student:
 
 
 def save_student(path: Path, student: Student, cfg: PretrainConfig) -> None:
-    """Write a student; the file is as it was or holds all of it."""
+    """Write a student and its config, atomically."""
     _write(path, STUDENT, dict(student.state_dict()), cfg, student)
 
 
@@ -60,7 +60,7 @@ def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
     """Read a student that `tta-apm pretrain` wrote, or the authors' published model_15.pth.
 
     Raises:
-        UserError: for a file that is missing or neither of the two.
+        UserError: if the file is not found or neither of the two.
     """
     if not path.is_file():
         raise UserError(f"student not found: {str(path)!r}: `tta-apm pretrain` trains one")
@@ -78,7 +78,7 @@ def load_student(path: Path, device: torch.device | str = "cpu") -> Trained:
 
 def save_training(path: Path, student: Student, optimizer: torch.optim.Adam, history: History,
                   cfg: PretrainConfig) -> None:
-    """Write all that a training needs to go on."""
+    """Write a training: student, optimiser, losses and config, so that it can be resumed."""
     tensors = {f"{STUDENT}.{name}": value for name, value in student.state_dict().items()}
     for name, parameter in student.named_parameters():
         for moment in MOMENTS:
@@ -89,10 +89,10 @@ def save_training(path: Path, student: Student, optimizer: torch.optim.Adam, his
 
 def load_training(path: Path, student: Student, optimizer: torch.optim.Adam, cfg: PretrainConfig
                   ) -> History:
-    """Put a training back where `save_training` left it.
+    """Restore `student` and `optimizer` to the state that `save_training` wrote.
 
     Raises:
-        UserError: if the file is incomplete, or of another config.
+        UserError: if the file is incomplete or was trained under another config.
     """
     tensors, before, _ = _read(path, TRAINING)
     changed = [key.upper() for key, value in cfg.identity().items()
@@ -119,7 +119,7 @@ def _write(path: Path, kind: str, tensors: dict[str, Tensor], cfg: PretrainConfi
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], PretrainConfig, int]:
-    """The tensors of a file of ours, the config and the size D of its student's feature."""
+    """The tensors of a file, its config and the feature size D of its student."""
     about = archives.metadata(path)
     if about.get("tta_apm") != kind:
         raise UserError(f"{path} holds no {kind} of `tta-apm pretrain`")
@@ -140,10 +140,10 @@ def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 def _published(tensors: dict[str, Tensor], path: Path) -> Trained:
     """The authors' student, trained on COCO.
 
-    Their images are BGR and stretched to [0,1]; here the first kernel and the last layer are
-    reversed so that it takes and gives RGB. Its RGB head ends in a ReLU, which clipping to [0,1]
-    does as well. Their extraction of features keeps CLS and the 4 registers and drops the last 5
-    patches instead: column i learnt the teacher's patch i − 5.
+    Their images are BGR and stretched to [0,1]. Here the channels of the first kernel and of the
+    last layer are reversed, so that the student takes and returns RGB. Their RGB head ends in a
+    ReLU, which clipping to [0,1] replaces. Their extraction of features keeps CLS and the 4
+    registers and drops the last 5 patches instead: column i learnt the teacher's patch i − 5.
     """
     wanted = {f"{name}.{kind}" for name in PUBLISHED for kind in ("weight", "bias")}
     if set(tensors) != wanted:
@@ -160,6 +160,6 @@ def _published(tensors: dict[str, Tensor], path: Path) -> Trained:
                       hidden=[len(renamed[f"mlp.{layer}.bias"]) for layer in range(5)],
                       feature_dim=len(renamed["projection.bias"]), pooling="mean", rgb=True)
     _load(student, renamed, path)
-    # Stretched only.
+    # No normalisation beside the stretch.
     preprocess = Preprocessing(grid * patch, mean=(0.0,) * 3, std=(1.0,) * 3, stretch=True)
     return Trained(student, preprocess, None)

@@ -1,6 +1,6 @@
-"""PretrainConfig: every key of a pretraining config, also for one image's test-time training.
+"""PretrainConfig: the keys of a pretraining config, also used for test-time training on one image.
 
-Its fields are the keys, in capitals: `learning_rate` would be LEARNING_RATE. Imports no torch.
+Each field is a key in capitals, e.g. `batch_size` is BATCH_SIZE. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,62 +9,64 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tta_apm.config.values import LARGEST, check_device, check_seed
+from tta_apm.config.values import MAX_INT, check_device, check_seed
 from tta_apm.config.written import shortened
 from tta_apm.errors import UserError, at_least, check_widths, choose, multiple_of, positive
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_TEACHER = "none"
-# Keys that decide where and how long to compute, not what: they may change on resuming a run.
+# Keys that may change when a run is resumed: they do not decide the weights after a step.
 RUNTIME_KEYS = ("steps", "precision", "device", "num_workers", "save_every", "cache", "output_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Algorithm 1: one student over a folder of images, against a frozen teacher's last grid."""
+    """The config of Algorithm 1: one student, a folder of images and a frozen teacher."""
 
-    # A folder, searched with all folders below it; "sklearn" is the two photos that scikit-learn
+    # A folder of images, with all folders below it; "sklearn" is the two photos that scikit-learn
     # ships.
     images: str = "sklearn"
-    # Side in pixels of the student's and, if it is a ViT of timm, the teacher's image.
+    # Side in pixels of the student's image and of the image of a timm teacher.
     image_size: int = 448
-    # Random squares of a photo, their sides uniform from this fraction of the shorter side to all
-    # of it; 0 takes the whole photo, squeezed into a square.
+    # Crop random squares whose side is between this fraction of a photo's shorter side and all of
+    # it; 0 squeezes the whole photo into a square.
     crop: float = 0.0
-    # timm/NAME of a ViT, clip/NAME of open_clip, classifier/MODEL as a sweep's CLASSIFIER.MODEL
-    # names it (own networks take images in [0,1]), or none, which leaves the loss rgb alone.
+    # timm/NAME of a ViT, clip/NAME of open_clip, classifier/MODEL with MODEL as in a sweep's
+    # CLASSIFIER.MODEL (a network of your own takes images in [0,1]), or none to train on the loss
+    # rgb alone.
     teacher: str = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
-    # "" for the pretrained ones of the library, a tag of open_clip, a file, or random, by SEED.
+    # The teacher's weights: "" for the library's pretrained ones, a tag of open_clip, a file, or
+    # "random" (from SEED).
     weights: str = ""
-    # Of the losses: pooled feature against the teacher's image feature, columns against the
-    # teacher's grid, columns against the mean colour of their patch.
+    # Weights of the losses: pooled feature against the teacher's image feature, columns against
+    # the teacher's grid, columns against the mean colour of their patch.
     cls_weight: float = 0.0
     grid_weight: float = 1.0
     rgb_weight: float = 1.0
-    # The student; see Student. The defaults are Table 6.
+    # The student, see Student; the defaults are those of Table 6.
     patch: int = 14
     kernels: int = 1
     code: int = 1024
     hidden: tuple[int, ...] = (4096, 4096, 4096, 2048, 1024)
-    # Of Adam; the batch is that of all processes together.
+    # Adam; BATCH_SIZE is the sum over all processes.
     lr: float = 1e-4
     steps: int = 20000
     batch_size: int = 64
     seed: int = 42
-    # Of products; auto is bfloat16 on CUDA GPUs that have it and float32 elsewhere.
+    # Precision of products; auto is bfloat16 on CUDA GPUs that support it, else float32.
     precision: str = "auto"
     device: str = "auto"
-    # Processes that read images, beside each that trains.
+    # Processes that read images, for each process that trains.
     num_workers: int = 0
     # Steps between checkpoints.
     save_every: int = 500
-    # A folder for the teacher's features of all images, as float16; "" asks the teacher each time.
+    # A folder for the teacher's features of all images, as float16; "" runs the teacher each step.
     cache: str = ""
     output_dir: str = "results/pretrain"
 
     @property
     def grid(self) -> int:
-        """Columns along a side."""
+        """The number of columns along a side of the image."""
         return self.image_size // self.patch
 
     @property
@@ -77,7 +79,7 @@ class PretrainConfig:
                 if field.name not in RUNTIME_KEYS}
 
     def check(self) -> None:
-        """Raise UserError for a value that is out of range or makes no sense beside another."""
+        """Raise UserError for a value that is out of range or contradicts another."""
         at_least(0, "", CLS_WEIGHT=self.cls_weight, GRID_WEIGHT=self.grid_weight,
                  RGB_WEIGHT=self.rgb_weight, STEPS=self.steps, NUM_WORKERS=self.num_workers)
         if not (self.needs_teacher or self.rgb_weight > 0):
@@ -94,8 +96,8 @@ class PretrainConfig:
         if not 0 <= self.crop <= 1:
             raise UserError(f"CROP {self.crop}: a fraction of the shorter side, from 0 to 1")
         if self.crop and self.cache:
-            raise UserError("CACHE keeps one grid for an image, CROP shows it anew each time: set "
-                            "one of the two")
+            raise UserError("CACHE keeps one grid per image, but with CROP each epoch sees another "
+                            "part of it: set only one of the two")
         positive("", LR=self.lr)
         check_widths("a student", [self.kernels * self.grid**2 + self.code, *self.hidden])
         check_seed("SEED", self.seed)
@@ -112,13 +114,13 @@ def keys() -> dict[str, Any]:
 
 
 def from_config(values: Mapping[str, Any]) -> PretrainConfig:
-    """The checked config of a config file's values.
+    """The config with the values of a config file, checked.
 
     Args:
-        values: for each of `keys`.
+        values: a value for each of `keys`.
 
     Raises:
-        UserError: for a value that is out of range or makes no sense beside another.
+        UserError: as PretrainConfig.check.
     """
     settings: dict[str, Any] = {key.lower(): tuple(value) if isinstance(value, list) else value
                                 for key, value in values.items()}
@@ -128,13 +130,13 @@ def from_config(values: Mapping[str, Any]) -> PretrainConfig:
 
 
 def from_plain(values: object, where: str) -> PretrainConfig:
-    """The checked config of values as JSON has them, with lists for tuples.
+    """The config with values read from JSON, checked.
 
     Args:
-        where: the file that holds them, for the sentence.
+        where: the file of the values, for errors.
 
     Raises:
-        UserError: for a key that is missing or unknown, a value of another type or out of range.
+        UserError: if a key is missing or unknown, or a value is of another type or out of range.
     """
     known = {field.name: field.default for field in fields(PretrainConfig)}
     if not isinstance(values, Mapping) or values.keys() != known.keys():
@@ -155,9 +157,9 @@ def from_plain(values: object, where: str) -> PretrainConfig:
 
 
 def _is_like(value: object, default: object) -> bool:
-    """Whether a value is of the type of its default; whole numbers serve as others."""
+    """Whether a value is of the type of its default; an int is accepted for a float."""
     if isinstance(default, tuple):
         return isinstance(value, (list, tuple)) and all(_is_like(item, 0) for item in value)
-    if isinstance(value, int) and abs(value) > LARGEST:
+    if isinstance(value, int) and abs(value) > MAX_INT:
         return False
     return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -1,4 +1,4 @@
-"""Distributed training: the workers that torchrun starts; usually one process alone."""
+"""Distributed training: the processes that torchrun starts, or one process alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tta_apm.device import choose_device
 
 
 class Workers(NamedTuple):
-    """This process and how many there are."""
+    """This process among the workers of a training."""
 
     rank: int
     size: int
@@ -23,7 +23,7 @@ class Workers(NamedTuple):
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and shows progress."""
+        """Whether this process writes the files and shows progress."""
         return self.rank == 0
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
@@ -31,7 +31,7 @@ class Workers(NamedTuple):
         if self.size == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are constants: they need not be sent at each step.
+        # Buffers are constants, so they need not be sent at each step.
         return nn.parallel.DistributedDataParallel(module, device_ids=devices,
                                                    broadcast_buffers=False)
 
@@ -43,7 +43,7 @@ class Workers(NamedTuple):
         return values / self.size
 
     def barrier(self) -> None:
-        """Return when all workers have called it."""
+        """Wait until all workers have called it."""
         if self.size > 1:
             dist.barrier()
 

@@ -1,4 +1,4 @@
-"""Embedding: the features of columns in 1 or 3 dimensions, in which islands can be seen."""
+"""Embedding: embed the features of columns in 1 or 3 dimensions, to show islands."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = ("tsne", "pca")
 DIMENSIONS = (1, 3)
-PERPLEXITY = 30.0  # of t-SNE, or less where there are few columns
-TAIL = 1.0  # per cent of the columns beyond each end of the scale
+PERPLEXITY = 30.0  # of t-SNE; less if there are few columns
+TAIL = 1.0  # per cent of the columns that are clipped at each end of the scale
 
 
 def embed(features: Tensor, method: str, dimensions: int, seed: int) -> np.ndarray:
-    """Features [L,D] as numbers [L,dimensions] in [0,1], each dimension on a scale of its own.
+    """Embed features [L,D] as [L,dimensions], each dimension scaled to [0,1].
 
     Args:
-        method: one of EMBEDDINGS. PCA orders its dimensions by variance; t-SNE starts from it,
-            keeps neighbours together, takes seconds and has no order.
+        method: one of EMBEDDINGS. PCA orders the dimensions by variance. t-SNE starts from PCA and
+            preserves neighbourhoods; its dimensions have no order, and it takes seconds.
         dimensions: one of DIMENSIONS.
-        seed: of t-SNE.
+        seed: that of t-SNE.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

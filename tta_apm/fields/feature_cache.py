@@ -1,4 +1,4 @@
-"""FeatureCache: a teacher's features of all images, computed once and mapped from disk."""
+"""FeatureCache: a teacher's features of all images, computed once and memory-mapped from disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tta_apm.errors import UserError
 class FeatureCache:
     """Image features [N,D] and grids [N,L,D], float16, in a folder of memory-mapped arrays.
 
-    It is filled in any order and may be interrupted at any moment: what is marked as done is kept.
+    It can be filled in any order and interrupted at any time: images marked as done are kept.
 
     Args:
-        folder: made if it is not there.
+        folder: it is created if needed.
         files: the N images.
-        teacher: what the features are of; another one is refused.
+        teacher: a text that identifies the teacher; a folder of another teacher is refused.
         num_columns, feature_dim: L and D.
 
     Raises:
@@ -56,7 +56,7 @@ class FeatureCache:
             raise UserError(f"CACHE {folder} cannot be used: {error}") from error
 
     def missing(self) -> np.ndarray:
-        """Indices of the images whose features are not there yet."""
+        """Indices of the images without features yet."""
         return np.flatnonzero(self._arrays["done"] == 0)
 
     def put(self, indices: np.ndarray, features: Tensor, grids: Tensor) -> None:
@@ -81,16 +81,16 @@ def _create(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"CACHE {folder} would take {needed / 1e9:.1f} GB and {free / 1e9:.1f} are "
-                        "free: choose another folder, or leave CACHE empty to ask the teacher "
-                        "each time")
+                        "free: choose another folder, or leave CACHE empty to run the teacher at "
+                        "each step")
     for name, shape in shapes.items():
         _write_zeros(folder / f"{name}.npy", np.dtype(np.float16), shape)
     _write_zeros(folder / "done.npy", np.dtype(np.uint8), shapes["features"][:1])
 
 
 def _write_zeros(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write an array of zeros in full, not as a sparse file: writing through a map into a hole of a
-    sparse file kills the process (bus error) when the disk is full."""
+    """Write an array of zeros in full, not as a sparse file: if the disk is full, a memory-mapped
+    write into a hole of a sparse file kills the process (bus error)."""
     with atomic_path(file) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {
             "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})

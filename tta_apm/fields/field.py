@@ -1,7 +1,7 @@
-"""Fields: a student's features and colours of an image, all at once or column by column.
+"""Field: a student's features and colours of an image, all at once or column by column.
 
-Symbols: B images, n of the L = grid² columns (row by row), d entries of a trigger column, p
-of the positional code, D of a feature.
+Symbols: B images, n of the L = grid² columns (row by row), d entries of a trigger column, D entries
+of a feature.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Column(NamedTuple):
 
 
 class Field:
-    """A student and the trigger column of one image, which determine all columns.
+    """All columns of one image, as a function of their position: a student and a trigger column.
 
     Args:
-        student: with a trigger column that its own convolution makes.
-        trigger: [d], by Student.trigger, or an interpolation of two such.
+        student: a student whose trigger column comes from its own convolution.
+        trigger: [d], from Student.trigger, or an interpolation of two trigger columns.
     """
 
     def __init__(self, student: Student, trigger: Tensor) -> None:
@@ -40,13 +40,12 @@ class Field:
 
     @torch.no_grad()
     def query(self, positions: Iterable[tuple[int, int]]) -> Iterator[Column]:
-        """The columns at positions (x, y), one by one, in that order (asynchronous perception).
+        """Compute the columns at positions (x, y) one by one, in order (asynchronous perception).
 
-        Memory holds one column at a time: `positions` may be any iterable, however long, with
-        repetitions.
+        Only one column is in memory at a time: `positions` may be long and may have repetitions.
 
         Raises:
-            UserError: for a position outside the grid, when its turn comes.
+            UserError: when it reaches a position outside the grid.
         """
         for x, y in positions:
             self._check(x, y)
@@ -56,7 +55,7 @@ class Field:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """Features of all columns, [L,D]."""
+        """The features of all columns, [L,D]."""
         return decode(self.student, self.trigger[None])[0][0]
 
     @torch.no_grad()
@@ -92,34 +91,34 @@ def interpolate(start: Field, end: Field, steps: int) -> Iterator[Field]:
     Both ends are exact. Raises UserError if `steps` is not positive.
     """
     if steps < 1:
-        raise UserError(f"{steps} interpolations: there is at least one step from A to B")
+        raise UserError(f"{steps} interpolation steps: give at least one")
     for step in range(steps + 1):
         weight = step / steps
         yield Field(start.student, (1 - weight) * start.trigger + weight * end.trigger)
 
 
 def running_mean(features: Iterable[Tensor]) -> Tensor:
-    """The mean of features that come one by one, in constant memory (Eq. 2).
+    """The mean of features in constant memory (Eq. 2).
 
-    f ← (n·f + f_ij) / (n + 1), written as a small correction of f. ValueError if none come.
+    f ← (n·f + f_ij) / (n + 1), computed as f + (f_ij − f) / (n + 1). ValueError for no features.
     """
     mean = None
     for count, feature in enumerate(features):
         mean = feature.clone() if mean is None else mean.add_(feature - mean, alpha=1 / (count + 1))
     if mean is None:
-        raise ValueError("there is no mean of no features")
+        raise ValueError("no features to average")
     return mean
 
 
 def decode(student: Student, triggers: Tensor, columns: Tensor | None = None
            ) -> tuple[Tensor, Tensor | None]:
-    """Features [B,n,D] and colours [B,n,3], if there is an RGB head, of trigger columns [B,d].
+    """Features [B,n,D] and colours [B,n,3] for trigger columns [B,d]; None without an RGB head.
 
-    The same numbers as Student.columns and Student.colours, but the first layers' product with the
+    They equal Student.columns and Student.colours, but the product of the first layers with the
     trigger column is computed once per image, not once per column.
 
     Args:
-        columns: their indices [n], row by row; None takes all L columns.
+        columns: the indices of the columns, [n], row by row; None takes all L columns.
     """
     code = student.code.flatten(0, 1)
     inputs = (triggers[:, None], code if columns is None else code[columns])
@@ -133,7 +132,7 @@ def decode(student: Student, triggers: Tensor, columns: Tensor | None = None
 
 
 def _perceptron(layers: Iterable[nn.Linear], parts: Sequence[Tensor]) -> Tensor:
-    """Linear layers with ReLU between on the concatenation of parts, which may broadcast."""
+    """An MLP with ReLU on the concatenation of `parts`, which are broadcast to a common shape."""
     first, *rest = layers
     weights = first.weight.split([part.shape[-1] for part in parts], dim=1)
     hidden = first.bias + sum(part @ weight.T for part, weight in zip(parts, weights))

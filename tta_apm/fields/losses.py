@@ -1,6 +1,6 @@
-"""ColumnLosses: the losses of one student on a batch of images (Algorithm 1), for pretraining.
+"""ColumnLosses: the losses of pretraining, for one student on a batch of images (Algorithm 1).
 
-Those of test-time training, one student per image, are in apm/losses.py.
+apm/losses.py has the losses of test-time training, with one student per image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ColumnLosses(nn.Module):
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
     def forward(self, images: Tensor, targets: Targets | None) -> Tensor:
-        """The losses [3] of LOSSES on images [B,3,H,W] in [0,1]; 0 for one with weight 0.
+        """The losses [3], in the order of LOSSES, on images [B,3,H,W] in [0,1]; 0 for weight 0.
 
         Args:
             targets: the teacher's features of the images, None without a teacher.
@@ -56,5 +56,5 @@ class ColumnLosses(nn.Module):
         return torch.stack(losses)
 
     def total(self, losses: Tensor) -> Tensor:
-        """The weighted sum that is minimised."""
+        """The weighted sum of the losses, which is minimised."""
         return (losses * self.weights).sum()

@@ -1,4 +1,4 @@
-"""Overfitting: one image's test-time training with snapshots (Section 3.6, Figure 3)."""
+"""Overfit: test-time training on one image, with snapshots (Section 3.6, Figure 3)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Snapshot(NamedTuple):
 
 def overfit(cfg: PretrainConfig, teacher: Teacher | None, image: Tensor, at_steps: Collection[int]
             ) -> Iterator[Snapshot]:
-    """Fit a fresh student, its weights from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
+    """Fit a new student, with weights from N(0, 0.01²), to one image [3,H,W] in [0,1] with Adam.
 
-    Yields a Snapshot after each number of updates in `at_steps`, in rising order; its field holds
-    the live weights: use it before asking for the next one.
+    Yields a Snapshot after each number of updates in `at_steps`, in ascending order. The field of a
+    snapshot shares the student's weights, so it is valid only until the next one is taken.
     """
     images = image[None]
     targets = None

@@ -1,4 +1,4 @@
-"""Photos: image files of a folder as squares of pixels, and their preprocessing for a student."""
+"""Photos: read the image files of a folder as squares, and preprocess them for a student."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SHIPPED = "sklearn"
 
 
 class Preprocessing(nn.Module):
-    """An image's size and normalisation for a student. The default is ImageNet's.
+    """The image size and normalisation of a student; by default ImageNet's mean and std.
 
     Args:
         image_size: side in pixels.
         mean, std: per channel.
-        stretch: whether an image's values are first stretched to [0,1], smallest to largest.
+        stretch: first stretch the values of each image to [0,1].
     """
 
     mean: Tensor
@@ -43,7 +43,7 @@ class Preprocessing(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B,3,H,W] of images [B,3,H,W] in [0,1]."""
+        """Normalise images [B,3,H,W] in [0,1]."""
         if self.stretch:
             low, high = (bound(images, dim=(1, 2, 3), keepdim=True)
                          for bound in (torch.amin, torch.amax))
@@ -83,14 +83,14 @@ Box = tuple[float, float, float, float]
 
 
 def read_image(path: Path, size: int, crop: Callable[[int, int], Box] | None = None) -> Tensor:
-    """The image [3,size,size] in [0,1], upright, squeezed into a square (bicubic, antialiased).
+    """Read an image as [3,size,size] in [0,1], upright, squeezed into a square (bicubic).
 
     Args:
-        crop: gives left, top, right and bottom in pixels of the part to take, of the image's width
-            and height; None takes the whole image.
+        crop: maps the image's width and height to the part to take: left, top, right and bottom in
+            pixels; None takes the whole image.
 
     Raises:
-        UserError: that names the file, as read_picture does.
+        UserError: as read_picture.
     """
     def square(image: Image.Image) -> np.ndarray:
         box = crop(*image.size) if crop else None
@@ -106,16 +106,16 @@ def aspect_of(path: Path) -> float:
 
 
 class Photos(Dataset):
-    """The images of a pretraining, one for each position of an endless stream.
+    """The images of a pretraining, indexed by their position in an endless stream.
 
-    Every epoch is shuffled anew and, with `crop`, shows other squares; both follow from the seed
-    and the position alone, so that a run which is resumed, or split over processes, sees the same.
+    Each epoch has another order and, with `crop`, other squares. Both depend only on the seed and
+    the position, so that a run sees the same images if it is resumed or split over processes.
 
     Args:
-        files: N image files.
+        files: the N image files.
         size: side in pixels.
         crop: see PretrainConfig.
-        seed: of order and squares.
+        seed: decides the order and the squares.
     """
 
     def __init__(self, files: list[Path], size: int, crop: float, seed: int) -> None:
@@ -131,7 +131,7 @@ class Photos(Dataset):
         return index, read_image(self.files[index], self.size, crop)
 
     def index(self, position: int) -> int:
-        """Which file is at `position`."""
+        """The index of the file at `position`."""
         epoch, rank = divmod(position, len(self.files))
         return int(_order(len(self.files), self.seed, epoch)[rank])
 
@@ -142,7 +142,7 @@ class Photos(Dataset):
         return *corner, corner[0] + float(side), corner[1] + float(side)
 
 
-@lru_cache(2)  # a batch may lie in two epochs; shuffling for each image would cost O(count) each
+@lru_cache(2)  # a batch may span two epochs; without the cache every image would shuffle all
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 

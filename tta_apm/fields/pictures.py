@@ -1,6 +1,6 @@
-"""Pictures of a student's field: islands, error maps, reconstructions, and of its training.
+"""Pictures of a student's field (islands, error maps, reconstructions) and of its training.
 
-All take arrays; images are RGB [h,w,3] in [0,1].
+All functions take arrays; images are RGB [h,w,3] in [0,1].
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from PIL import Image
 from tta_apm.errors import writing
 from tta_apm.report import style
 
-# Even steps of its lightness are even steps of value, for the colour-blind too.
+# Its lightness is linear in the value, also for the colour-blind.
 COLOUR_MAP = "cividis"
-# Of lightness, blue against yellow and red against green: where each starts and how far it goes.
-DARKEST, RANGE = (0.15, 0.2, 0.2), (0.75, 0.6, 0.6)
-SHOWN_THROUGH = 0.45  # of the image beneath an overlay
-TITLE_HEIGHT, TITLE_GAP = 0.17, 0.2  # inches of a line above a panel, and of the gaps around it
-GIF_SIDE = 256  # pixels of its width
+# Start and range of the channels of YCbCr: lightness, blue against yellow, red against green.
+START, RANGE = (0.15, 0.2, 0.2), (0.75, 0.6, 0.6)
+IMAGE_SHARE = 0.45  # share of the image in an overlay
+TITLE_HEIGHT, TITLE_GAP = 0.17, 0.2  # inches: a line of a title, and the gaps around the title
+GIF_WIDTH = 256  # pixels
 GIF_MILLISECONDS = 150
 
 
 class Panel(NamedTuple):
-    """One picture of many."""
+    """One panel of a picture."""
 
     title: str
-    values: np.ndarray  # an image, or numbers [h,w] that share their scale along a row
+    values: np.ndarray  # an image, or numbers [h,w]; the panels of a row share their colour scale
     beneath: np.ndarray | None = None  # an image to draw `values` over
-    aspect: float = 1.0  # height / width to show it with: a student sees photographs squeezed
+    aspect: float = 1.0  # height / width of the photograph, which the student sees as a square
 
 
 def paint(embedded: np.ndarray) -> np.ndarray:
-    """Numbers [h,w,1] or [h,w,3] in [0,1] as colours [h,w,3].
+    """Map numbers [h,w,1] or [h,w,3] in [0,1] to colours [h,w,3].
 
-    Of three, the first is lightness, the second blue against yellow and the third red against
-    green: who cannot tell the last two loses that one alone.
+    Of three numbers, the first is lightness, the second blue against yellow and the third red
+    against green: a colour-blind reader loses only the third.
     """
     if embedded.shape[-1] == 1:
         from matplotlib import colormaps
         return colormaps[COLOUR_MAP](embedded[..., 0])[..., :3]
-    channels = (255 * (np.array(DARKEST) + np.array(RANGE) * embedded)).round().astype(np.uint8)
+    channels = (255 * (np.array(START) + np.array(RANGE) * embedded)).round().astype(np.uint8)
     merged = Image.merge("YCbCr", [Image.fromarray(channel) for channel
                                    in np.moveaxis(channels, -1, 0)])
     return np.asarray(merged.convert("RGB")) / 255
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], path: Path, bar: str = "") -> Path:
-    """Write panels row by row; missing ones at the end of a row stay empty.
+    """Draw panels row by row to `path` and return it; shorter rows end with empty panels.
 
     Args:
-        bar: what the numbers of number panels are; they get a scale at the end of their row.
+        bar: the label of the colour bar at the end of rows with panels of numbers.
     """
     columns = max(len(row) for row in rows)
     has_bar = any(panel.values.ndim == 2 for row in rows for panel in row)
@@ -86,7 +86,7 @@ def draw_panels(rows: Sequence[Sequence[Panel]], path: Path, bar: str = "") -> P
 
 
 def draw_losses(losses: np.ndarray, names: Sequence[str], path: Path) -> Path:
-    """Write the curves of losses [step, kind], those that are 0 throughout left out."""
+    """Plot losses [step, kind] to `path` and return it; a loss that is always 0 is left out."""
     figure, (axes,) = style.figure(height=3.2)
     steps = np.arange(1, len(losses) + 1)
     for name, values in zip(names, losses.T):
@@ -99,13 +99,17 @@ def draw_losses(losses: np.ndarray, names: Sequence[str], path: Path) -> Path:
 
 
 def write_gif(panels: Sequence[Panel], path: Path) -> Path:
-    """Write images as an endless film, there and back. UserError if `path` cannot be written."""
-    height = round(GIF_SIDE * max(panel.aspect for panel in panels))
+    """Write images as a film that loops forwards and backwards, and return `path`.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    height = round(GIF_WIDTH * max(panel.aspect for panel in panels))
     frames = []
     for panel in panels:
         image = Image.fromarray((panel.values * 255).round().astype(np.uint8)).resize(
-            (GIF_SIDE, round(GIF_SIDE * panel.aspect)), Image.Resampling.NEAREST)
-        frame = Image.new("RGB", (GIF_SIDE, height), "white")
+            (GIF_WIDTH, round(GIF_WIDTH * panel.aspect)), Image.Resampling.NEAREST)
+        frame = Image.new("RGB", (GIF_WIDTH, height), "white")
         frame.paste(image, (0, (height - image.height) // 2))
         frames.append(frame)
     first, *rest = [*frames, *frames[-2:0:-1]]
@@ -116,10 +120,10 @@ def write_gif(panels: Sequence[Panel], path: Path) -> Path:
 
 
 def _over(values: np.ndarray, beneath: np.ndarray | None) -> np.ndarray:
-    """`values`, or a mixture of them with the image beneath, at that one's size."""
+    """`values`, blended with the image beneath, if any, at that image's size."""
     if beneath is None:
         return values
     height, width, _ = beneath.shape
     scaled = Image.fromarray((values * 255).round().astype(np.uint8)).resize(
         (width, height), Image.Resampling.NEAREST)
-    return SHOWN_THROUGH * beneath + (1 - SHOWN_THROUGH) * np.asarray(scaled) / 255
+    return IMAGE_SHARE * beneath + (1 - IMAGE_SHARE) * np.asarray(scaled) / 255

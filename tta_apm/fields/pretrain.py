@@ -1,7 +1,7 @@
-"""Pretraining: one student over a folder of images, with a frozen teacher (Section 5, Algorithm 1).
+"""Pretrain: train one student on a folder of images with a frozen teacher (Section 5).
 
-What it leaves in OUTPUT_DIR: student.safetensors, the student; training.safetensors, from which
-the same command goes on; and losses.csv.
+It writes to OUTPUT_DIR: student.safetensors, the student; training.safetensors, from which the same
+command resumes; and losses.csv.
 """
 
 from __future__ import annotations
@@ -37,25 +37,28 @@ from tta_apm.toolbox.precision import products, resolve
 
 STUDENT_FILE, TRAINING_FILE, LOSSES_FILE = (
     "student.safetensors", "training.safetensors", "losses.csv")
-SHOWN_EVERY = 10  # steps, of the losses in the progress bar
+SHOWN_EVERY = 10  # steps between updates of the losses in the progress bar
 
 
 def pretrain(cfg: PretrainConfig) -> History | None:
-    """Train the student of a config, or go on where an interrupted training stopped.
+    """Train the student of a config, or resume an interrupted training.
 
-    Under torchrun every worker takes its share of each batch; the weights are those of one process
-    up to rounding. Only the main worker returns the losses, others None.
+    Under torchrun each worker takes its share of every batch; the weights equal those of one
+    process up to rounding.
+
+    Returns:
+        The losses; None on all workers but the main one.
 
     Raises:
-        UserError: for images, a teacher or a folder that cannot be used, and for losses that are
-            not finite any more.
+        UserError: if the images, the teacher or the folder cannot be used, or the losses become
+            infinite or NaN.
     """
     is_main = int(os.environ.get("RANK") or 0) == 0
     with (locked(Path(cfg.output_dir), json.dumps(vars(cfg))) if is_main else nullcontext(),
           distributed.init(cfg.device) as workers):
         if cfg.batch_size % workers.size:
             raise UserError(f"BATCH_SIZE {cfg.batch_size} cannot be shared by {workers.size} "
-                            "processes: take a multiple")
+                            f"processes: give a multiple of {workers.size}")
         done = _Pretraining(cfg, workers).run()
         return done if workers.is_main else None
 
@@ -76,7 +79,7 @@ class _Pretraining:
     def run(self) -> History:
         cfg, workers = self.cfg, self.workers
         if workers.is_main:
-            with self._writing():  # found out now, not at the first checkpoint
+            with self._writing():  # raises now rather than at the first checkpoint
                 self.folder.mkdir(parents=True, exist_ok=True)
         saved = self.folder / TRAINING_FILE
         done = History(0, torch.zeros(0, len(LOSSES)))
@@ -119,7 +122,7 @@ class _Pretraining:
         try:
             yield from DataLoader(photos, batch_sampler=positions, num_workers=cfg.num_workers,
                                   pin_memory=workers.device.type == "cuda")
-        except UserError as error:  # from a reading process it comes with a traceback before it
+        except UserError as error:  # a reading process puts its traceback before the text
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
 
     def _targets(self, indices: Tensor, images: Tensor) -> Targets | None:
@@ -131,7 +134,7 @@ class _Pretraining:
         return None
 
     def _fill_cache(self, teacher: Teacher) -> FeatureCache:
-        """The cache with the features of all images; each worker computes its share."""
+        """Fill the cache with the features of all images; each worker computes its share."""
         cfg, workers = self.cfg, self.workers
 
         def open_cache() -> FeatureCache:

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks that give an image's feature and a grid of features (Section 5)."""
+"""Teachers: frozen networks that return an image feature and a grid of features (Section 5)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Teacher:
     """A frozen network.
 
     Attributes:
-        weights: their name and hash, for the record.
+        weights: name and hash of its weights, for the record.
         feature_dim: D.
-        encode: images [B,3,S,S] in [0,1], of the config's size -> image features [B,D] and patch
-            features [B,h,w,D] of the last layer.
+        encode: maps images [B,3,S,S] in [0,1], of the config's size, to image features [B,D] and
+            patch features [B,h,w,D] of the last layer.
     """
 
     weights: str
@@ -34,7 +34,12 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Image features [B,D], and features [B,grid²,D] at the locations of the columns."""
+        """Image features [B,D], and features [B,grid²,D] at the locations of the columns.
+
+        Args:
+            images: [B,3,S,S] in [0,1].
+            grid: columns along a side.
+        """
         features, patches = self.encode(images)
         return features, grid_targets(patches, grid)
 
@@ -43,8 +48,7 @@ def load_teacher(cfg: PretrainConfig, device: torch.device) -> Teacher | None:
     """The teacher of a config, None for TEACHER none.
 
     Raises:
-        UserError: for an unknown model, or weights that are not here and cannot be downloaded or
-            do not fit.
+        UserError: if the model is unknown, or its weights cannot be found, downloaded or loaded.
     """
     if cfg.teacher == NO_TEACHER:
         return None
@@ -59,12 +63,12 @@ def load_teacher(cfg: PretrainConfig, device: torch.device) -> Teacher | None:
 
 
 def feature_dim(cfg: PretrainConfig, teacher: Teacher | None) -> int:
-    """D of a config's student: its teacher's, its last hidden width without one."""
+    """D of a config's student: that of its teacher, or its last hidden width without a teacher."""
     return teacher.feature_dim if teacher else cfg.hidden[-1]
 
 
 def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
-    """A ViT of timm at the config's image size, its position embedding resampled to that."""
+    """A ViT of timm, with its position embedding resampled to the config's image size."""
     net, label, spec = _timm_net(name, cfg)
     if not hasattr(net, "num_prefix_tokens") or not hasattr(net, "patch_embed"):
         raise UserError("it is not a ViT of timm: it has no grid of tokens")
@@ -74,7 +78,7 @@ def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
 
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = net.forward_features((images - mean) / std)
-        # CLS and registers stand before the patches.
+        # CLS and registers come before the patches.
         patches = tokens[:, net.num_prefix_tokens:]
         return (net.forward_head(tokens, pre_logits=True),
                 patches.unflatten(1, net.patch_embed.grid_size))
@@ -82,7 +86,7 @@ def _timm(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
 
 
 def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, InputSpec]:
-    """A network of timm, the name and hash of its weights, and the images that it takes."""
+    """A network of timm, the name and hash of its weights, and its input specification."""
     import timm
 
     from tta_apm.backbones.libraries import timm_inputs, timm_pretrained
@@ -99,7 +103,7 @@ def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, InputSpec]:
         config = timm.models.get_pretrained_cfg(name)
         file = files.find(cfg.weights)
         if cfg.weights and file is None:
-            raise UserError(f"WEIGHTS: file not found: {cfg.weights!r}; {RANDOM} samples them")
+            raise UserError(f"WEIGHTS: file not found: {cfg.weights!r}; or give {RANDOM!r}")
         if file is None and not config.hf_hub_id:
             raise UserError(f"timm has no weights for it: set WEIGHTS to a file, or to {RANDOM}")
         net, label = timm_pretrained(name, file, img_size=cfg.image_size)
@@ -134,15 +138,15 @@ def _clip(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
     return Teacher(clip.weights, width, features_and_grid)
 
 
-# Outputs of a network of a library: its classes are not looked at, but weights must fit.
+# The number of outputs of a library's network; only so that its weights fit.
 IMAGENET_CLASSES = 1000
 
 
 def _classifier(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher:
-    """A classifier as CLASSIFIER.MODEL of a sweep names it: timm/NAME, torchvision/NAME (both with
-    1,000 outputs) or FILE.py:FUNCTION, whose network takes images in [0,1] here.
+    """A classifier, named as in a sweep's CLASSIFIER.MODEL: timm/NAME or torchvision/NAME (with
+    1,000 outputs), or FILE.py:FUNCTION, whose network takes images in [0,1].
 
-    The grid are the activations that the input of its last linear layer is the mean of.
+    Its grid are the activations whose mean is the input of the last linear layer.
     """
     from tta_apm.apm.teacher import ClassifierTeacher
     from tta_apm.backbones import classifiers

@@ -127,11 +127,11 @@ def _log(run: _Run, of: Mapping[str, Any], dataset: str) -> Log:
     errors = _errors(run, results)
     return Log(
         host=_host(first), **of,
-        method=ours["method"] if ours else model.get("ADAPTATION", "not told"),
+        method=ours["method"] if ours else model.get("ADAPTATION", "not stated"),
         hyper_parameters=dotted(settings),
         # A network of ours is adapted by the host's methods, too, whatever ARCH says.
         backbone=ours["backbone"] if ours else (run.section("CLASSIFIER").get("MODEL")
-                                                or model.get("ARCH", "not told")),
+                                                or model.get("ARCH", "not stated")),
         dataset=dataset or _our_dataset(first["dataset"] or corruption.get("DATASET", ""), errors,
                                         file),
         setting=run.config.get("SETTING", "reset at each domain"),

@@ -53,7 +53,7 @@ def ttab_log(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> Log:
     return Log(
         host="ttab", **of, method=method.removeprefix("tta_apm_") if ours else method,
         hyper_parameters=dotted(shown),
-        backbone=arguments.get("tta_apm_backbone") or arguments.get("model_name", "not told"),
+        backbone=arguments.get("tta_apm_backbone") or arguments.get("model_name", "not stated"),
         dataset=dataset or name,
         setting="episodic" if arguments.get("episodic") else "online",
         batch_size=arguments.get("batch_size"), seed=arguments.get("seed"),

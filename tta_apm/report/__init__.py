@@ -1,1 +1,1 @@
-"""Tables from records; imports no torch."""
+"""Tables and plots of a results folder. Imports no torch."""

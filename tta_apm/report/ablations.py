@@ -1,7 +1,7 @@
-"""Ablations: our rows with those of the paper's ablation tables beside them. Imports no torch.
+"""Ablations: our rows beside the rows of the paper's ablation tables. Imports no torch.
 
-The paper's figures are of other images and other teachers: they stand beside ours to show which
-way a change moves the accuracy, not to be reached.
+The paper's figures are on other images with other teachers. Compare the direction in which a
+change moves the accuracy, not the values.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tta_apm.report.published import FOLDER, PAPER
 from tta_apm.report.results import Rows
 from tta_apm.report.table import Table
 
-# A file per table: accuracy in %, as printed; std_* over the seeds 0, 7 and 42.
+# One file per table: accuracy in %, as printed; std_* is over the seeds 0, 7 and 42.
 PUBLISHED = FOLDER / "ablations"
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Which of the paper's rows stands beside each of ours.
+    """The table of the paper, and the row of it to show beside each of ours.
 
     Args:
-        table: name of a file in PUBLISHED, such as "table_8".
-        rows: the paper's name for each of `methods`, "" for none.
-        methods: texts of our rows.
+        table: name of a file in PUBLISHED, e.g. "table_8".
+        rows: the paper's row for each entry of `methods`, "" for none.
+        methods: the texts of our rows.
     """
 
     table: str
@@ -39,7 +39,7 @@ class Paper:
 
 
 def paper_of(saved: Mapping[str, Any]) -> Paper | None:
-    """What a config asks for, None if that is nothing."""
+    """The PAPER section of a saved config; None if it names no table."""
     paper, methods = saved.get("PAPER"), saved.get("METHODS")
     if not isinstance(paper, Mapping) or not paper.get("TABLE") or not isinstance(methods, list):
         return None
@@ -48,10 +48,10 @@ def paper_of(saved: Mapping[str, Any]) -> Paper | None:
 
 
 def paper_rows(paper: Paper) -> list[dict[str, str]]:
-    """The paper's row for each of ours, {} where there is none.
+    """The paper's row for each of ours, as printed values by column; {} for a row without one.
 
     Raises:
-        UserError: for an unknown table or row, or another number of rows.
+        UserError: if the table or a row is unknown, or `rows` and `methods` differ in length.
     """
     known = sorted(file.stem for file in PUBLISHED.glob("*.csv"))
     choose("PAPER.TABLE", "", paper.table, known)
@@ -68,7 +68,7 @@ def paper_rows(paper: Paper) -> list[dict[str, str]]:
 
 
 def ablation(rows: Rows, paper: Paper) -> str:
-    """A Markdown table of `rows` with the paper's beside them, for each data set and severity."""
+    """Markdown tables of our rows beside the paper's, for each data set and severity."""
     theirs = dict(zip(paper.methods, zip(paper.rows, paper_rows(paper))))
     return "\n\n".join(_beside(table, paper.table.replace("_", " "), theirs)
                        for table in build_tables(rows, metric="accuracy"))

@@ -1,4 +1,4 @@
-"""Build: the tables of a folder's own rows, from their cells. Imports no torch."""
+"""Build: make the tables of a results folder from its cells. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tta_apm.report.table import (
 
 
 def build_tables(rows: Rows, *, metric: str = "error") -> list[Table]:
-    """The tables of all data sets: each severity, then the mean over severities if several.
+    """The tables of all data sets: one per severity, then their mean if there are several.
 
     Args:
-        rows: see load_rows; a row is whole if it has the domains and seeds that they want.
+        rows: see load_rows. A row that lacks a wanted domain or seed gets no mean.
         metric: "error" or "accuracy".
     """
     choose("METRIC", "metric", metric, METRICS)
@@ -52,12 +52,12 @@ def _line(number: int, row: TableRow, table: Table, summary: str) -> TableLine:
 
 
 def _figure(row: TableRow, columns: Columns, metric: str) -> Figure:
-    """The mean over columns, its std over seeds, and how it stands to the teacher's."""
+    """The mean over columns, its std over seeds, and the comparison with the teacher."""
     domains = domains_of(columns)
     if row.missing(domains):
         return Figure()
     results = row.within(domains)
-    # Every column weighs the same, and so does every severity within a column.
+    # Columns have equal weights, and so have the severities within a column.
     weights = np.concatenate([np.full(len(column), 1 / len(columns) / len(column))
                               for column in columns.values()])
     per_seed = np.array([_score(result.correct, metric) for result in results])
@@ -86,9 +86,9 @@ def _score(correct: np.ndarray, metric: str) -> float:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """NaN if any is None."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if len(there) == len(values) else math.nan
+    """The mean of values; NaN if one is None."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else math.nan
 
 
 def _cost(row: TableRow, domains: Sequence[DomainKey]) -> Cost:
@@ -100,7 +100,7 @@ def _cost(row: TableRow, domains: Sequence[DomainKey]) -> Cost:
     def did(name: str) -> float:
         return sum(record.did.get(name, math.nan) for record in records)
 
-    # Seconds measured beside other processes say little: they count where there are no others.
+    # Seconds that were measured beside other processes are used only if there are no others.
     timed = [record for record in records if not record.crowded] or records
     return Cost(
         sum(record.seconds for record in timed) / sum(record.num_images for record in timed),
@@ -127,7 +127,7 @@ def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _summaries(rows: Sequence[TableRow]) -> list[str]:
-    """Each row's protocol in short, its hyper-parameters last."""
+    """The protocol of each row in short, with its hyper-parameters last."""
     protocols = [row.protocol for row in rows]
     texts = []
     for row, protocol in zip(rows, protocols):
@@ -143,19 +143,21 @@ def _summaries(rows: Sequence[TableRow]) -> list[str]:
 
 
 def _best(table: Table) -> Iterable[tuple[int, str]]:
+    """The (line number, column) of the best values as printed, among online rows on the same
+    images."""
     best_of = max if table.metric == "accuracy" else min
     for name, columns in table.figures.items():
         for all_lines in _by_images(table, name, columns):
             lines = [line for line in all_lines if not line.is_offline]
             printed = [f"{100 * line.figures[name].value:.1f}" for line in lines]
-            if len(lines) > 1:  # there is no best of one
+            if len(lines) > 1:  # a single line is not marked
                 best = best_of(printed, key=float)
                 yield from ((line.number, name) for line, text in zip(lines, printed)
                             if text == best)
 
 
 def _by_images(table: Table, name: str, columns: Columns) -> list[list[TableLine]]:
-    """The lines that have the figure `name`, those on the same images together."""
+    """The lines that have the figure `name`, grouped by their images."""
     groups: dict[frozenset[tuple[DomainKey, str]], list[TableLine]] = {}
     for line in table.lines:
         if line.row is not None and not math.isnan(line.figures[name].value):
@@ -166,7 +168,7 @@ def _by_images(table: Table, name: str, columns: Columns) -> list[list[TableLine
 def _missing_notes(table: Table, rows: Sequence[TableRow]) -> Iterable[str]:
     for line, row in zip(table.lines, rows):
         if line.num_missing:
-            absent = "".join(f" Seed {seed} has none yet." for seed in row.absent_seeds)
+            absent = "".join(f" Seed {seed} has no cell yet." for seed in row.absent_seeds)
             yield phrases.missing(line, table) + absent
 
 
@@ -174,8 +176,8 @@ def _mixture_notes(table: Table, rows: Sequence[TableRow]) -> Iterable[str]:
     for number, row in enumerate(rows, 1):
         records = [result.record for result in row.within(table.domains)]
         if records and not records[0].identity:
-            yield (f"Row {number}: of the older kind: version 0.1.0 recorded it, which does not "
-                   "tell by content what it was made of.")
+            yield (f"Row {number}: recorded by version 0.1.0, which kept no hashes of weights and "
+                   "images.")
         codes = _distinct(record.code for record in records)
         if len(codes) > 1:
             yield f"Row {number}: its cells come from different code ({', '.join(codes)})."
@@ -189,10 +191,10 @@ def _image_notes(table: Table) -> Iterable[str]:
     columns: dict[str, list[str]] = {}
     for name, of_figure in table.figures.items():
         groups = _by_images(table, name, of_figure)
-        if len(groups) > 1 and name != "mean":  # it follows from the others
+        if len(groups) > 1 and name != "mean":  # that of the mean follows from the others
             text = " | ".join(", ".join(str(line.number) for line in lines) for lines in groups)
             columns.setdefault(text, []).append(name)
     for text, names in columns.items():
         where = "" if len(names) == len(table.figures) - 1 else f" in {', '.join(names)}"
-        yield (f"Rows are not on the same images{where}: {text} (the bar parts them). The best is "
-               "marked only among rows on the same images.")
+        yield (f"Rows are not on the same images{where}: {text} (| separates the groups). The best "
+               "is marked only among rows on the same images.")

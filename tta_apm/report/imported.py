@@ -1,6 +1,6 @@
-"""Imported: results of other repositories, kept in a results folder, as rows of its tables.
+"""Imported: results of other repositories as rows of a folder's tables. Imports no torch.
 
-`tta-apm import LOG ... --into FOLDER` writes FOLDER/imported/*.json. Imports no torch.
+`tta-apm import LOG ... --into FOLDER` writes them to FOLDER/imported/*.json.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from tta_apm.atomic import atomic_write
 from tta_apm.bench.records import hash_bytes
 from tta_apm.errors import UserError, explain
 from tta_apm.report import phrases
-from tta_apm.report.external import NOT_TOLD, ExternalRow, protocol_of
+from tta_apm.report.external import NOT_STATED, ExternalRow, protocol_of
 from tta_apm.report.imported_log import FIELDS, Log, checked
 from tta_apm.report.results import DomainKey
 
 FOLDER = "imported"
-# Fields that logs of version 0.1.0 have not.
+# Fields that logs of version 0.1.0 lack, with their defaults.
 LATER = {"settings": {}, "missing": [], "ours": False}
-# Settings in which rows of one name differ, as many as its heading takes.
-MANY = 3
+# A heading names so many of the settings in which rows of the same name differ.
+MAX_DIFFERENCES = 3
 
 
 def save(log: Log, folder: Path) -> Path:
-    """Keep a log in a results folder; the same log again replaces itself."""
+    """Write a log to a results folder and return its path; the same log has the same path."""
     name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{log.host}-{log.method}-{log.backbone}")[:100]
     content = json.dumps({"imported": True, **asdict(log)}, indent=1, sort_keys=True).encode()
     path = folder / FOLDER / f"{name}-{hash_bytes(content)}.json"
@@ -38,7 +38,7 @@ def save(log: Log, folder: Path) -> Path:
 
 
 def load(folder: Path) -> list[Log]:
-    """The logs that a results folder keeps. UserError for a file that is not one."""
+    """The imported logs of a results folder. UserError for a file that is not one."""
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
@@ -52,7 +52,7 @@ def load(folder: Path) -> list[Log]:
 
 
 def rows(found: Sequence[Log]) -> list[ExternalRow]:
-    """The rows of a table: logs that differ in nothing but their seed and domains share one.
+    """The rows of logs: logs that differ only in their seed and domains form one row.
 
     Raises:
         UserError: if two logs hold the same cell.
@@ -83,23 +83,25 @@ def _host(log: Log) -> str:
 
 
 def _row(group: Sequence[Log], alike: Sequence[Log]) -> ExternalRow:
-    """The row of a group.
+    """The row of a group of logs.
 
     Args:
-        alike: a log of each row that has the same heading, if there are several.
+        alike: one log of each row with the same heading, if there are several such rows.
     """
     first = group[0]
-    differences = [f"{name} {_settings(first).get(name, NOT_TOLD)}"
+    differences = [f"{name} {_settings(first).get(name, NOT_STATED)}"
                    for name in _differences(alike)]
     parts = [first.setting, *(f"n={count}" for count in _counts(first))]
     if first.batch_size is not None:
         parts.append(f"b{first.batch_size}")
-    seeds = sorted({NOT_TOLD if log.seed is None else str(log.seed) for log in group})
+    seeds = sorted({NOT_STATED if log.seed is None else str(log.seed) for log in group})
     parts.append(phrases.seeds(seeds))
     parts += phrases.settings(first.hyper_parameters)
     parts += [text for text in differences if text not in parts]
     files = ", ".join(sorted({log.file for log in group}))
-    shown = [*differences[:MANY], "..."] if len(differences) > MANY else differences
+    shown = differences[:MAX_DIFFERENCES]
+    if len(differences) > MAX_DIFFERENCES:
+        shown.append("...")
     return ExternalRow(
         protocol_of(
             " ".join([first.method, *shown]), first.backbone, first.dataset,
@@ -108,12 +110,12 @@ def _row(group: Sequence[Log], alike: Sequence[Log]) -> ExternalRow:
             batch_size=first.batch_size),
         _errors(group), summary=" · ".join([first.host, *parts]),
         source=f"from {first.host}, {files}", mark="imported", host=_host(first),
-        images_from=str(first.settings.get("images", NOT_TOLD)), wanted=frozenset(
+        images_from=str(first.settings.get("images", NOT_STATED)), wanted=frozenset(
             (name, severity) for log in group for name, severity in log.missing))
 
 
 def _differences(alike: Sequence[Log]) -> list[str]:
-    """The settings in which they are not all the same."""
+    """The names of the settings in which the logs differ."""
     every: list[Mapping[str, Any]] = [_settings(log) for log in alike]
     names = dict.fromkeys(name for settings in every for name in settings)
     return [name for name in names

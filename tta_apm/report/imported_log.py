@@ -1,4 +1,4 @@
-"""Log: one run of another repository, as a results folder keeps it. Imports no torch."""
+"""Log: one run of another repository, as it is stored in a results folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Errors = list[tuple[str, int, float, "int | None"]]
 
 @dataclass(frozen=True)
 class Log:
-    """One run of one method, as far as its log tells.
+    """One run of one method, as far as its log states it.
 
     Args:
-        host: where the log comes from.
-        file, file_hash: of the log.
+        host: the repository that wrote the log.
+        file, file_hash: name and hash of the log file.
         method, backbone: as the host names them.
         hyper_parameters: those to show; `settings` has all.
-        dataset: as ours are named.
-        setting: in the host's own words, whose meaning may differ from ours.
-        batch_size, seed: None where the log is silent.
-        errors: of each domain that was run.
-        settings: all that the log says of how it was run, by dotted keys.
-        missing: corruption and severity of what the run was asked for and has no figure of.
+        dataset: our name of it.
+        setting: the host's name of it, whose meaning may differ from ours.
+        batch_size, seed: None if the log does not state them.
+        errors: one entry for each domain that was run.
+        settings: all settings that the log states, by dotted keys.
+        missing: corruption and severity of the domains that the run was to have but lacks.
         ours: whether the method is one of ours, run by the host.
     """
 
@@ -53,12 +53,16 @@ FIELDS = tuple(each.name for each in fields(Log))
 
 
 def checked(content: Mapping[str, Any], where: str) -> Log:
-    """A log whose names are clean and whose figures can be. UserError that names `where`."""
+    """A log of the fields in `content`, with clean names.
+
+    Raises:
+        UserError: for a value of the wrong type or out of range; it names `where`, the file.
+    """
     log = Log(**{name: clean_all(value) for name, value in content.items()})
 
     def need(holds: bool, what: str, value: Any) -> None:
         if not holds:
-            raise UserError(f"{where}: its {what} is {value!r}, which no run has: leave the file "
+            raise UserError(f"{where}: its {what} is {value!r}, which is not valid: leave the file "
                             "out or correct it")
 
     for name in ("host", "file", "file_hash", "method", "backbone", "dataset", "setting"):

@@ -1,4 +1,4 @@
-"""Phrases: the texts of a table and of its lines that all formats share. Imports no torch."""
+"""Phrases: texts that all formats of a table share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tta_apm.report.results import Protocol
 from tta_apm.report.table import Cost, Figure, Table, TableLine, in_usual_order
 
 MISSING = "–"
-CROWDED = "~"  # before a time that was measured in company
-OFFLINE = "(offline)"  # behind the name of a row that is
+CROWDED = "~"  # before a time that was measured while other processes used the device
+OFFLINE = "(offline)"  # after the name of an offline row
 
 
-# What a table is.
+# The table
 
 def title(table: Table) -> str:
     if table.severities == (0,):
@@ -25,7 +25,7 @@ def title(table: Table) -> str:
 
 
 def severity(table: Table) -> str:
-    """"5", or "mean of 1 5"; "0" where all images are clean."""
+    """E.g. "5" or "mean of 1 5"; "0" if all images are clean."""
     text = " ".join(map(str, table.severities))
     return f"mean of {text}" if len(table.severities) > 1 else text
 
@@ -36,12 +36,12 @@ def measure(table: Table) -> str:
 
 
 def good_sign(table: Table) -> str:
-    """Which sign of a difference means better."""
+    """The sign of a difference that means better."""
     return ">0 better" if table.metric == "accuracy" else "<0 better"
 
 
 def introduction(table: Table) -> str:
-    """What is shown, and what the rows were made of."""
+    """The text above a table: its metric, backbones, images and devices."""
     texts = [f"{measure(table).capitalize()}, the best in bold; {MISSING} is a missing cell, and "
              "no average is taken over one."]
     if "mean" in table.shown:
@@ -70,13 +70,15 @@ def _made_of(protocol: Protocol) -> str:
 
 
 def conditions(table: Table) -> list[str]:
-    """On what images its rows are, one sentence for each kind: no result goes without; and what a
-    sign before a time means."""
+    """The images of the rows, one sentence for each kind; and the meaning of CROWDED if it occurs.
+
+    Every format prints these, so that no result stands without its images.
+    """
     groups: dict[str, list[int]] = {}
     for line in table.lines:
         count = line.protocol.num_images
-        text = ", ".join(["; ".join(line.origin.images_from) or "nothing tells which",
-                          f"{count} per domain" if count else "nothing tells how many",
+        text = ", ".join(["; ".join(line.origin.images_from) or "which is not stated",
+                          f"{count} per domain" if count else "how many is not stated",
                           corruptions(table.columns), seeds(line.seeds)])
         groups.setdefault(text, []).append(line.number)
     texts = [f"Images{_of_rows(numbers) if len(groups) > 1 else ''}: {text}."
@@ -92,16 +94,16 @@ def _of_rows(numbers: Sequence[int]) -> str:
 
 
 def corruptions(names: Collection[str]) -> str:
-    """Which they are, in short where they are the usual ones."""
+    """The names, or "the 15 corruptions" for all of them."""
     if set(names) == set(CORRUPTIONS):
         return f"the {len(CORRUPTIONS)} corruptions"
     return " ".join(in_usual_order(names))
 
 
-# What was run.
+# A row
 
 def seeds(numbers: Sequence[object]) -> str:
-    """"seed 0", "seeds 0 1"; ? is one that is not told."""
+    """E.g. "seed 0" or "seeds 0 1"; ? is a seed that is not stated."""
     return f"seed{plural(numbers)} {seed_list(numbers)}"
 
 
@@ -110,7 +112,7 @@ def seed_list(numbers: Sequence[object]) -> str:
 
 
 def settings(hyper_parameters: Mapping[str, object]) -> list[str]:
-    """"lr 0.1" for each that has a value."""
+    """E.g. "lr 0.1", for each hyper-parameter that is not None."""
     return [f"{name} {value}" for name, value in hyper_parameters.items() if value is not None]
 
 
@@ -121,24 +123,24 @@ def missing(line: TableLine, table: Table) -> str:
 
 def offline(line: TableLine) -> str:
     return (f"Row {line.number}, {line.heading}: it sees all images of a domain, without labels, "
-            "before it predicts any. It is never marked best, as no online row has that.")
+            "before it predicts any. Online rows do not, so it is never marked best.")
 
 
 def plural(things: Collection[object]) -> str:
     return "s" if len(things) > 1 else ""
 
 
-# How a row stands to its teacher.
+# A row and its teacher
 
 def teacher_caption(table: Table) -> str:
     return ("Against its own teacher, on the same images with the same prompts: Δ in points "
             f"({good_sign(table)}) with its 95 % interval, a score interval for paired proportions "
-            "(Tango's; images are the sample, docs/intervals.md). Each interval stands for itself: "
-            "there is no correction for their number, and seeds are not resampled.")
+            "(Tango's; images are the sample, docs/intervals.md). Each interval is valid by "
+            "itself: there is no correction for their number, and seeds are not resampled.")
 
 
 def verdicts(table: Table) -> list[str]:
-    """One sentence for each row that has a teacher and is whole."""
+    """One text for each row that has a teacher and all its cells."""
     return [f"Row {line.number}, {line.heading}: {percent(line.mean.value)} % {table.metric}, its "
             f"teacher {percent(line.mean.teacher)} %, Δ {delta(line.mean)}: "
             f"{_verdict(line.mean, table.metric)}. They agree on {percent(line.mean.agreement)} % "
@@ -149,13 +151,13 @@ def verdicts(table: Table) -> list[str]:
 
 def _verdict(figure: Figure, metric: str) -> str:
     if not figure.is_clear:
-        return "the interval holds 0, no difference is shown"
+        return "the interval includes 0, no difference is shown"
     return (f"{'better' if figure.is_better(metric) else 'worse'} than its teacher, the interval "
             "excludes 0")
 
 
 def _clear_columns(table: Table, line: TableLine) -> str:
-    """How many of several columns tell a difference, as the paper counts its corruptions."""
+    """The number of columns whose interval excludes 0, as the paper counts its corruptions."""
     if len(table.columns) < 2:
         return ""
     clear = table.clear_columns(line)
@@ -163,10 +165,10 @@ def _clear_columns(table: Table, line: TableLine) -> str:
             f"{clear.compared} columns: better in {clear.better}, worse in {clear.worse}.")
 
 
-# Numbers.
+# Numbers
 
 def value(figure: Figure) -> str:
-    """In per cent, with its std where there are several seeds."""
+    """The value in per cent, with its std if there are several seeds."""
     return percent(figure.value) + (
         "" if math.isnan(figure.std) else f" ± {100 * figure.std:.1f}")
 
@@ -194,7 +196,7 @@ def number(value: float, form: str) -> str:
 
 
 def points(fraction: float) -> str:
-    """A difference with its sign, to a hundredth of a point; zero has none."""
+    """A difference in points with two decimals and its sign; zero has no sign."""
     text = number(100 * fraction, "+.2f")
     return "0.00" if text in ("+0.00", "-0.00") else text
 

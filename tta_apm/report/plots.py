@@ -1,6 +1,7 @@
-"""Plots: pictures of a results folder, written beside its tables. Imports no torch.
+"""Plots: draw the results of a folder. Imports no torch.
 
-Each kind is a function that gives the pictures of a table, none where it has nothing to draw.
+Each kind of plot is a function of a table that returns its pictures, an empty list if there is
+nothing to draw.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More columns than these are drawn as their mean only where each would be a line.
+# With more columns than this, only their mean is drawn as a line.
 MAX_LINES = 5
 
 
 def plot(folder: Path, *, kind: str | None = None, out: Path | None = None,
          metric: str | None = None) -> list[Path]:
-    """Draw the results in `folder`; of several severities their mean.
+    """Draw the results in `folder`; their mean if there are several severities.
 
     Args:
-        folder: of the results, with the records below cells/.
-        kind: of KINDS; None draws all that can be.
-        out: the file of the one picture of `kind`; None writes <kind>.png to `folder`.
-        metric: "error" or "accuracy"; None takes the run's.
+        folder: the results folder.
+        kind: one of KINDS; None draws all kinds that have something to draw.
+        out: the file to write, if there is one picture; None writes <kind>.png to `folder`.
+        metric: "error" or "accuracy"; None takes that of the run.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: if there are no results, a file of them is corrupt, or `kind` has nothing to
-            draw.
+        UserError: if there are no results, a file is corrupt, `kind` has nothing to draw, or `out`
+            is given for several pictures.
     """
     tables = build_tables(load_rows(folder),
                           metric=metric or saved_config(folder).get("METRIC", "error"))
@@ -57,13 +58,13 @@ def plot(folder: Path, *, kind: str | None = None, out: Path | None = None,
     if not pictures:
         raise UserError(f"{folder}: a picture of kind {kind} needs {KINDS[kind or ''][1]}")
     if out and len(pictures) > 1:
-        raise UserError(f"{folder} gives {len(pictures)} pictures of kind {kind}, --out takes one: "
-                        "leave it out to have them all in that folder")
+        raise UserError(f"{folder} has {len(pictures)} pictures of kind {kind}, --out takes one: "
+                        "leave it out to write them all to that folder")
     return [style.save(picture, out or folder / name) for name, picture in pictures]
 
 
 def methods(table: Table) -> list[Figure]:
-    """Every method under every corruption: a map of figures, darker is worse."""
+    """A heat map of methods and corruptions; darker is worse."""
     lines = table.lines
     values = [[100 * line.figures[name].value for name in table.shown] for line in lines]
     labels = _labels(lines)
@@ -74,7 +75,7 @@ def methods(table: Table) -> list[Figure]:
     for row, of_line in enumerate(values):
         for column, value in enumerate(of_line):
             red, green, blue, _ = image.to_rgba(np.array([value]))[0]
-            # A gap has no colour: it shows the paper.
+            # A missing value is not coloured, so its text stands on white.
             pale = math.isnan(value) or 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
             axes.text(column, row, phrases.number(value, ".0f"), ha="center", va="center",
                       fontsize=9, color="black" if pale else "white")
@@ -88,7 +89,7 @@ def methods(table: Table) -> list[Figure]:
 
 
 def teacher(table: Table) -> list[Figure]:
-    """Each row with a teacher against it: the difference per corruption, with its interval."""
+    """The difference of each row to its teacher, per corruption, with its interval."""
     lines, shown = table.lines_with_teacher, table.shown
     if not lines:
         return []
@@ -104,7 +105,7 @@ def teacher(table: Table) -> list[Figure]:
     if shown[-1] == "mean":
         axes.axhline(len(shown) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)  # room for gaps, too
+    axes.set_ylim(len(shown) - 0.5, -0.5)  # matplotlib would leave out missing values at the ends
     axes.set_xlabel(f"{table.metric} less the teacher's, in points ({phrases.good_sign(table)}), "
                     "with 95 % interval")
     style.title(picture, _title(table, "against the teacher on the same images"))
@@ -120,7 +121,7 @@ def steps(table: Table) -> list[Figure]:
 
 
 def _series(table: Table) -> list[list[TableLine]]:
-    """Rows that differ in their steps only, in the order of these, where they have a teacher."""
+    """Groups of rows with a teacher that differ only in their number of steps, sorted by it."""
     groups: dict[str, list[TableLine]] = {}
     for line in table.lines_with_teacher:
         settings = dict(line.protocol.hyper_parameters or {})
@@ -176,7 +177,7 @@ def _draw_steps(table: Table, series: Sequence[TableLine], names: Sequence[str])
 
 
 def audit(table: Table) -> list[Figure]:
-    """What survives between images × the order they come in, beside the teacher, per domain."""
+    """The score per domain by what survives between images and by their order, with the teacher."""
     groups = _comparisons(table)
     if not groups:
         return []
@@ -189,7 +190,7 @@ def audit(table: Table) -> list[Figure]:
 
 
 def _comparisons(table: Table) -> list[list[TableLine]]:
-    """Rows that differ in what survives and in the order of the stream only."""
+    """Groups of rows that differ only in what survives and in the order of the stream."""
     groups: dict[str, list[TableLine]] = {}
     for line in table.lines:
         key = _key(replace(line.protocol, row="", method="", scope="", survives="", order=""))
@@ -231,7 +232,7 @@ def _first(name: str, names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda each: (each != name, each))
 
 
-# What each kind draws, and what it needs, for who asks for one that cannot be drawn.
+# The function of each kind, and what it needs, for the error if it has nothing to draw.
 KINDS: dict[str, tuple[Callable[[Table], list[Figure]], str]] = {
     "methods": (methods, "any results"),
     "teacher": (teacher, "a method with a teacher"),
@@ -241,10 +242,10 @@ KINDS: dict[str, tuple[Callable[[Table], list[Figure]], str]] = {
 }
 
 
-# What the kinds share.
+# Shared by the kinds
 
 def _name_columns(axes: Axes, table: Table) -> None:
-    """The columns along x; turned where there is no room side by side."""
+    """Label the x axis with the columns, rotated if there are many."""
     turned: dict[str, Any] = dict(rotation=40, ha="right", rotation_mode="anchor")
     axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown],
                     **(turned if len(table.shown) > MAX_LINES else {}))
@@ -256,22 +257,22 @@ def _reach(line: TableLine, names: Sequence[str]) -> tuple[list[float], list[flo
 
 
 def _bar(line: TableLine, name: str) -> tuple[float, float]:
-    """How far a figure's bar reaches below and above it, in per cent.
+    """The lengths of a figure's error bar below and above it, in per cent.
 
-    It is the interval of the difference to the teacher, also around the score, since the teacher's
-    is taken as given; the std over seeds where there is no teacher.
+    The bar is the interval of the difference to the teacher, also around a score, since the
+    teacher's score counts as fixed. Without a teacher it is the std over seeds.
     """
     figure = line.figures[name]
     if math.isnan(figure.delta):
         return 100 * _or_zero(figure.std), 100 * _or_zero(figure.std)
-    # Not below 0: a difference of all images can lie beyond 1 by the last bit.
+    # matplotlib refuses negative lengths, which rounding can give.
     return (max(100 * figure.delta - 100 * figure.low, 0.0),
             max(100 * figure.high - 100 * figure.delta, 0.0))
 
 
 def _labels(lines: Iterable[TableLine]) -> list[str]:
-    """Each row's method, with its order where orders differ; with its number in the table where
-    that does not tell them apart."""
+    """The method of each row; with the order if orders differ, and with the row's number if two
+    labels would be equal."""
     lines = list(lines)
     several = len({line.protocol.order for line in lines}) > 1
     labels = [f"{line.heading}, {line.protocol.order}" if several else line.heading
@@ -282,7 +283,7 @@ def _labels(lines: Iterable[TableLine]) -> list[str]:
 
 
 def _has_spread(lines: Iterable[TableLine]) -> bool:
-    """Whether bars can show a std: without a second seed there is none."""
+    """Whether a line has a std over seeds."""
     return any(len(line.seeds) > 1 for line in lines)
 
 

@@ -1,7 +1,7 @@
-"""Published: rows of the tables in APM's paper, to stand beside ours. Imports no torch.
+"""Published: rows of the tables in APM's paper, shown below ours. Imports no torch.
 
-Figures are as printed, in published/*.csv; averages are recomputed from the cells, since many that
-are printed are not the mean of their row.
+published/*.csv hold the figures as printed. Averages are recomputed from the cells, since many
+printed averages are not the mean of their row.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from tta_apm.report.table import CLEAN_KEY, Table
 FOLDER = Path(__file__).parent / "published"
 PAPER = "Modi and Rawat, NeurIPS 2024 (arXiv 2410.20535)"
 AVERAGE = "average_as_printed"
-# Of CIFAR-10-C's table: the clean images.
+# The column of clean images in the table on CIFAR-10-C.
 ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A table of the paper: file in FOLDER, number, metric, and each APM row's teacher."""
+    """A table of the paper: its file in FOLDER, number and metric, and the teacher's row of each
+    row of APM."""
 
     file: str
     number: int
@@ -33,12 +34,12 @@ class PublishedTable:
     teachers: Mapping[str, str]
 
 
-# Of clean images: a column for each data set, named as ours are.
+# Tables on clean images: one column for each data set, by our names.
 NATURAL_SHIFTS = PublishedTable("imagenet_natural_shifts", 1, "accuracy", {
     "APM (ViT-B/16)": "Ensemble (80 prompts)", "APM (ViT-L/14)": "CLIP ViT-L/14",
     "APM (ViT-H/14)": "OpenCLIP ViT-H/14"})
 CROSS_DATASET = PublishedTable("cross_dataset", 3, "accuracy", {"APM": "Ensemble (80 prompts)"})
-# Of one data set at one severity: a column for each corruption.
+# Tables on one data set at one severity: one column for each corruption.
 _IMAGENET_C = {severity: PublishedTable(f"imagenet_c_level{severity}", number, "accuracy",
                                         {"APM": "OpenCLIP ViT-L/14"})
                for severity, number in ((1, 11), (2, 12), (3, 13), (4, 14), (5, 2))}
@@ -50,9 +51,9 @@ CORRUPTED = {
 
 
 def add_published(tables: Sequence[Table]) -> list[Table]:
-    """The tables with the paper's rows below ours, marked as published, where it has such a table.
+    """The tables with the rows of the paper's table below ours, if it has one.
 
-    Each APM row is followed by its teacher's.
+    Each row of APM is followed by that of its teacher.
     """
     return [with_rows(table, _rows(table)) for table in tables]
 
@@ -75,7 +76,7 @@ def _clean_rows(table: PublishedTable, dataset: str) -> list[ExternalRow]:
 
 def _corrupted_rows(dataset: str, tables: Mapping[int, PublishedTable]
                     ) -> list[ExternalRow]:
-    """The methods that are in all of the tables, which are given by their severity."""
+    """The rows of the methods that are in all of the tables; `tables` are by severity."""
     contents = {severity: read_table(table) for severity, table in tables.items()}
     first, *others = contents.values()
     rows = []
@@ -104,7 +105,7 @@ def _row(method: str, dataset: str, errors: Mapping[DomainKey, float],
 
 
 def _average(cells: Mapping[str, float]) -> str:
-    """The printed average, and what the row's cells have for one."""
+    """The printed average, and the mean of the row's cells."""
     parts = {column: value for column, value in cells.items() if column != AVERAGE}
     corruptions = [value for column, value in parts.items() if column != ORIGINAL]
     text = (f"{cells[AVERAGE]:.1f} as printed, "
@@ -123,7 +124,7 @@ def _error(cell: float, table: PublishedTable) -> float:
 
 
 def read_table(table: PublishedTable) -> dict[str, dict[str, float]]:
-    """The cells of each row, in per cent as printed; an APM row is followed by its teacher's."""
+    """The cells of each row, in per cent as printed, each APM row before that of its teacher."""
     with (FOLDER / f"{table.file}.csv").open(newline="", encoding="utf-8") as file:
         rows = {line.pop("method"): {column: float(cell) for column, cell in line.items()}
                 for line in csv.DictReader(file)}

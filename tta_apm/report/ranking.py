@@ -1,8 +1,8 @@
-"""Ranking: how well a score tells images of two kinds apart, with an interval over images.
+"""Ranking: how well a score separates positive from negative images (AUROC), with an interval.
 
-AUROC is the chance that a positive image scores higher than a negative one, a tie being half. No
-threshold is chosen. Intervals are percentile bootstraps over images: where an image is in several
-cells (corruptions, seeds), it is in all of them as often as it was drawn.
+AUROC is the probability that a positive image scores higher than a negative one; a tie counts half.
+Intervals are percentile bootstraps over images: an image that is in several cells (corruptions,
+seeds) is resampled in all of them together.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ RESAMPLES = 1000
 
 
 class Scored(NamedTuple):
-    """Images of one cell with a score each.
+    """The images of one cell, with a score for each.
 
     Attributes:
-        image: which image of the sample each is, int [N], from 0.
-        score: [N], higher for what is more likely positive.
+        image: index in the sample of images, int [N], from 0.
+        score: [N], higher for images that are more likely positive.
         positive: bool [N].
     """
 
@@ -33,35 +33,35 @@ class Ranking(NamedTuple):
     """A mean AUROC.
 
     Attributes:
-        value: of the sample.
-        resampled: of each resample, [R]; NaN where all its images are of one kind.
+        value: that of the sample.
+        resampled: that of each resample, [R]; NaN if all its images are of one kind.
     """
 
     value: float
     resampled: np.ndarray
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Its ends."""
+        """The ends of the percentile interval."""
         low, high = np.nanquantile(self.resampled, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
     def less(self, other: Ranking) -> Ranking:
-        """The difference to another of the same images and resamples, pair by pair."""
+        """The difference to another ranking of the same images and resamples."""
         return Ranking(self.value - other.value, self.resampled - other.resampled)
 
 
-def draw_weights(num_images: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each resample holds each image, float [R+1,N]; the first is the sample itself."""
+def bootstrap_weights(num_images: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """The count of each image in each resample, float [R+1,N]; the first is the sample itself."""
     counts = np.random.default_rng(seed).multinomial(
         num_images, np.full(num_images, 1 / num_images), resamples)
     return np.concatenate([np.ones((1, num_images)), counts])
 
 
 def mean_auroc(cells: Sequence[Scored], weights: np.ndarray) -> Ranking:
-    """The mean AUROC over cells; a cell without images of both kinds has no say.
+    """The mean AUROC over the cells that hold images of both kinds.
 
     Args:
-        weights: see draw_weights.
+        weights: see bootstrap_weights.
 
     Raises:
         ValueError: if no cell has images of both kinds.
@@ -70,14 +70,14 @@ def mean_auroc(cells: Sequence[Scored], weights: np.ndarray) -> Ranking:
                        if 0 < np.count_nonzero(cell.positive) < len(cell.positive)])
     if not len(values):
         raise ValueError("no cell holds positive and negative images")
-    there = np.count_nonzero(~np.isnan(values), axis=0)  # cells of which a resample has both kinds
-    means = np.divide(np.nansum(values, axis=0), there, out=np.full(len(there), np.nan),
-                      where=there > 0)
+    counts = np.count_nonzero(~np.isnan(values), axis=0)  # cells where a resample has both kinds
+    means = np.divide(np.nansum(values, axis=0), counts, out=np.full(len(counts), np.nan),
+                      where=counts > 0)
     return Ranking(float(means[0]), means[1:])
 
 
 def _auroc(cell: Scored, weights: np.ndarray) -> np.ndarray:
-    """AUROC [R+1] under each row of weights; NaN where a kind is lacking."""
+    """AUROC [R+1] for each row of weights; NaN if all its images are of one kind."""
     order = np.argsort(cell.score, kind="stable")
     score = cell.score[order]
     starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])  # of ties

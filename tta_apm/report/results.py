@@ -1,4 +1,4 @@
-"""Results: the cells of a folder, and the rows that they form. Imports no torch."""
+"""Results: read the cells of a folder and group them into rows. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DomainKey = tuple[str, int]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a row was run: cells that differ in one of these fields never share a mean.
+    """How a row was run. Cells that differ in one of these fields are never averaged.
 
-    The fields are those of Record. Of a row that was measured elsewhere, what its source does not
-    tell is "", 0 or None, and `num_images` is a text where it tells several numbers.
+    The fields are those of Record. For a row that was measured elsewhere, a field that its source
+    does not state is "", 0 or None, and `num_images` is a text if there are several numbers.
     """
 
     row: str
@@ -48,20 +48,21 @@ class Protocol:
 
     @classmethod
     def of(cls, record: Record) -> Protocol:
-        """That of a cell."""
+        """The protocol of a cell."""
         return cls(**{each.name: getattr(record, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True)
 class Result:
-    """One cell: its record, with what a table needs of its predictions.
+    """One cell: its record, and what a table needs of its predictions.
 
     Args:
-        index: positions in the data set, ascending, int64 [N].
-        correct: whether the prediction is right, bool [N].
-        teacher_correct: the same of the teacher's prediction, None without a teacher.
+        path: the file of the record.
+        index: positions of the images in the data set, ascending, int64 [N].
+        correct: whether each prediction is right, bool [N].
+        teacher_correct: the same for the teacher's predictions, None without a teacher.
         agreement: share of images on which method and teacher agree, None without a teacher.
-        cosine: mean final cosine of student and teacher, None where there is none.
+        cosine: mean final cosine of student and teacher, None if the method has none.
     """
 
     path: Path
@@ -75,13 +76,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the last run in a folder was asked for: a row is whole if all of it is there.
+    """The cells that the last run in a folder was to make, from its saved config.
 
     Args:
-        dataset, setting, order: of the run, as records name them.
-        methods: texts of its rows, in their order.
-        domains, seeds: which each of these rows must have.
-        doubt: a sentence on why it is not known; then the others are empty.
+        dataset, setting, order: of the run, as in its records.
+        methods: the texts of its rows, in order.
+        domains, seeds: those that each row must have to be complete.
+        unknown_because: why the config is unknown, a sentence; the other fields are then empty.
     """
 
     dataset: str = ""
@@ -90,26 +91,26 @@ class Wanted:
     methods: tuple[str, ...] = ()
     domains: tuple[DomainKey, ...] = ()
     seeds: tuple[int, ...] = ()
-    doubt: str = ""
+    unknown_because: str = ""
 
     def is_of_run(self, protocol: Protocol) -> bool:
-        """Whether the run was asked for the row of `protocol`."""
+        """Whether a row of `protocol` belongs to the run."""
         return protocol.row in self.methods and (self.dataset, self.setting, self.order) == (
             protocol.dataset, protocol.setting, protocol.order)
 
     def missing_rows(self, rows: Sequence[TableRow]) -> list[str]:
-        """The texts of the rows that have no cell at all."""
-        there = {row.protocol.row for row in rows if self.is_of_run(row.protocol)}
-        return [text for text in self.methods if text not in there]
+        """The texts of the run's rows that have no cell yet."""
+        found = {row.protocol.row for row in rows if self.is_of_run(row.protocol)}
+        return [text for text in self.methods if text not in found]
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """The results of one method under one protocol, by domain and seed.
+    """The results of one method under one protocol.
 
     Args:
-        results: the cells that are there.
-        wanted_seeds: the seeds that the row must have besides those of its results.
+        results: the recorded cells, by domain and seed.
+        wanted_seeds: seeds that the row must have beside those of its results.
     """
 
     results: dict[tuple[DomainKey, int], Result]
@@ -117,17 +118,17 @@ class TableRow:
 
     @property
     def protocol(self) -> Protocol:
-        """How its cells were run, the same for all of them."""
+        """The protocol, which is the same for all its cells."""
         return Protocol.of(next(iter(self.results.values())).record)
 
     @property
     def seeds(self) -> list[int]:
-        """Those that are wanted and those that any domain has."""
+        """The wanted seeds and those of any result, sorted."""
         return sorted({seed for _, seed in self.results}.union(self.wanted_seeds))
 
     @property
     def absent_seeds(self) -> list[int]:
-        """The wanted seeds that no domain has."""
+        """The wanted seeds without any result."""
         return sorted(set(self.wanted_seeds).difference(seed for _, seed in self.results))
 
     @property
@@ -135,24 +136,24 @@ class TableRow:
         return {domain for domain, _ in self.results}
 
     def missing(self, domains: Sequence[DomainKey]) -> list[DomainKey]:
-        """The domains that lack a seed of the row, once per seed."""
+        """The domain of each missing cell, over `domains` and the row's seeds."""
         return [domain for domain in domains for seed in self.seeds
                 if (domain, seed) not in self.results]
 
     def within(self, domains: Sequence[DomainKey]) -> list[Result]:
-        """The results of these domains that are there, seed by seed."""
+        """The results on these domains that exist, seed by seed."""
         return [self.results[domain, seed] for seed in self.seeds for domain in domains
                 if (domain, seed) in self.results]
 
     def images(self, domains: Sequence[DomainKey]) -> frozenset[tuple[DomainKey, str]]:
-        """What identifies the images of these domains: rows are compared where it is equal."""
+        """A key of the images of these domains; rows with equal keys are on the same images."""
         return frozenset((domain_key(result.record), result.record.images_hash)
                          for result in self.within(domains))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a folder, with what makes them whole: all tables and pictures start from here."""
+    """The rows of a folder, and the cells that were wanted. Tables and plots are made from it."""
 
     rows: tuple[TableRow, ...]
     wanted: Wanted
@@ -164,17 +165,17 @@ class Rows:
         return [row for row in self.rows if row.protocol.dataset == dataset]
 
     def domains(self, dataset: str) -> set[DomainKey]:
-        """The domains that a row on `dataset` must have: the run's, and those that any row has."""
+        """The domains that a row on `dataset` must have: those of the run and of any row."""
         found = {domain for row in self.of(dataset) for domain in row.domains}
         return found.union(self.wanted.domains if dataset == self.wanted.dataset else ())
 
     def notes(self, dataset: str) -> list[str]:
-        """What a reader of the tables on `dataset` must know of what was wanted."""
-        if self.wanted.doubt:
-            return [self.wanted.doubt]
+        """Notes for the tables on `dataset`: how complete rows are told, and rows without cells."""
+        if self.wanted.unknown_because:
+            return [self.wanted.unknown_because]
         if dataset != self.wanted.dataset:
-            return [f"The folder's config.yaml is of {self.wanted.dataset}: a row on {dataset} is "
-                    "taken as whole if it has every domain that any row has."
+            return [f"The folder's config.yaml is for {self.wanted.dataset}: a row on {dataset} "
+                    "counts as complete if it has every domain that any row has."
                     ] if self.wanted.dataset else []
         missing = self.wanted.missing_rows(self.rows)
         return [f"The run's METHODS without any cell yet: {', '.join(missing)}."] if missing else []
@@ -185,7 +186,7 @@ def domain_key(record: Record) -> DomainKey:
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
-    """The config that the last run left in a results folder, {} if it is not there or not ours."""
+    """The config.yaml of a results folder; {} if it is not found or not a config."""
     import yaml
 
     try:
@@ -196,7 +197,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 
 def wanted(folder: Path) -> Wanted:
-    """What the config.yaml of a results folder asks for."""
+    """The cells that the config.yaml of a results folder asks for."""
     from tta_apm.config.written import split
 
     saved = saved_config(folder)
@@ -206,10 +207,9 @@ def wanted(folder: Path) -> Wanted:
     if not all(isinstance(text, str) for text in texts) or not all(
             isinstance(values, list) and all(isinstance(value, kind) for value in values)
             for values, kind in zip(lists, kinds)):
-        return Wanted(doubt=(
-            f"{clean(str(folder / 'config.yaml'))} is missing or not one of ours: nothing tells "
-            "what the run wanted, so that a row is taken as whole if it has every domain that any "
-            "row has, for each of its own seeds."))
+        return Wanted(unknown_because=(
+            f"{clean(str(folder / 'config.yaml'))} is not found or not a config: a row counts as "
+            "complete if it has every domain that any row has, for each of its own seeds."))
     dataset, setting, order = map(str, texts)
     methods, corruptions, severities, seeds = (values or [] for values in lists)
     if order == "dirichlet":
@@ -223,7 +223,7 @@ def wanted(folder: Path) -> Wanted:
 
 
 def load_rows(folder: Path) -> Rows:
-    """The rows of a results folder, and what makes them whole. UserError as load_results."""
+    """The rows of a results folder, and the cells that were wanted. UserError as load_results."""
     return group_rows(load_results(folder), wanted(folder))
 
 
@@ -231,7 +231,7 @@ def load_results(folder: Path) -> list[Result]:
     """Read all cells below `folder`/cells.
 
     Raises:
-        UserError: if there is none, or a file is incomplete, not one of ours, or contradicts its
+        UserError: if there is none, or a file is incomplete, not a record, or contradicts its
             record.
     """
     paths = list(find_records(folder / CELLS)) if (folder / CELLS).is_dir() else []
@@ -243,7 +243,8 @@ def load_results(folder: Path) -> list[Result]:
 
 
 def _load_result(path: Path, shared: dict[bytes, np.ndarray]) -> Result:
-    """Read one cell. Cells on the same images share one index array, kept in `shared`."""
+    """Read one cell. Cells on the same images share one index array from `shared`, to save memory.
+    """
     record = Record(**clean_all(vars(load_record(path))))
     predictions = load_predictions(path, record)
     index = np.sort(predictions.index)
@@ -262,7 +263,7 @@ def _load_result(path: Path, shared: dict[bytes, np.ndarray]) -> Result:
 
 
 def group_rows(results: Sequence[Result], wanted: Wanted) -> Rows:
-    """The rows of a table: those of the run first, in its order, the others by backbone and text.
+    """Group cells into rows: those of the run in its order, then others by backbone and text.
 
     Raises:
         UserError: if two files hold the same cell.
@@ -286,11 +287,11 @@ def group_rows(results: Sequence[Result], wanted: Wanted) -> Rows:
 
 
 def _group(record: Record) -> str:
-    # Records of version 0.1.0 do not tell what they were made of: they share no mean with others.
+    # Records of version 0.1.0 have no identity: they are not averaged with later ones.
     return json.dumps([bool(record.identity), *vars(Protocol.of(record)).values()], sort_keys=True)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Sort key that has "STEPS 5" before "STEPS 10"."""
+    """A sort key for which "STEPS 5" comes before "STEPS 10"."""
     return [(int(part), "") if part.isdecimal() else (-1, part)
             for part in re.split(r"(\d+)", text)]

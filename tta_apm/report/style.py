@@ -1,6 +1,6 @@
-"""Style: one look for all pictures. Imports matplotlib only when a picture is made, no pyplot.
+"""Style: the common style of all pictures. Imports matplotlib when a picture is made, never pyplot.
 
-A picture is 8 inches wide and has 160 dots an inch, so that its 10 point text is read at the width
+Pictures are 8 inches wide at 160 dots per inch, so that their 10 point text is legible at the width
 of a README.
 """
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; yellow is left out, too pale on white.
+# Okabe and Ito's colours for the colour-blind, without yellow, which is too pale on white.
 COLOURS = {"blue": "#0072B2", "vermillion": "#D55E00", "green": "#009E73", "purple": "#CC79A7",
            "orange": "#E69F00", "sky": "#56B4E9", "black": "#000000"}
-GREY = "#767676"  # of references: a teacher, zero
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # a second sign beside the colour
+GREY = "#767676"  # for references: a teacher, zero
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # distinguish lines without their colours
 WIDTH = 8.0  # inches
 DOTS_PER_INCH = 160
 TEXT_SIZE = 10.0  # points
-LEGEND_HANDLE = 0.75  # inches that an entry of a legend takes beside its text
+LEGEND_HANDLE = 0.75  # inches of a legend's entry beside its text
 FORMATS = (".png", ".svg")
 
 
@@ -36,7 +36,7 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 4.0,
 
     Args:
         height: of the figure, in inches.
-        options: of matplotlib's Figure.subplots, such as sharex, sharey, gridspec_kw.
+        options: passed to matplotlib's Figure.subplots, e.g. sharex, sharey, gridspec_kw.
     """
     from matplotlib.figure import Figure as NewFigure
 
@@ -51,9 +51,9 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 4.0,
 
 
 def wrap(text: str, width: float, size: float = TEXT_SIZE) -> str:
-    """`text` in lines of at most `width` inches, as it is printed in `size` points.
+    """Wrap `text` in `size` points to lines of at most `width` inches.
 
-    Lines break between words, and inside a word only where it is wider than a line.
+    Lines break between words; a word that is wider than a line is broken.
     """
     return "\n".join(line for part in text.split("\n") for line in _lines(part, width, size))
 
@@ -95,7 +95,7 @@ def title(where: Figure | Axes, text: str, width: float = WIDTH - 0.2) -> None:
 
 
 def legend(picture: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend below all axes, every label once, in as many columns as fit."""
+    """One legend below all axes, each label once, in at most `columns` columns."""
     handles = {label: handle for one in axes
                for handle, label in zip(*one.get_legend_handles_labels())}
     labels = [wrap(label, WIDTH - 1) for label in handles]
@@ -107,7 +107,7 @@ def legend(picture: Figure, axes: Sequence[Axes], columns: int) -> None:
 
 
 def for_images(axes: Axes, title: str = "") -> None:
-    """Make `axes` a frame for an image: no ticks, no grid, no spines."""
+    """Prepare `axes` for an image: no ticks, no grid, no spines."""
     axes.set_title(title, fontsize=10)
     axes.grid(False)
     axes.set_xticks([])
@@ -116,7 +116,7 @@ def for_images(axes: Axes, title: str = "") -> None:
 
 
 def plain(text: str) -> str:
-    """`text` as matplotlib shows it without reading what stands between two $ as a formula."""
+    """`text` with $ escaped, so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -124,7 +124,7 @@ def save(picture: Figure, path: Path) -> Path:
     """Write a figure to `path`, a .png or .svg; equal figures give equal files.
 
     Raises:
-        UserError: for another ending, or a folder that cannot be written to.
+        UserError: for another suffix, or if the file cannot be written.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Table: rows on a data set with their figures, as all formats print them. Imports no torch."""
+"""Table: the rows on a data set with their figures, for all formats. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.report.results import DomainKey, Protocol, TableRow
 
 CLEAN_KEY: DomainKey = ("clean", 0)
-# Each column's domains: one, or the same corruption at several severities.
+# The domains of each column: one, or the same corruption at several severities.
 Columns = dict[str, tuple[DomainKey, ...]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One entry of a table, fractions. NaN: a missing cell, or a mean that would include one.
+    """One entry of a table, in fractions; NaN if a cell is missing or the field does not apply.
 
     Args:
         value: error or accuracy.
         std: over seeds; NaN for one seed.
         teacher: the teacher's error or accuracy on the same images; NaN without a teacher.
-        delta: `value` less `teacher`.
+        delta: `value` − `teacher`.
         low, high: the 95 % interval of `delta`.
         agreement: share of images on which method and teacher agree.
         cosine: mean final cosine of student and teacher.
@@ -39,21 +39,21 @@ class Figure:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of the difference is clear of 0."""
+        """Whether the interval of the difference excludes 0."""
         return self.low > 0 or self.high < 0
 
     def is_better(self, metric: str) -> bool:
-        """Whether the interval of the difference is clear of 0 on the better side of it."""
+        """Whether the interval of the difference excludes 0 and lies on the better side."""
         return self.low > 0 if metric == "accuracy" else self.high < 0
 
 
 @dataclass(frozen=True)
 class ClearColumns:
-    """In how many columns a row's interval of the difference to its teacher is clear of 0.
+    """The numbers of columns whose interval of the difference to the teacher excludes 0.
 
     Args:
-        better, worse: than its teacher.
-        compared: columns that have an interval.
+        better, worse: those in which the row is better or worse than its teacher.
+        compared: all columns that have an interval.
     """
 
     better: int
@@ -63,17 +63,18 @@ class ClearColumns:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row took, over all of its cells; NaN where one is missing or does not tell.
+    """The cost of a row over all its cells; NaN if a cell is missing or lacks the field.
 
     Args:
-        seconds_per_image: of the cells that ran while no other process used the device or the
-            cores; of all cells if there is none such.
-        peak_memory_mb: the highest of any cell.
-        share_updated: of the images, those of which an update was made.
-        forwards_per_image, backwards_per_image: images, views one by one, that went through the
-            backbone or a copy, and that a gradient went back for.
-        resets: by the method itself, the mean of its cells.
-        crowded: whether all cells ran beside other processes.
+        seconds_per_image: over the cells during which no other process used the device or the
+            cores; over all cells if there is no such cell.
+        gflops_per_image: the mean over cells.
+        peak_memory_mb: the maximum over cells, in MiB.
+        share_updated: the share of images that an update was made on.
+        forwards_per_image, backwards_per_image: passes through the backbone or a copy of it; each
+            view of an image counts.
+        resets: by the method itself, the mean over cells.
+        crowded: whether other processes used the device or the cores during all cells.
     """
 
     seconds_per_image: float = math.nan
@@ -88,13 +89,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the cells of a row come from: every value that occurs, sorted."""
+    """Where the cells of a row come from: the sorted values of all cells."""
 
     device: tuple[str, ...] = ()
     images_from: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     commit: tuple[str, ...] = ()
-    fingerprint: str = ""  # of the row, from those of its cells
+    fingerprint: str = ""  # a hash of the fingerprints of the cells
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,10 @@ class TableLine:
         heading: the method as it is printed.
         protocol: how it was run.
         summary: the protocol in short, as it is printed.
-        seeds: None is one that is not told.
-        figures: by the table's columns, with "mean" and, where there is one, "clean".
-        num_missing: cells of the table that are not there.
-        row: the results behind it; None where they were measured elsewhere.
+        seeds: None is a seed that is not stated.
+        figures: one for each of the table's columns, for "mean" and, if there is one, "clean".
+        num_missing: the number of missing cells.
+        row: its results; None if it was measured elsewhere.
     """
 
     number: int
@@ -129,12 +130,12 @@ class TableLine:
 
     @property
     def is_offline(self) -> bool:
-        """Whether it has seen all images of a domain before it predicted any."""
+        """Whether the method sees all images of a domain before it predicts any."""
         return self.protocol.scope == "domain"
 
     @property
     def has_teacher(self) -> bool:
-        """Whether it stands beside a teacher in any column."""
+        """Whether it is compared with a teacher in any column."""
         return not all(math.isnan(figure.delta) for figure in self.figures.values())
 
 
@@ -144,15 +145,15 @@ class Table:
 
     Args:
         dataset: its name.
-        severities: one, or those that each figure is the mean over; (0,) where all images are
+        severities: one, or several over which each figure is the mean; (0,) if all images are
             clean.
         metric: "error" or "accuracy".
-        columns: those that the mean is over, in the usual order.
-        clean: whether there is a column "clean" beside them, which the mean leaves out.
+        columns: those of the mean, in the usual order.
+        clean: whether there is a column "clean", which the mean leaves out.
         lines: one per row.
-        best: (number of a line, column) of the best values of online rows, compared as printed and
-            on the same images only.
-        notes: what a reader must know beside the numbers.
+        best: (line number, column) of the best values as printed, among online rows on the same
+            images.
+        notes: sentences below the table, e.g. on missing cells.
     """
 
     dataset: str
@@ -166,25 +167,25 @@ class Table:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The columns that are printed: clean if there is one, the corruptions, mean."""
+        """The names of the columns as printed: clean if there is one, the corruptions, mean."""
         if list(self.columns) == ["clean"]:
             return ("clean",)
         return (*(["clean"] if self.clean else []), *self.columns, "mean")
 
     @property
     def figures(self) -> dict[str, Columns]:
-        """Every figure of a line, with the columns that it is the mean of."""
+        """The name of each figure of a line, with the columns that it is the mean of."""
         clean: dict[str, Columns] = {"clean": {"clean": (CLEAN_KEY,)}} if self.clean else {}
         return clean | {name: {name: domains} for name, domains in self.columns.items()} | {
             "mean": self.columns}
 
     @property
     def domains(self) -> list[DomainKey]:
-        """Those of all columns, each once."""
+        """The domains of all columns, each once."""
         return [*([CLEAN_KEY] if self.clean else []), *domains_of(self.columns)]
 
     def clear_columns(self, line: TableLine) -> ClearColumns:
-        """Those of `line`, over the columns that the mean is over."""
+        """The clear columns of `line`, among those of the mean."""
         figures = [line.figures[name] for name in self.columns]
         better = sum(figure.is_better(self.metric) for figure in figures)
         return ClearColumns(better, sum(figure.is_clear for figure in figures) - better,
@@ -196,13 +197,13 @@ class Table:
 
 
 def in_usual_order(names: Iterable[str]) -> list[str]:
-    """Corruptions as the field orders them, others after them by alphabet."""
+    """Distinct corruptions in the usual order of the field, others after them alphabetically."""
     return sorted(set(names), key=lambda name: (
         CORRUPTIONS.index(name) if name in CORRUPTIONS else len(CORRUPTIONS), name))
 
 
 def empty_tables(dataset: str, domains: set[DomainKey], metric: str) -> list[Table]:
-    """The tables that a data set's domains make, without lines."""
+    """The tables of a data set with these domains, without lines."""
     severities = sorted({severity for _, severity in domains} - {0})
     if not severities:
         return [Table(dataset, (0,), metric, {"clean": (CLEAN_KEY,)}, clean=False)]

@@ -1,4 +1,4 @@
-"""Tables: table.md, table.csv and table.tex of a folder of results. Imports no torch."""
+"""Write: table.md, table.csv and table.tex of a results folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tables:
 
     Args:
         files: the content of each file, by name.
-        terminal: what is printed, as wide as the terminal.
+        terminal: the text to print, within the width of the terminal.
     """
 
     files: Mapping[str, str]
@@ -35,18 +35,18 @@ class Tables:
 
 
 def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> Tables:
-    """Compute the tables of `folder` anew from its cells; nothing is written.
+    """Make the tables of `folder` from its cells, without writing them.
 
-    What is not asked for here is as the config.yaml of the folder says: which cells make a row
-    whole, the order of the rows, and the ablation of the paper to put beside them.
+    The folder's config.yaml says which cells a complete row has, the order of the rows, and which
+    ablation of the paper to show beside them.
 
     Args:
-        folder: of the results, with the records below cells/ and imported logs in imported/.
-        metric: "error" or "accuracy"; "" takes the run's.
-        published: put the rows of the paper's tables below ours, where it has such a table.
+        folder: the results folder, with records below cells/ and imported logs in imported/.
+        metric: "error" or "accuracy"; "" takes that of the run.
+        published: show the rows of the paper's table below ours, if there is one.
 
     Raises:
-        UserError: if there are no results, or a file of them is not whole.
+        UserError: if there are no results, or a file of them is incomplete.
     """
     saved = saved_config(folder)
     metric = metric or str(saved.get("METRIC", "error"))
@@ -64,14 +64,14 @@ def make_tables(folder: Path, *, metric: str = "", published: bool = False) -> T
 
 
 def with_imported(folder: Path, metric: str = "error") -> tuple[Rows, list[Table]]:
-    """The folder's own rows, and its tables with the imported ones."""
+    """The folder's own rows, and its tables with the imported rows below them."""
     external = imported.rows(imported.load(folder))
     rows = _rows(folder, required=not external)
     return rows, add_external(build_tables(rows, metric=metric), external, metric)
 
 
 def _rows(folder: Path, required: bool) -> Rows:
-    """The folder's own rows; none of them are `required` beside imported ones."""
+    """The folder's own rows; UserError if there are none and they are `required`."""
     if required or (folder / CELLS).is_dir():
         return load_rows(folder)
     return group_rows([], wanted(folder))

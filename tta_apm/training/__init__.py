@@ -1,4 +1,4 @@
 """Training: the small backbones and contexts that ship, and those of the runs on CIFAR-10.
 
-`tta-apm train NAME` makes one of them. An annex: nothing of the kit imports it.
+`tta-apm train NAME` trains one of them. An annex: the kit does not import it.
 """

@@ -1,6 +1,6 @@
-"""Backbones: the weights of the small backbones, the packaged ones and those of CIFAR-10.
+"""Backbones: train the small backbones that ship and those of the runs on CIFAR-10.
 
-The same machine with the same number of threads gives the same file again.
+The same machine with the same number of threads writes the same file again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _Net = TypeVar("_Net", bound=nn.Module)
 
 
 class Pixels(NamedTuple):
-    """Images to train on, and how a network takes them."""
+    """Images to train on, and the normalisation of the network."""
 
     images: Clean
     mean: Sequence[float]
@@ -49,7 +49,7 @@ class Pixels(NamedTuple):
 
 
 def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
-    """Train a network, write its weights and print how many test images it gets right."""
+    """Train a network, write its weights and print its test accuracy."""
     test = recipe.data.test(data_dir)
     save(train(recipe, data_dir=data_dir), file)
     for prompts in recipe.template_sets or ("",):
@@ -59,7 +59,7 @@ def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
 
 
 def train(recipe: BackboneRecipe, *, data_dir: str) -> nn.Module:
-    """A new network of `recipe`, trained on the data set below `data_dir`."""
+    """Train a new network of `recipe` on the data set below `data_dir`."""
     torch.manual_seed(SEED)
     device = choose_device("auto")
     return TRAINERS[recipe.kind](recipe, recipe.data.train(data_dir), device)
@@ -83,10 +83,10 @@ def accuracy(backbone: Backbone, data: Clean) -> float:
     return correct / len(data.labels)
 
 
-# One for each kind
+# The kinds of backbone
 
 def _classifier(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
-    """Normalised images -> logits, by cross-entropy."""
+    """A classifier, by cross-entropy."""
     import timm
     from timm.data import resolve_model_data_config
 
@@ -104,9 +104,9 @@ def _classifier(recipe: BackboneRecipe, images: Clean, device: torch.device) -> 
 def _clip(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """Both towers of an open_clip model, to match images and prompts.
 
-    The loss is the image-to-text half of CLIP's over the K classes instead of over the batch:
-    each step puts every class name into a template chosen at random, and each image must pick the
-    text of its class. So two images of one class are never taken for a mismatch.
+    The loss is the image-to-text half of CLIP's, over the K classes instead of over the batch: each
+    step puts every class name into a template chosen at random, and each image must match the text
+    of its class. So two images of one class in a batch are no mismatch.
     """
     import open_clip
 
@@ -134,7 +134,8 @@ def _clip(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Mod
 
 @torch.no_grad()
 def _zero_unseen(embedding: nn.Embedding, tokens: Tensor) -> None:
-    """Zero the rows of words that no prompt has: they get no gradient; `save` leaves them out."""
+    """Zero the embeddings of tokens that no prompt has: they get no gradient, and `save` leaves
+    them out."""
     seen = torch.zeros(embedding.num_embeddings, 1, device=tokens.device)
     seen[tokens.unique()] = 1
     embedding.weight.mul_(seen)
@@ -158,7 +159,7 @@ def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Modu
 
 
 def _rotation(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
-    """Both branches on views as TTT makes them: labels, and turns of all four rotations."""
+    """TTT's network: both branches on augmented views, for labels and for all four rotations."""
     from tta_apm.backbones import rotation
     model = rotation.MODELS[recipe.model]
     net: Joint = _channels_last(model.make(len(images.class_names)).to(device))
@@ -180,11 +181,11 @@ TRAINERS: dict[str, Callable[[BackboneRecipe, Clean, torch.device], nn.Module]] 
     "classifier": _classifier, "clip": _clip, "mae": _mae, "rotation": _rotation}
 
 
-# What they share
+# Shared by the kinds
 
 def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], recipe: BackboneRecipe,
          data: Pixels, augment: Callable[[Tensor], Tensor] | None = None) -> None:
-    """Lower `loss` of batches of images and labels for the epochs of a recipe."""
+    """Minimise `loss`, of a batch of images and labels, for the epochs of a recipe."""
     device = next(net.parameters()).device
     pixels = torch.from_numpy(data.images.pixels).permute(0, 3, 1, 2).to(device)
     labels = torch.from_numpy(data.images.labels).to(device)
@@ -215,15 +216,15 @@ def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], recipe: Backb
 
 
 def _decay_matrices(net: nn.Module) -> list[dict]:
-    """Parameter groups: weight decay for matrices and filters, none for biases and gains."""
+    """Parameter groups: weight decay for matrices and filters, none for biases and scales."""
     parameters = list(net.parameters())
     return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
 
 
 def shift(images: Tensor, generator: torch.Generator, *, max_shift: int, flip: bool) -> Tensor:
-    """Shift each image of [B,3,H,W] by up to `max_shift` pixels either way, edges repeated; and
-    mirror half of them if `flip`."""
+    """Shift each image of [B,3,H,W] by up to `max_shift` pixels in either direction, with edges
+    repeated; mirror each with probability 1/2 if `flip`."""
     count, device = len(images), images.device
     corners = torch.randint(2 * max_shift + 1, (2, count, 1), generator=generator, device=device)
     mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5 if flip else None
@@ -232,5 +233,6 @@ def shift(images: Tensor, generator: torch.Generator, *, max_shift: int, flip: b
 
 
 def _channels_last(net: _Net) -> _Net:
-    """The same network, whose convolutions are several times as fast on a CPU."""
+    """The same network in channels-last memory format, which makes convolutions several times as
+    fast on a CPU."""
     return net.to(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
-"""Contexts: the files of CoOp and CoCoOp for the small CLIPs.
+"""Contexts: train the contexts of CoOp and CoCoOp for the small CLIPs.
 
-They belong to one CLIP: who trains that anew trains them anew.
+A context fits one CLIP only: train it again after that CLIP was trained again.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tta_apm.training.recipes import ContextRecipe
 
 SEED = 0
 SHOTS = 16  # images per class
-PHRASE = "a photo of a"  # that the context starts as: the authors' "ctxv1"
+PHRASE = "a photo of a"  # the initial context: the authors' "ctxv1"
 
-# Of both papers: SGD, cosine, and a first epoch at a constant rate.
+# As in both papers: SGD, a cosine schedule, and a first epoch at a constant rate.
 LR = 2e-3
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -33,7 +33,7 @@ FIRST_LR = 1e-5
 
 
 def make(recipe: ContextRecipe, data_dir: str, file: Path) -> None:
-    """Train a context, write it and print how many test images it gets right."""
+    """Train a context, write it and print its test accuracy."""
     torch.manual_seed(SEED)
     data, test = recipe.data.train(data_dir), recipe.data.test(data_dir)
     backbone = build("clip", recipe.model, recipe.weights, class_names=data.class_names,
@@ -79,7 +79,7 @@ def train(context: Context, backbone: ClipBackbone, features: Tensor, labels: Te
 def classify(context: Context, prompts: ContextPrompts, backbone: ClipBackbone, features: Tensor
              ) -> Tensor:
     """Logits [B,K] of image features [B,D] of length one."""
-    # Without a meta-net the context is the same for all.
+    # Without a meta-net the context is the same for all images.
     some = features if context.meta_net is not None else features[:1]
     return cosine_logits(backbone, features[:, None], prompts(context(some)))[:, 0]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import tta_apm
 
-if TYPE_CHECKING:  # the list of names answers at once
+if TYPE_CHECKING:  # so that `tta-apm train --help` does not import the data sets
     from tta_apm.data.dataset import Clean
 
 PACKAGED = Path(tta_apm.__file__).parent / "backbones" / "shipped"
@@ -17,14 +17,14 @@ PACKAGED = Path(tta_apm.__file__).parent / "backbones" / "shipped"
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on. Shifts and mirroring are the only augmentation: corruptions must hurt, or
-    there is nothing to adapt to."""
+    """The training and test images. Shifts and mirroring are the only augmentation: under more, the
+    corruptions would hardly lower the accuracy, and there would be nothing to adapt to."""
 
-    train: Callable[[str], Clean]  # of DATA_DIR
+    train: Callable[[str], Clean]  # takes DATA_DIR
     test: Callable[[str], Clean]
     max_shift: int  # in pixels
     flip: bool  # mirror half of the images
-    autocast: bool  # products in bfloat16, for data sets that take long
+    autocast: bool  # products in bfloat16, for long trainings
     out: Path  # folder of the weights
 
 
@@ -56,15 +56,15 @@ CIFAR = Data(_cifar_train, _cifar_test, max_shift=4, flip=True, autocast=True, o
 class BackboneRecipe:
     """How a network is trained."""
 
-    module: ClassVar[str] = "tta_apm.training.backbones"  # which has make(recipe, data_dir, file)
+    module: ClassVar[str] = "tta_apm.training.backbones"  # it has make(recipe, data_dir, file)
 
     kind: str
     model: str  # as in a config
     data: Data
     epochs: int
     lr: float
-    told: str  # the time that it takes and the test images that it then gets right
-    template_sets: tuple[str, ...] = ()  # whose prompts a CLIP learns
+    summary: str  # training time and test accuracy
+    template_sets: tuple[str, ...] = ()  # the prompts that a CLIP is trained on
 
 
 @dataclass(frozen=True)
@@ -79,45 +79,45 @@ class ContextRecipe:
     data: Data
     epochs: int
     batch_size: int
-    told: str
+    summary: str
 
 
 RECIPES: dict[str, BackboneRecipe | ContextRecipe] = {
     "digits_resnet": BackboneRecipe(
         "classifier", "timm/digits_resnet", DIGITS, epochs=40, lr=2e-3,
-        told="half a minute on two cores, 99.3 % right"),
+        summary="half a minute on two cores, 99.3 % right"),
     "digits_clip": BackboneRecipe(
         "clip", "digits_clip", DIGITS, epochs=60, lr=1e-3,
-        told="four minutes on two cores, 98.0 % right",
+        summary="four minutes on two cores, 98.0 % right",
         template_sets=("digits", "single", "cifar")),
     "digits_mae": BackboneRecipe(
         "mae", "digits_mae", DIGITS, epochs=400, lr=1.5e-3,
-        told="four minutes on one core, 98.7 % right"),
+        summary="four minutes on one core, 98.7 % right"),
     "digits_rotation": BackboneRecipe(
         "rotation", "digits_rotation", DIGITS, epochs=80, lr=3e-3,
-        told="two minutes on two cores, 98.5 % right"),
+        summary="two minutes on two cores, 98.5 % right"),
     "digits_coop": ContextRecipe(
         False, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=50, batch_size=32,
-        told="CoOp's context for digits_clip"),
+        summary="CoOp's context for digits_clip"),
     "digits_cocoop": ContextRecipe(
         True, "digits_clip", "digits_clip.safetensors", DIGITS, epochs=10, batch_size=1,
-        told="CoCoOp's context for digits_clip"),
+        summary="CoCoOp's context for digits_clip"),
     "cifar_resnet": BackboneRecipe(
         "classifier", "timm/cifar_resnet", CIFAR, epochs=12, lr=4e-3,
-        told="21 minutes on one core, 82.1 % right"),
+        summary="21 minutes on one core, 82.1 % right"),
     "cifar_clip": BackboneRecipe(
         "clip", "cifar_clip", CIFAR, epochs=12, lr=3e-3,
-        told="28 minutes on one core, 81.1 % right", template_sets=("cifar", "single")),
+        summary="28 minutes on one core, 81.1 % right", template_sets=("cifar", "single")),
     "cifar_mae": BackboneRecipe(
         "mae", "cifar_mae", CIFAR, epochs=10, lr=1.5e-3,
-        told="54 minutes on one core, 63.4 % right"),
+        summary="54 minutes on one core, 63.4 % right"),
     "cifar_rotation": BackboneRecipe(
         "rotation", "cifar_rotation", CIFAR, epochs=4, lr=3e-3,
-        told="27 minutes on one core, 60.7 % right"),
+        summary="27 minutes on one core, 60.7 % right"),
     "cifar_coop": ContextRecipe(
         False, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=50, batch_size=32,
-        told="CoOp's context for cifar_clip"),
+        summary="CoOp's context for cifar_clip"),
     "cifar_cocoop": ContextRecipe(
         True, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=10, batch_size=1,
-        told="CoCoOp's context for cifar_clip"),
+        summary="CoCoOp's context for cifar_clip"),
 }

@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
 from tta_apm.errors import UserError, explain
-from tta_apm.online import elsewhere, unreachable
+from tta_apm.online import offline_advice, unreachable
 
 
 def from_hub(repo: str, names: Sequence[str]) -> Path:
@@ -36,8 +36,9 @@ def from_hub(repo: str, names: Sequence[str]) -> Path:
             except Exception as error:  # each version of the client raises its own
                 reason = explain(error)
     choices = " or ".join(names)
-    advice = elsewhere(huggingface_hub.hf_hub_url(repo, names[0]),
-                       "and give the file's path as WEIGHTS, or let `hf download` fill the cache "
-                       "there and copy it here (HF_HOME names the folder)")
+    advice = offline_advice(
+        huggingface_hub.hf_hub_url(repo, names[0]),
+        "and give the file's path as WEIGHTS, or let `hf download` fill the cache there and copy "
+        "it here (HF_HOME names the folder)")
     raise UserError(f"the weights {choices} of {repo} are not here and cannot be downloaded "
                     f"({reason}). {advice}")

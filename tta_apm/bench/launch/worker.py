@@ -83,7 +83,8 @@ def work(order: Order) -> Ending:
         return Ending(f"{order.name} on {platform.node()} does not find {folder}: OUTPUT_DIR must "
                       "be on a disk that all machines share")
     _end_with(order.parent)
-    with _output_to(folder / LOGS / f"worker-{order.number}.log"), Interrupts(rule=True) as signals:
+    log = folder / LOGS / f"worker-{order.number}.log"
+    with _output_to(log), Interrupts(take_over=True) as signals:
         try:
             os.chdir(order.start_folder)
             # timm's import uses what newer torch deprecates: nothing that a user could act on.

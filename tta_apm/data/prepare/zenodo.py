@@ -24,7 +24,7 @@ from tta_apm.data import cifar, imagenet
 from tta_apm.data.provenance import MARK
 from tta_apm.errors import UserError, explain, nearest
 from tta_apm.lock import locked
-from tta_apm.online import elsewhere
+from tta_apm.online import offline_advice
 from tta_apm.progress import bar
 
 ZENODO = "https://zenodo.org"
@@ -120,7 +120,7 @@ class Download:
                                            entry["checksum"].removeprefix("md5:"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             names = ", ".join(file for file, _ in self.missing)
-            advice = elsewhere(names, f"from there, and unpack it here in {self.folder}")
+            advice = offline_advice(names, f"from there, and unpack it here in {self.folder}")
             raise UserError(f"{self.page} cannot be asked ({error}). {advice}") from error
         return sum(remote.size for remote in self.remote.values())
 

@@ -1,6 +1,6 @@
-"""Formats: tables as text, a module for each with a function `text(tables)`. Import no torch.
+"""Formats: one module each, with a function `text(tables)`. They import no torch.
 
-`tta-apm export NAME` writes them. Another one, ours or yours, is a file and a line of a setup.cfg:
+`tta-apm export NAME` calls it. A new format is one file and one line of a setup.cfg:
 
     [options.entry_points]
     tta_apm.formats =

@@ -13,24 +13,26 @@ from tta_apm.report.table import Figure, Table, TableLine, in_usual_order
 if TYPE_CHECKING:
     import pandas as pd
 
-# Fields of a figure, beside its value, with the prefixes of their columns; those in per cent first.
+# The fields of a figure beside its value, with the prefixes of their columns: those in per cent,
+# and the others.
 _PERCENT = {"std": "std", "teacher": "teacher", "delta": "delta", "low": "delta_low",
             "high": "delta_high", "agreement": "agreement"}
 _COSINE = {"cosine": "cosine"}
-# Columns that follow those of the corruptions; the protocol, cost and origin come behind them.
+# Columns after those of the corruptions; protocol, cost and origin follow them.
 _FIRST = ("std_mean", "metric", "dataset", "severity", "num_images", "seeds", "num_missing",
           "teacher_mean", "delta_mean", "delta_low_mean", "delta_high_mean", "agreement", "cosine")
 
-# What makes a cell a formula; the last four in spreadsheets of East Asian languages.
+# A text that starts with one of these is a formula to a spreadsheet; the last four in East Asian
+# languages.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 def text(tables: Sequence[Table]) -> str:
-    """All tables below one another.
+    """All tables in one.
 
-    Columns: `method`, the corruptions, `mean`, `clean` if there is one, then the rest. Scores,
-    std and differences are in per cent with four decimals; what is missing is empty.
+    Columns: `method`, the corruptions, `mean`, `clean` if there is one, then the others. Scores,
+    std and differences are in per cent with four decimals; missing values are empty.
     """
     import pandas as pd
 
@@ -43,7 +45,7 @@ def text(tables: Sequence[Table]) -> str:
 
 
 def _line(table: Table, line: TableLine, names: Sequence[str]) -> dict[str, Any]:
-    """The cells of a line by their columns; those that are not in _FIRST in their order."""
+    """The entries of a line by column; columns that are not in _FIRST keep this order."""
     protocol, origin = dict(vars(line.protocol)), vars(line.origin)
     hyper_parameters = protocol.pop("hyper_parameters")
     figures = {name: line.figures.get(name, Figure()) for name in names}
@@ -76,13 +78,13 @@ def _short(value: float) -> float:
 
 
 def csv_of(frame: pd.DataFrame) -> str:
-    """A frame as CSV in which no text is taken for a formula by a spreadsheet."""
+    """A frame as CSV in which no text is a formula to a spreadsheet."""
     inert = frame.rename(columns=_inert).apply(lambda column: column.map(_inert))
     return str(inert.to_csv(index=False, lineterminator="\n"))
 
 
 def _inert(cell: Any) -> Any:
-    """A text that a spreadsheet would run gets an apostrophe before it; numbers stay numbers."""
+    """`cell`, after an apostrophe if it is a text that a spreadsheet takes for a formula."""
     if not isinstance(cell, str) or not cell.startswith(_FORMULA) or _NUMBER.fullmatch(cell):
         return cell
     return f"'{cell}"

@@ -1,4 +1,4 @@
-"""Grid: a table as lines of texts, for formats with a line per row. Imports no torch."""
+"""Grid: a table as lines of texts, for formats with one line per row. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HEADS = {
 
 def make_grid(table: Table, *, bold: str, escape: Callable[[str], str], cost: bool = True
               ) -> tuple[list[str], list[list[str]]]:
-    """Head and lines, a line per method and protocol.
+    """The head and the lines of a table as texts, one line per row.
 
     Args:
-        bold: how the format prints bold text, with {} for the text.
-        escape: makes a text safe in the format.
-        cost: whether there are columns of time, work and memory.
+        bold: bold text in the format, with {} for the text.
+        escape: escapes the format's special characters in a text.
+        cost: whether to include time, GFLOPs and memory.
     """
     head = ["#", "method", "backbone", *(HEADS.get(name, name) for name in table.shown)]
     if table.lines_with_teacher:
@@ -45,14 +45,15 @@ def _figures(table: Table, line: TableLine, bold: str, escape: Callable[[str], s
 
 
 def _teacher(table: Table, line: TableLine) -> list[str]:
-    """The columns of the teacher, empty for a line without one; none if no line has one."""
+    """The entries of the teacher's columns; empty texts for a line without one, and no entries if
+    no line has one."""
     if not line.has_teacher:
         return [""] * 4 if table.lines_with_teacher else []
-    teacher, _, _, *likeness = phrases.against_teacher(line.mean)
-    return [teacher, phrases.delta(line.mean), *likeness]
+    teacher, _, _, *similarity = phrases.against_teacher(line.mean)
+    return [teacher, phrases.delta(line.mean), *similarity]
 
 
 def padded(cells: Sequence[str], widths: Iterable[int], left: Iterable[bool]) -> list[str]:
-    """Cells filled up to their widths, aligned to the left or to the right."""
+    """Texts padded to their widths, aligned to the left or to the right."""
     return [text.ljust(width) if flush else text.rjust(width)
             for text, width, flush in zip(cells, widths, left)]

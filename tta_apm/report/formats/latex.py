@@ -9,7 +9,7 @@ from tta_apm.report import phrases
 from tta_apm.report.formats.grid import make_grid
 from tta_apm.report.table import Table
 
-_SIGNS = {
+_ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "±": r"$\pm$",
@@ -17,7 +17,7 @@ _SIGNS = {
 }
 
 
-# A table that is wider than the line is scaled down to it; its head says how to keep its size.
+# A table that is wider than the line is scaled down; the first lines say how to keep its size.
 HEAD = "\n".join([
     r"% needs \usepackage{booktabs,graphicx}",
     r"% \newcommand{\ttafit}[1]{#1} before this file leaves wide tables as they are.",
@@ -26,9 +26,9 @@ HEAD = "\n".join([
 
 
 def text(tables: Sequence[Table]) -> str:
-    """Each table with its notes below it, which hold the protocols of its rows by number.
+    """Each table, and below it its notes and the protocols of its rows by number.
 
-    It needs the packages booktabs and graphicx.
+    The text needs the packages booktabs and graphicx.
     """
     parts = [HEAD]
     for table in tables:
@@ -49,11 +49,11 @@ def text(tables: Sequence[Table]) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Escaped text whose long words, such as paths, may break behind these signs."""
+    """Escaped text in which long words, e.g. paths, may break after / _ - and dots."""
     return re.sub(r"(/|\\_|-|\.(?!\d))(?=\w{4})", r"\1\\allowbreak{}", text)
 
 
 def escape(text: str) -> str:
-    """`text` so that LaTeX prints it as it is."""
-    text = "".join(_SIGNS.get(character, character) for character in text)
+    """Escape the characters that are special in LaTeX."""
+    text = "".join(_ESCAPES.get(character, character) for character in text)
     return re.sub(r"(?<![\w-])([-+])(?=\d)", r"$\1$", text)  # signs of numbers

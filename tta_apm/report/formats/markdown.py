@@ -1,4 +1,4 @@
-"""Markdown: all tables with what a reader must know. Imports no torch."""
+"""Markdown: all tables with their notes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tta_apm.report.table import Table
 
 
 def text(tables: Sequence[Table]) -> str:
-    """A section for each table, aligned so that it reads as plain text too."""
+    """One section per table; columns are aligned, so that it is also readable as plain text."""
     parts = ["# Results"]
     for table in tables:
         head, lines = make_grid(table, bold="**{}**", escape=escape)
@@ -25,7 +25,7 @@ def text(tables: Sequence[Table]) -> str:
 
 
 def _against_teachers(table: Table) -> str:
-    """A line per corruption, a column per method."""
+    """The differences to the teachers: one line per corruption, one column per method."""
     lines = table.lines_with_teacher
     return pipe_table(
         ["", *(f"{line.number} {escape(line.heading)}" for line in lines)],
@@ -44,5 +44,5 @@ def pipe_table(head: Sequence[str], grid: Grid, text: int) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` so that Markdown shows it as it is; an underscore within a word already is."""
+    """Escape the characters that are special in Markdown, except underscores within a word."""
     return re.sub(r"([\\`*<>|~$&]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""Terminal: the tables turned, methods as columns, since 15 corruptions do not fit side by side.
+"""Terminal: tables with methods as columns, since 15 corruptions do not fit side by side.
 
 Imports no torch.
 """
@@ -13,14 +13,11 @@ from tta_apm.report import phrases
 from tta_apm.report.formats.grid import Grid, padded
 from tta_apm.report.table import Table, TableLine
 
-HEAD_WIDTH = 14  # of a method's name, if no word of it is longer
+HEAD_WIDTH = 14  # characters of a line of a method's name, unless a word is longer
 
 
 def text(tables: Sequence[Table]) -> str:
-    """The tables within the width of the terminal.
-
-    Of several severities only their mean is shown: the files have the others.
-    """
+    """The tables, within the width of the terminal; of several severities only the mean."""
     width = shutil.get_terminal_size((100, 24)).columns
     of_datasets = {table.dataset: table for table in tables}  # the last table of each
     texts = [_turned(table, width) for table in of_datasets.values()]
@@ -30,7 +27,7 @@ def text(tables: Sequence[Table]) -> str:
 
 
 def _turned(table: Table, width: int) -> str:
-    """A table with methods as columns, then their protocols and all notes."""
+    """A table with methods as columns, followed by their protocols and all notes."""
     labels = [*table.shown, ""]
     if table.lines_with_teacher:
         labels += ["teacher", f"Δ ({phrases.good_sign(table)})", "95 % interval", "agree %",
@@ -54,14 +51,14 @@ def _turned(table: Table, width: int) -> str:
 
 
 def _wrapped(heading: str, room: int) -> list[str]:
-    """A heading in lines that break between words, unless a word is wider than the room."""
+    """A heading in lines of at most `room` characters, broken between words if possible."""
     longest = max(map(len, heading.split()), default=0)
     return textwrap.wrap(heading, min(max(HEAD_WIDTH, longest), max(room, HEAD_WIDTH)),
                          break_on_hyphens=False)
 
 
 def _column(table: Table, line: TableLine) -> list[str]:
-    """The texts of a line, below its heading."""
+    """The texts of a line's column, without its heading."""
     values = [phrases.value(line.figures[name])
               + ("*" if (line.number, name) in table.best else " ") for name in table.shown]
     teacher = [""] * 6 if table.lines_with_teacher else []
@@ -71,7 +68,7 @@ def _column(table: Table, line: TableLine) -> list[str]:
 
 
 def _side_by_side(labels: Sequence[str], columns: Grid, width: int) -> list[str]:
-    """Columns beside their labels, in as many tables as it takes for each to fit `width`."""
+    """Columns beside their labels, in as many tables as are needed to stay within `width`."""
     groups: list[list[Sequence[str]]] = [[labels]]
     used = [max(map(len, labels))]
     for column in columns:
