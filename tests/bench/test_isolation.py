@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tta_apm import cli
-from tta_apm.bench.backbone_state import backbone_state, changed_parts
+from tta_apm.bench.backbone_state import QuickState, backbone_state, changed_parts
 from tta_apm.bench.isolation import Guard, Trespass
 from tta_apm.bench.process_state import SETTINGS, ProcessState
 from tta_apm.bench.randomness import Randomness, global_state
@@ -197,6 +197,27 @@ def test_what_a_method_does_to_the_backbone_is_told(own, deed):
         guard.call(TO_THE_BACKBONE[deed], backbone)
     with pytest.raises(Trespass, match=r"what is not its own: the shared backbone \("):
         guard.check()
+
+
+@pytest.mark.parametrize("deed", [deed for deed in TO_THE_BACKBONE if deed != "a gradient"])
+def test_a_quick_look_sees_what_could_change_an_answer(own, deed):
+    backbone = own(deed)
+    with torch.no_grad():
+        backbone(torch.zeros(2, 3, 32, 32))
+        quick = QuickState(backbone)
+        assert quick.is_same()
+        TO_THE_BACKBONE[deed](backbone)
+    assert not quick.is_same()
+
+
+def test_other_objects_of_the_same_value_are_no_change(digits_clip):
+    backbone = copy.deepcopy(digits_clip)
+    quick = QuickState(backbone)
+    backbone.class_names = tuple(list(backbone.class_names))
+    backbone._forward_hooks[1] = print
+    assert not quick.is_same()
+    del backbone._forward_hooks[1]
+    assert quick.is_same()
 
 
 def test_its_parts_are_named(own):
