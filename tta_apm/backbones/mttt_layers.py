@@ -1,0 +1,252 @@
+"""Layers that mix tokens: MTTT's two with an inner loop, and the two attentions beside them.
+
+In each head of an MTTT layer an inner network f learns, from W0 on, to reconstruct the layer's own
+tokens; what it has learnt then transforms them (Sun et al. 2023, arXiv 2310.13807, sections 2, 3):
+
+    loss(W) = H/2 · mean over n tokens and D channels of (decoder(f(φ(x); W)) - x)²
+    W <- W - η · gradient of loss(W), `steps` passes over the tokens
+    output  = sum over the heads of h(f(ψ(x); W))
+
+The gradients are written out below, so that a layer works in any grad mode and the outer gradient
+goes through them; the inner networks of all images and heads take their steps as one program.
+
+Shape letters: B images, N tokens, n of them in a mini-batch, D channels, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tta_apm.errors import at_least, multiple_of
+
+EPSILON = 1e-6  # of layer normalisation, as in the authors' flax
+
+
+class InnerLoop(NamedTuple):
+    """How inner networks learn: gradient descent on the tokens of one image.
+
+    Attributes:
+        steps: passes over the tokens; 0 leaves the inner networks as they start.
+        mini_batches: disjoint random parts of the tokens, with an update after each; 1 is the full
+            batch. Each head has parts of its own.
+        lr: the paper's η.
+        generator: of the parts, on the CPU; None is torch's global one.
+    """
+
+    steps: int = 1
+    mini_batches: int = 1
+    lr: float = 1.0
+    generator: torch.Generator | None = None
+
+    def check(self, owner: str, num_tokens: int) -> None:
+        """UserError, of `owner`, for values out of range or parts that would be of unequal size."""
+        at_least(0, owner, steps=self.steps, lr=self.lr)
+        at_least(1, owner, mini_batches=self.mini_batches)
+        multiple_of(self.mini_batches, owner, "mini_batches", tokens=num_tokens)
+
+    def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """What each update learns from: tensors [B,H,N,·] or [B,1,N,·] -> the same of its tokens.
+
+        The same tokens for all images, so that an image's result does not depend on the others.
+        """
+        heads, num_tokens = tensors[0].shape[1:3]
+        each = torch.arange(heads)[:, None]
+        for _ in range(self.steps):
+            if self.mini_batches == 1:
+                yield tensors
+                continue
+            order = torch.rand(heads, num_tokens, generator=self.generator).argsort(1)
+            for chosen in order.chunk(self.mini_batches, 1):
+                yield tuple(tensor.expand(-1, heads, -1, -1)[:, each, chosen]
+                            for tensor in tensors)
+
+
+Weights = tuple[Tensor, ...]  # of inner networks, [H,·,·] at the start, then [B,H,·,·]
+
+
+class _Mttt(nn.Module):
+    """What both have: projections of the tokens into each head and out, and the inner loop.
+
+    Args:
+        width: D.
+        heads: H, a divisor of D.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.phi = nn.Linear(width, width)  # inner input
+        self.psi = nn.Linear(width, width)  # inner input once W is learnt
+        self.g = nn.Parameter(torch.empty(heads, width // heads, width))  # of the decoder
+        self.g_bias = nn.Parameter(torch.zeros(width))
+        self.h = nn.Linear(width, width)  # output
+        for matrix in (self.phi.weight, self.psi.weight, self.g, self.h.weight):
+            nn.init.uniform_(matrix, -math.sqrt(3 / width), math.sqrt(3 / width))
+        for linear in (self.phi, self.psi, self.h):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tensor, inner: InnerLoop) -> Tensor:
+        """Tokens [B,N,D] -> [B,N,D]."""
+        weights = self.learn(tokens, inner)
+        return self.h(_join(self.run(weights, _split(self.psi(tokens), self.heads))))
+
+    def learn(self, tokens: Tensor, inner: InnerLoop) -> Weights:
+        """The inner networks after the inner loop on tokens [B,N,D]."""
+        weights = self.start()
+        inputs = _split(self.phi(tokens), self.heads)
+        for some_inputs, some_targets in inner.parts(inputs, self.targets(tokens)):
+            gradients = self.gradients(weights, some_inputs, some_targets)
+            weights = tuple(value - inner.lr * gradient
+                            for value, gradient in zip(weights, gradients))
+        return weights
+
+    def start(self) -> Weights:
+        """W0."""
+        raise NotImplementedError
+
+    def run(self, weights: Weights, inputs: Tensor) -> Tensor:
+        """f: inputs [B,H,n,d] -> [B,H,n,d]."""
+        raise NotImplementedError
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """What `gradients` needs of tokens [B,N,D] that are to be reconstructed."""
+        raise NotImplementedError
+
+    def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
+        """Those of the inner loss on inputs [B,H,n,d]."""
+        raise NotImplementedError
+
+
+class MtttLinear(_Mttt):
+    """MTTT-Linear: f(z) = z W without bias, W0 = 0, a linear decoder.
+
+    With one step on the full batch and η = 1 it is linear attention with the queries ψ(x), the
+    keys φ(x), the values (x - bias of g) gᵀ and the denominator N·d (the paper's theorem 1).
+    """
+
+    def start(self) -> Weights:
+        size = self.g.shape[1]
+        return (self.g.new_zeros(self.heads, size, size),)
+
+    def run(self, weights: Weights, inputs: Tensor) -> Tensor:
+        return inputs @ weights[0]
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """(x - bias of g) gᵀ [B,H,N,d]: what is left of the tokens once the decoder is linear."""
+        return _split((tokens - self.g_bias) @ self.g.flatten(0, 1).mT, self.heads)
+
+    def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
+        error = inputs @ (weights[0] @ (self.g @ self.g.mT)) - targets
+        return (inputs.mT @ error / inputs[0, 0].numel(),)
+
+
+class MtttMlp(_Mttt):
+    """MTTT-MLP: f is an MLP d -> 4d -> d with GELU whose start W0 is learnt in the outer loop; layer
+    normalisation follows the decoder."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        size = width // heads
+        self.w1 = nn.Parameter(torch.empty(heads, size, 4 * size))
+        self.b1 = nn.Parameter(torch.zeros(heads, 1, 4 * size))
+        self.w2 = nn.Parameter(torch.empty(heads, 4 * size, size))
+        self.b2 = nn.Parameter(torch.zeros(heads, 1, size))
+        self.gain = nn.Parameter(torch.ones(heads, 1, width))
+        self.shift = nn.Parameter(torch.zeros(heads, 1, width))
+        for matrix in (*self.w1, *self.w2):
+            nn.init.xavier_uniform_(matrix)
+
+    def start(self) -> Weights:
+        return self.w1, self.b1, self.w2, self.b2
+
+    def run(self, weights: Weights, inputs: Tensor) -> Tensor:
+        w1, b1, w2, b2 = weights
+        return _gelu(inputs @ w1 + b1) @ w2 + b2
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """The tokens themselves, for every head: [B,1,N,D]."""
+        return tokens[:, None]
+
+    def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
+        w1, b1, w2, b2 = weights
+        hidden = inputs @ w1 + b1
+        active = _gelu(hidden)
+        decoded = (active @ w2 + b2) @ self.g + self.g_bias  # [B,H,n,D]
+        variance, mean = torch.var_mean(decoded, -1, correction=0, keepdim=True)
+        scale = (variance + EPSILON).rsqrt()
+        normal = (decoded - mean) * scale
+        error = normal * self.gain + self.shift - targets
+
+        # The chain rule, back through loss, normalisation, decoder and both layers of f.
+        d_normal = error * self.gain / inputs[0, 0].numel()
+        d_decoded = scale * (d_normal - d_normal.mean(-1, keepdim=True)
+                             - normal * (d_normal * normal).mean(-1, keepdim=True))
+        d_output = d_decoded @ self.g.mT
+        d_hidden = torch.ops.aten.gelu_backward(d_output @ w2.mT, hidden, approximate="tanh")
+        return (inputs.mT @ d_hidden, d_hidden.sum(-2, keepdim=True),
+                active.mT @ d_output, d_output.sum(-2, keepdim=True))
+
+
+class _Attention(nn.Module):
+    """Queries, keys, values and an output, as both attentions have them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(width, width) for _ in range(4))
+        for linear in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tensor, inner: InnerLoop) -> Tensor:
+        """Tokens [B,N,D] -> [B,N,D]; there is no inner loop."""
+        split = (_split(part(tokens), self.heads) for part in (self.query, self.key, self.value))
+        return self.out(_join(self.attend(*split)))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each [B,H,N,d] -> [B,H,N,d]."""
+        raise NotImplementedError
+
+
+class SelfAttention(_Attention):
+    """Self-attention, with a softmax."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+class LinearAttention(_Attention):
+    """Linear attention (Katharopoulos et al., ICML 2020), with the feature map elu(x) + 1."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key = F.elu(query) + 1, F.elu(key) + 1
+        return query @ (key.mT @ value) / (query @ key.sum(-2, keepdim=True).mT)
+
+
+class IdentityAttention(_Attention):
+    """Linear attention with the identity as its feature map and the denominator N·d: what
+    MTTT-Linear is equal to."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return query @ (key.mT @ value / key[0, 0].numel())
+
+
+def _gelu(values: Tensor) -> Tensor:
+    return F.gelu(values, approximate="tanh")  # as in the authors' flax
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """[B,N,D] -> [B,H,N,d]."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _join(tokens: Tensor) -> Tensor:
+    """[B,H,N,d] -> [B,N,D]."""
+    return tokens.transpose(1, 2).flatten(2)
