@@ -105,10 +105,16 @@ def digits_rotation():
 
 
 @pytest.fixture(scope="session")
-def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation):
+def digits_mttt():
+    return build("mttt_vit", "digits_mttt", "digits_mttt.safetensors",
+                 class_names=CLASS_NAMES, templates=(), device=CPU)
+
+
+@pytest.fixture(scope="session")
+def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation, digits_mttt):
     """A backbone of each kind."""
     return {"clip": digits_clip, "classifier": digits_resnet, "mae": digits_mae,
-            "rotation": digits_rotation}
+            "rotation": digits_rotation, "mttt_vit": digits_mttt}
 
 
 # Methods

@@ -43,9 +43,9 @@ class Method(nn.Module, ABC):
     `forward` adapts under `torch.enable_grad()`, so that a caller may call it under `no_grad`.
 
     Class attributes:
-        needs: the kind of backbone: "classifier", "clip", "mae" or "rotation". If a row says
-            BACKBONE clip, a method that needs a classifier gets the image tower of a CLIP, with
-            its text features as the head.
+        needs: the kind of backbone: "classifier", "clip", "mae", "rotation" or "mttt_vit". If a row
+            says BACKBONE clip, a method that needs a classifier gets the image tower of a CLIP,
+            with its text features as the head.
         also_takes: a second kind of backbone, which a row chooses by BACKBONE; "" for none.
         scope: what the result for an image depends on: "image" (that image alone), "batch" (also
             the other images of its batch), "stream" (also all batches before) or "domain" (all

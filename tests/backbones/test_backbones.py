@@ -17,7 +17,8 @@ from tta_apm.errors import UserError
 from tta_apm.training import backbones as train
 
 FILES = {"classifier": "digits_resnet.safetensors", "clip": "digits_clip.safetensors",
-         "mae": "digits_mae.safetensors", "rotation": "digits_rotation.safetensors"}
+         "mae": "digits_mae.safetensors", "rotation": "digits_rotation.safetensors",
+         "mttt_vit": "digits_mttt.safetensors"}
 
 
 @pytest.fixture(scope="module")

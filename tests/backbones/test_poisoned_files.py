@@ -19,6 +19,7 @@ from tta_apm.backbones.classifiers import load_classifier
 from tta_apm.backbones.clip import load_clip
 from tta_apm.backbones.clip_prompts import load_context
 from tta_apm.backbones.mae import load_mae
+from tta_apm.backbones.mttt_vit import load_mttt_vit
 from tta_apm.backbones.rotation import load_rotation
 from tta_apm.backbones.weights import files
 from tta_apm.data.digits import CLASS_NAMES
@@ -44,6 +45,7 @@ LOADERS = {
     "mae": lambda file, _: load_mae("digits_mae", file, num_classes=10, device="cpu"),
     "rotation": lambda file, _: load_rotation("digits_rotation", file, num_classes=10,
                                               device="cpu"),
+    "mttt": lambda file, _: load_mttt_vit("digits_mttt", file, num_classes=10, device="cpu"),
     "coop": lambda file, clip: load_context(file, clip, meta_net=False),
     "cocoop": lambda file, clip: load_context(file, clip, meta_net=True),
     "student": lambda file, _: load_student(Path(file)),

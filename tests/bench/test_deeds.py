@@ -67,6 +67,7 @@ class Plain(Method):
      SMALL["ttt"]["steps"] * SMALL["ttt"]["num_views"]),
     ("ttt_mae", 1, SMALL["ttt_mae"]["steps"] * SMALL["ttt_mae"]["masks"] + 1,
      SMALL["ttt_mae"]["steps"] * SMALL["ttt_mae"]["masks"]),
+    ("mttt", 1, 1, 0),  # the inner loop takes its steps within the forward
     # The gradient goes through the text tower, or through a student of its own.
     ("tpt", 1, SMALL["tpt"]["num_views"], 0), ("apm", 1, 1, 0)])
 def test_passes_are_counted_at_any_backbone(name, updated, forwards, backwards, make_method):

@@ -231,7 +231,7 @@ def test_untrained_refuses_what_is_unknown():
     for kind, model in (("clip", "ViT-B-17"), ("classifier", "resnet50"),
                         ("classifier", "timm/resnet5000"), ("classifier", "torchvision/resnet1"),
                         ("classifier", "robustbench/Standrd"), ("mae", "mae"),
-                        ("rotation", "resnet"), ("clp", "ViT-B-16")):
+                        ("rotation", "resnet"), ("mttt_vit", "vit"), ("clp", "ViT-B-16")):
         with pytest.raises(UserError, match="clp" if kind == "clp" else model.split("/")[-1]):
             untrained(kind, model, class_names=["a"] * 10, device=CPU)
 

@@ -27,6 +27,7 @@ SMALL = {
     "imagemagick": ("--images 1", "ImageMagick"),  # or that there is none
     "kills": ("--kills 2 --commands import table", "| all "),
     "loading": (f"--images 16 --batch-size 8 {ONCE}", "prefetched"),
+    "mttt": (f"--width 24 --heads 3 --tokens 16 --images 2 {ONCE}", "loop / one program"),
     "memory": ("--methods source --images 20", "15 domains"),
     "methods": (f"{SMALL_NETS} --classes 10 --images 1 --methods source clip_zero_shot",
                 "| clip_zero_shot |"),

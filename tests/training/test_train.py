@@ -24,10 +24,11 @@ def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
     data = replace(recipe.data, train=lambda data_dir: few, test=lambda data_dir: few)
     monkeypatch.setitem(RECIPES, name, replace(recipe, data=data))
     weights = []
-    for run in ("a.safetensors", "b.safetensors"):
-        assert cli.main(["train", name, "--out", str(tmp_path / run), "--epochs", "2"]) == cli.OK
+    for run, seed in (("a.safetensors", "0"), ("b.safetensors", "0"), ("c.safetensors", "1")):
+        assert cli.main(["train", name, "--out", str(tmp_path / run), "--epochs", "2",
+                         "--seed", seed]) == cli.OK
         weights.append((tmp_path / run).read_bytes())
-    assert weights[0] == weights[1]
+    assert weights[0] == weights[1] != weights[2]
     assert "a.safetensors" in capsys.readouterr().out
 
 
@@ -61,6 +62,7 @@ def test_every_packaged_recipe_has_its_weights_and_they_are_small():
 @pytest.mark.parametrize("words, message", [
     (["digits_clipp"], "unknown NAME 'digits_clipp': did you mean 'digits_clip'?"),
     (["digits_clip", "--epochs", "0"], "epochs 0 must be at least 1"),
+    (["digits_clip", "--seed", "-1"], "seed -1 must be at least 0"),
     (["cifar_clip", "--data-dir", "no/such/folder"], "no/such/folder"),
 ])
 def test_bad_words_are_told_in_a_sentence(words, message, capsys):

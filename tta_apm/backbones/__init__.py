@@ -1,1 +1,1 @@
-"""Frozen networks: classifiers, CLIP, the masked autoencoder and the rotation net."""
+"""Frozen networks: classifiers, CLIP, the masked autoencoder, the rotation net, MTTT's ViTs."""

@@ -82,6 +82,9 @@ PACKAGED: dict[str, Kind] = {
     # For TTT: a classifier with a rotation head, trained jointly.
     "rotation": Kind("tta_apm.backbones.rotation", {
         "MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"}),
+    # For MTTT: ViTs of one size, each with another layer that mixes its tokens, in one file.
+    "mttt_vit": Kind("tta_apm.backbones.mttt_vit", {
+        "MODEL": "digits_mttt", "WEIGHTS": "digits_mttt.safetensors"}),
 }
 
 # All kinds: the packaged ones, and those that other packages bring as entry points.

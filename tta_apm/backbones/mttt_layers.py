@@ -70,8 +70,8 @@ class InnerLoop(NamedTuple):
 Weights = tuple[Tensor, ...]  # of inner networks, [H,·,·] at the start, then [B,H,·,·]
 
 
-class _Mttt(nn.Module):
-    """What both have: projections of the tokens into each head and out, and the inner loop.
+class InnerLoopLayer(nn.Module):
+    """What MTTT's two layers share: projections into the heads and out, and the inner loop.
 
     Args:
         width: D.
@@ -123,7 +123,7 @@ class _Mttt(nn.Module):
         raise NotImplementedError
 
 
-class MtttLinear(_Mttt):
+class MtttLinear(InnerLoopLayer):
     """MTTT-Linear: f(z) = z W without bias, W0 = 0, a linear decoder.
 
     With one step on the full batch and η = 1 it is linear attention with the queries ψ(x), the
@@ -146,8 +146,8 @@ class MtttLinear(_Mttt):
         return (inputs.mT @ error / inputs[0, 0].numel(),)
 
 
-class MtttMlp(_Mttt):
-    """MTTT-MLP: f is an MLP d -> 4d -> d with GELU whose start W0 is learnt in the outer loop; layer
+class MtttMlp(InnerLoopLayer):
+    """MTTT-MLP: f is an MLP d -> 4d -> d with GELU, W0 is learnt in the outer loop, and a layer
     normalisation follows the decoder."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -170,27 +170,41 @@ class MtttMlp(_Mttt):
         return _gelu(inputs @ w1 + b1) @ w2 + b2
 
     def targets(self, tokens: Tensor) -> Tensor:
-        """The tokens themselves, for every head: [B,1,N,D]."""
-        return tokens[:, None]
+        """The tokens less the normalisation's shift, each times every row of the decoder and the
+        gain: [B,H,N,d+1]."""
+        rows = self._centred() * self.gain
+        shift = rows @ self.shift.mT  # [H,d+1,1]
+        return _split(tokens @ rows.flatten(0, 1).mT, self.heads) - shift.mT
 
     def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
         w1, b1, w2, b2 = weights
         hidden = inputs @ w1 + b1
         active = _gelu(hidden)
-        decoded = (active @ w2 + b2) @ self.g + self.g_bias  # [B,H,n,D]
-        variance, mean = torch.var_mean(decoded, -1, correction=0, keepdim=True)
-        scale = (variance + EPSILON).rsqrt()
-        normal = (decoded - mean) * scale
-        error = normal * self.gain + self.shift - targets
+        output = active @ w2 + b2
 
-        # The chain rule, back through loss, normalisation, decoder and both layers of f.
-        d_normal = error * self.gain / inputs[0, 0].numel()
-        d_decoded = scale * (d_normal - d_normal.mean(-1, keepdim=True)
-                             - normal * (d_normal * normal).mean(-1, keepdim=True))
-        d_output = d_decoded @ self.g.mT
+        # The decoded token [D] is e G, of e = (output, 1) and the centred rows G: of mean 0 and
+        # variance e M eᵀ. With its scale s, the gain and the targets t the inner loss of a token is
+        # (s² e P eᵀ - 2 s e·t) / 2d, but for a constant; nothing of length D is needed.
+        rows = self._centred()
+        variances = rows @ rows.mT / rows.shape[-1]  # M
+        weighted = (rows * self.gain) @ (rows * self.gain).mT  # P
+        extended = F.pad(output, (0, 1), value=1.0)  # e
+        spread = extended @ variances
+        variance = (extended * spread).sum(-1, keepdim=True).clamp(min=0)  # rounded, it may be less
+        scale = (variance + EPSILON).rsqrt()
+        residual = scale * (extended @ weighted) - targets
+        along = (extended * residual).sum(-1, keepdim=True)
+        d_extended = scale * (residual - scale ** 2 * along * spread) / inputs[0, 0].numel()
+
+        d_output = d_extended[..., :-1]
         d_hidden = torch.ops.aten.gelu_backward(d_output @ w2.mT, hidden, approximate="tanh")
         return (inputs.mT @ d_hidden, d_hidden.sum(-2, keepdim=True),
                 active.mT @ d_output, d_output.sum(-2, keepdim=True))
+
+    def _centred(self) -> Tensor:
+        """The decoder's rows and, last, its bias, each less its mean: [H,d+1,D]."""
+        rows = torch.cat([self.g, self.g_bias.expand(self.heads, 1, -1)], 1)
+        return rows - rows.mean(-1, keepdim=True)
 
 
 class _Attention(nn.Module):

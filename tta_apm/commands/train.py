@@ -29,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="default: the package's own file for digits, weights/NAME.safetensors "
                         "for CIFAR-10")
     parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     return parser
 
 
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     from tta_apm.training.recipes import RECIPES
 
     choose("train", "NAME", options.name, RECIPES)
-    recipe = RECIPES[options.name]
+    at_least(0, "train", seed=options.seed)
+    recipe = replace(RECIPES[options.name], seed=options.seed)
     if options.epochs is not None:
         at_least(1, "train", epochs=options.epochs)
         recipe = replace(recipe, epochs=options.epochs)

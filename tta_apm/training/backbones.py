@@ -31,7 +31,6 @@ from tta_apm.training.recipes import BackboneRecipe
 if TYPE_CHECKING:
     from tta_apm.backbones.rotation import Joint
 
-SEED = 0
 BATCH_SIZE = 64
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # of all steps
@@ -60,7 +59,7 @@ def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
 
 def train(recipe: BackboneRecipe, *, data_dir: str) -> nn.Module:
     """Train a new network of `recipe` on the data set below `data_dir`."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(recipe.seed)
     device = choose_device("auto")
     return TRAINERS[recipe.kind](recipe, recipe.data.train(data_dir), device)
 
@@ -118,7 +117,7 @@ def _clip(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Mod
     tokens = torch.stack([tokenizer([template.format(name) for name in images.class_names])
                           for template in prompts]).to(device)  # [T,K,L]
     _zero_unseen(net.token_embedding, tokens)
-    generator = torch.Generator(device).manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
     classes = torch.arange(len(images.class_names), device=device)
 
     def loss(batch: Tensor, labels: Tensor) -> Tensor:
@@ -148,7 +147,7 @@ def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Modu
     net = mae.MaeVit(architecture, len(images.class_names)).to(device)
     mae.initialize(net)
     pixels = Pixels(images, architecture.mean, architecture.std)
-    generator = torch.Generator(device).manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
     _fit(net, lambda batch, labels: mae.pretraining_loss(net, batch, generator), recipe, pixels)
     for name, parameter in net.named_parameters():
         if not name.startswith(mae.HEAD):
@@ -163,7 +162,7 @@ def _rotation(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn
     from tta_apm.backbones import rotation
     model = rotation.MODELS[recipe.model]
     net: Joint = _channels_last(model.make(len(images.class_names)).to(device))
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(recipe.seed)
 
     def views(batch: Tensor) -> Tensor:
         return pad_crop_views(batch, 1, [generator] * len(batch),
@@ -177,8 +176,22 @@ def _rotation(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn
     return net
 
 
+def _mttt_vit(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
+    """A ViT for each layer, one after the other, on equal batches, with the paper's inner loop."""
+    from tta_apm.backbones import mttt_vit
+    from tta_apm.backbones.mttt_layers import InnerLoop
+    architecture = mttt_vit.ARCHITECTURES[recipe.model]
+    nets = mttt_vit.make_vits(architecture, len(images.class_names)).to(device)
+    pixels = Pixels(images, architecture.mean, architecture.std)
+    for net in nets.values():
+        _fit(net, lambda batch, labels: F.cross_entropy(net(batch, InnerLoop()), labels), recipe,
+             pixels)
+    return nets
+
+
 TRAINERS: dict[str, Callable[[BackboneRecipe, Clean, torch.device], nn.Module]] = {
-    "classifier": _classifier, "clip": _clip, "mae": _mae, "rotation": _rotation}
+    "classifier": _classifier, "clip": _clip, "mae": _mae, "rotation": _rotation,
+    "mttt_vit": _mttt_vit}
 
 
 # Shared by the kinds
@@ -195,7 +208,7 @@ def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], recipe: Backb
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.lr, total_steps=recipe.epochs * math.ceil(len(labels) / BATCH_SIZE),
         pct_start=WARM_UP, cycle_momentum=False)
-    generator = torch.Generator(device).manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
     augment = augment or partial(shift, generator=generator, max_shift=recipe.data.max_shift,
                                  flip=recipe.data.flip)
     net.train()

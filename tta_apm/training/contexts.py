@@ -21,7 +21,6 @@ from tta_apm.backbones.clip_prompts import Context, ContextPrompts, cosine_logit
 from tta_apm.progress import bar
 from tta_apm.training.recipes import ContextRecipe
 
-SEED = 0
 SHOTS = 16  # images per class
 PHRASE = "a photo of a"  # the initial context: the authors' "ctxv1"
 
@@ -34,17 +33,17 @@ FIRST_LR = 1e-5
 
 def make(recipe: ContextRecipe, data_dir: str, file: Path) -> None:
     """Train a context, write it and print its test accuracy."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(recipe.seed)
     data, test = recipe.data.train(data_dir), recipe.data.test(data_dir)
     backbone = build("clip", recipe.model, recipe.weights, class_names=data.class_names,
                      templates=(PHRASE + " {}.",), device="cpu")
     assert isinstance(backbone, ClipBackbone)
-    shots = few_shots(data.labels)
+    shots = few_shots(data.labels, recipe.seed)
     context = Context(phrase_context(backbone, PHRASE),
                       backbone.text_features.shape[1] if recipe.meta_net else None)
     train(context, backbone, image_features(backbone, data.pixels[shots]),
           torch.from_numpy(data.labels[shots]), epochs=recipe.epochs,
-          batch_size=recipe.batch_size)
+          batch_size=recipe.batch_size, seed=recipe.seed)
     atomic_write(file, to_safetensors(context.state_dict()))
     with torch.no_grad():
         predictions = classify(context, ContextPrompts(backbone, len(context.ctx)), backbone,
@@ -53,7 +52,7 @@ def make(recipe: ContextRecipe, data_dir: str, file: Path) -> None:
 
 
 def train(context: Context, backbone: ClipBackbone, features: Tensor, labels: Tensor, *,
-          epochs: int, batch_size: int) -> None:
+          epochs: int, batch_size: int, seed: int = 0) -> None:
     """Train `context` by cross-entropy to classify image features [N,D] of length one.
 
     The authors train on random crops; here the image features are computed once.
@@ -63,7 +62,7 @@ def train(context: Context, backbone: ClipBackbone, features: Tensor, labels: Te
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2 if epoch
         else FIRST_LR / LR)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     shown = bar(epochs, "epoch")
     for _ in range(epochs):
         for chosen in torch.randperm(len(labels), generator=generator).split(batch_size):
@@ -84,9 +83,9 @@ def classify(context: Context, prompts: ContextPrompts, backbone: ClipBackbone, 
     return cosine_logits(backbone, features[:, None], prompts(context(some)))[:, 0]
 
 
-def few_shots(labels: np.ndarray) -> np.ndarray:
+def few_shots(labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Positions of SHOTS images of each class."""
-    order = np.random.RandomState(SEED).permutation(len(labels))
+    order = np.random.RandomState(seed).permutation(len(labels))
     return np.concatenate([order[labels[order] == label][:SHOTS] for label in np.unique(labels)])
 
 

@@ -1,0 +1,58 @@
+"""MTTT: a ViT whose layers learn from the tokens of each image while they process it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tta_apm.backbones.mttt_layers import InnerLoop, InnerLoopLayer
+from tta_apm.backbones.mttt_vit import LAYERS, MtttVit
+from tta_apm.method import Method
+
+
+class Mttt(Method):
+    """Learning to (learn at test time), "MTTT" (Sun et al. 2023, arXiv 2310.13807).
+
+    Layers with an inner loop stand in the place of attention: in each head a small network takes
+    gradient steps on reconstructing the layer's tokens and then transforms them. Training went
+    through these steps, so that they are a part of the forward pass; nothing survives from one
+    image to the next. With `steps=0` the inner networks stay as they start.
+
+    Args:
+        backbone: ViTs of one size, one for each layer.
+        layer: "mlp" for MTTT-MLP, "linear" for MTTT-Linear; "self_attention" and
+            "linear_attention" are the networks beside them, which have no inner loop.
+        steps: passes of the inner loop over the tokens of a layer.
+        mini_batches: updates of each pass, on disjoint random parts of the tokens; the paper's
+            "SGD T=4" is `mini_batches=4`.
+        lr: of the inner loop, the paper's η.
+        seed: of the random parts.
+
+    Raises:
+        UserError: for an unknown layer, for values out of range, and if the mini-batches do not
+            divide the tokens.
+    """
+
+    needs = "mttt_vit"
+    scope = "image"
+
+    def __init__(self, backbone: MtttVit, *, layer: str = "mlp", steps: int = 1,
+                 mini_batches: int = 1, lr: float = 1.0, seed: int = 42) -> None:
+        super().__init__()
+        backbone.check_layer("mttt", layer)
+        self.inner = InnerLoop(steps, mini_batches, lr)
+        self.inner.check("mttt", backbone.num_tokens)
+        self.backbone = backbone
+        self.layer = layer
+        self.seed = seed
+        self.learns = steps > 0 and issubclass(LAYERS[layer], InnerLoopLayer)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)  # equal parts for every image
+        logits = self.backbone(images, self.layer, self.inner._replace(generator=generator))
+        self.did.update(updated=len(images) if self.learns else 0)
+        return logits
+
+    def reset(self) -> None:
+        """Nothing to do: the inner networks start anew in every forward."""
