@@ -1,1 +1,1 @@
-"""Baselines: one file per method, each behind the same interface that a stranger would use."""
+"""Baselines: one file per method. They use only the interface that third-party methods have."""

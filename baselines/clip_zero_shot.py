@@ -1,4 +1,4 @@
-"""CLIP zero-shot: the un-adapted CLIP, and the teacher's own row beside APM."""
+"""CLIP zero-shot: the un-adapted CLIP, also the row of APM's teacher."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tta_apm.method import Method
 
 
 class ClipZeroShot(Method):
-    """logit_scale · cos(image, text) (Radford et al. 2021).
+    """Zero-shot classification by logit_scale · cos(image, text) (Radford et al., ICML 2021).
 
-    The config key TEMPLATES chooses one template or the data set's ensemble: each prompt's feature
-    normalised, averaged over templates, normalised again.
+    The config key TEMPLATES chooses one template or the data set's ensemble of templates. For an
+    ensemble, the feature of each prompt is normalised, and their mean is normalised again.
     """
 
     needs = "clip"
@@ -26,4 +26,4 @@ class ClipZeroShot(Method):
         return self.backbone(images)
 
     def reset(self) -> None:
-        """Nothing to do: it keeps no state."""
+        """Do nothing: there is no state."""

@@ -13,10 +13,11 @@ from tta_apm.toolbox.episodes import chunk_size, chunks
 
 
 class Cocoop(Method):
-    """Conditional context optimisation (Zhou et al., CVPR 2022), at test: nothing is adapted.
+    """Conditional context optimisation (Zhou et al., CVPR 2022) with a learned context.
 
-    As CoOp, but a meta-net of the image's feature shifts all context vectors; so each image has
-    text features of its own, and the text tower runs over all classes for each.
+    Nothing is adapted at test time. As in CoOp, but a meta-net computes from the image's feature a
+    vector that is added to all context vectors. Each image therefore has its own text features,
+    and the text tower runs over all classes for every image.
 
     Args:
         backbone: the CLIP that the context was learned with.
@@ -24,7 +25,7 @@ class Cocoop(Method):
             a .safetensors file with the same tensors, or the name of a packaged file.
 
     Raises:
-        UserError: if the file is missing, holds no such context or is of another CLIP.
+        UserError: if the file is not found, holds no such context or fits another CLIP.
     """
 
     needs = "clip"
@@ -49,4 +50,4 @@ class Cocoop(Method):
         return cosine_logits(self.backbone, features[:, None], text_features)[:, 0]
 
     def reset(self) -> None:
-        """Nothing to do: there is no state."""
+        """Do nothing: there is no state."""

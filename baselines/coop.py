@@ -12,11 +12,12 @@ from tta_apm.method import Method
 
 
 class Coop(Method):
-    """Context optimisation (Zhou et al., IJCV 2022), at test: nothing is adapted.
+    """Context optimisation (Zhou et al., IJCV 2022) with a learned context.
 
-    Each class is described by [context][class name][.], with context vectors that were learned
-    from few labelled images. Templates have no part in it. Contexts with the class name at the
-    end, shared by all classes, are supported: those of the paper's tables of generalisation.
+    Nothing is adapted at test time. The prompt of each class is [context][class name][.], with
+    context vectors that were learned from few labelled images; no template is used. Supported are
+    contexts that all classes share and that precede the class name, as in the paper's tables of
+    generalisation.
 
     Args:
         backbone: the CLIP that the context was learned with.
@@ -24,7 +25,7 @@ class Coop(Method):
             file with the same tensors, or the name of a packaged file.
 
     Raises:
-        UserError: if the file is missing, holds no such context or is of another CLIP.
+        UserError: if the file is not found, holds no such context or fits another CLIP.
     """
 
     needs = "clip"
@@ -46,4 +47,4 @@ class Coop(Method):
         return cosine_logits(self.backbone, features, self.text_features)
 
     def reset(self) -> None:
-        """Nothing to do: there is no state."""
+        """Do nothing: there is no state."""

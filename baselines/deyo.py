@@ -1,4 +1,4 @@
-"""DeYO: destroy your object; images count whose prediction rests on the object's shape."""
+"""DeYO: entropy minimisation on images whose prediction depends on the object's shape."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
-from tta_apm.toolbox.filters import largest_entropy
+from tta_apm.toolbox.filters import max_entropy
 from tta_apm.toolbox.norm_layers import check_batch, train_only, without_last_stage
 
 
 class Deyo(Method):
     """Destroy your object (Lee et al., ICLR 2024).
 
-    Online, on the scales and shifts of the normalisation layers before the last stage, each batch
-    normalised by its own statistics. Two filters choose the images that count: their entropy is
-    below `entropy_margin`·ln K, and their predicted class loses more than `plpd` of its probability
-    when the image is cut into patches that are shuffled (the pseudo-label probability difference,
-    PLPD). The loss is their mean entropy, each weighed by exp(`weight_margin`·ln K - entropy) +
-    exp(PLPD). Without such an image there is no step. The logits returned are from before the step.
+    Online, on the scales and shifts of the normalisation layers before the last stage. Each batch
+    is normalised by its own statistics. Two filters select the images: the entropy is below
+    `entropy_margin`·ln K, and the predicted class loses more than `plpd` of its probability when
+    the image is cut into patches that are shuffled (the pseudo-label probability difference,
+    PLPD). The loss is the selected images' mean entropy, weighted by
+    exp(`weight_margin`·ln K - entropy) + exp(PLPD). If no image is selected, there is no step. The
+    logits returned are from before the step.
 
-    It departs from the authors' code thus: the last stage is found by its position in the network
-    and not by names of timm; where batch statistics are used, a single image that passes the first
-    filter does not count, since shuffled it would be a batch of one; `reset()` returns to the
-    source (theirs has no saved state); dropout stays off.
+    Departures from the authors' code: the last stage is found by its position in the network, not
+    by timm's names; with batch statistics, a single image that passes the first filter is not
+    selected, since its shuffled version would be a batch of one; `reset()` returns to the source
+    (theirs has no saved state); dropout stays off.
 
     Args:
         backbone: a classifier with normalisation layers before its last stage.
-        lr: learning rate; 2.5e-4 is a ResNet-50's for batches of 64, 1e-3 a vision transformer's.
-        optimizer: "sgd" (momentum .9) or "adam" (betas .9, .999).
-        entropy_margin: the largest entropy that counts, as a share of ln K.
-        weight_margin: the entropy, as a share of ln K, whose weight is 1.
-        plpd: the PLPD that an image has to exceed; .3 is the authors' for ImageNet-C in the plain
-            setting, .2 for mixed or imbalanced streams and single images, .5 for Waterbirds.
-        patches: per side. 4 make patches of 56 pixels of an ImageNet image, of 8 of CIFAR's. An
-            image whose side is not a multiple is resized to one, and back.
+        lr: learning rate; the authors' is 2.5e-4 for a ResNet-50 (batches of 64), 1e-3 for a
+            vision transformer.
+        optimizer: "sgd" (momentum 0.9) or "adam" (betas 0.9, 0.999).
+        entropy_margin: upper bound of a selected image's entropy, as a fraction of ln K.
+        weight_margin: the entropy with a weight of 1 + exp(PLPD), as a fraction of ln K.
+        plpd: lower bound of a selected image's PLPD. The authors use 0.3 for ImageNet-C in the
+            plain setting, 0.2 for mixed or imbalanced streams and single images, 0.5 for
+            Waterbirds.
+        patches: number per side; 4 gives patches of 56 pixels for ImageNet, 8 for CIFAR. An image
+            whose side is not a multiple is resized to one, and back.
         seed: of the shuffling.
 
     Raises:
@@ -76,7 +79,7 @@ class Deyo(Method):
         self.reset()
 
     def reset(self) -> None:
-        """The source's scales and shifts, an empty optimiser and the generator's start."""
+        """Return to the source's scales and shifts; renew optimiser and generator."""
         self.adapted.restore()
         self.generator = torch.Generator().manual_seed(self.seed)
 
@@ -93,31 +96,34 @@ class Deyo(Method):
         return logits.detach()
 
     def _loss(self, images: Tensor, logits: Tensor) -> Tensor | None:
-        """Weighed mean entropy of the images that count; None if none does."""
-        largest = largest_entropy(logits.shape[1])
+        """Weighted mean entropy of the selected images; None if there are none."""
+        largest = max_entropy(logits.shape[1])
         entropies = entropy(logits)
-        counts = entropies.detach() < self.entropy_margin * largest
-        if counts.sum() < (2 if self.uses_batch_statistics else 1):
+        certain = entropies.detach() < self.entropy_margin * largest
+        if certain.sum() < (2 if self.uses_batch_statistics else 1):
             return None
-        plpd = self._plpd(images[counts], logits.detach()[counts].softmax(-1))
-        has_shape = plpd > self.plpd
-        if not has_shape.any():
+        plpd = self._plpd(images[certain], logits.detach()[certain].softmax(-1))
+        uses_shape = plpd > self.plpd
+        if not uses_shape.any():
             return None
-        chosen, plpd = entropies[counts][has_shape], plpd[has_shape]
-        self.did["updated"] += len(chosen)
-        weights = (self.weight_margin * largest - chosen.detach()).exp() + plpd.exp()
-        return (chosen * weights).mean()
+        selected, plpd = entropies[certain][uses_shape], plpd[uses_shape]
+        self.did["updated"] += len(selected)
+        weights = (self.weight_margin * largest - selected.detach()).exp() + plpd.exp()
+        return (selected * weights).mean()
 
     @torch.no_grad()
     def _plpd(self, images: Tensor, probabilities: Tensor) -> Tensor:
-        """How much less probable [n] the predicted classes are once the patches are shuffled."""
+        """PLPD [n] of images, given their class probabilities [n,K]."""
         shuffled = self.model(shuffle_patches(images, self.patches, self.generator)).softmax(-1)
         classes = probabilities.argmax(-1, keepdim=True)
         return (probabilities - shuffled).gather(1, classes)[:, 0]
 
 
 def shuffle_patches(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Images [n,3,H,W] cut into count·count patches each, in an order of each image's own."""
+    """Cut each of the images [n,3,H,W] into count² patches and shuffle them; same shape.
+
+    Every image has its own random order.
+    """
     size = list(images.shape[-2:])
     cut = [side // count * count for side in size]
     if cut != size:

@@ -1,4 +1,4 @@
-"""EATA: efficient test-time adaptation without forgetting; with it ETA and RDumb."""
+"""EATA: efficient anti-forgetting test-time adaptation; also ETA and RDumb by its settings."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ from tta_apm.method import Method, Source
 from tta_apm.toolbox.adapted import Adapted
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
-from tta_apm.toolbox.filters import MeanPrediction, largest_entropy
+from tta_apm.toolbox.filters import MeanPrediction, max_entropy
 from tta_apm.toolbox.norm_layers import check_batch, norm_layers, train_only
 
 
 class Eata(Method):
     """Efficient anti-forgetting test-time adaptation (Niu et al., ICML 2022).
 
-    Online, on the scales and shifts of the normalisation layers, each batch normalised by its own
-    statistics. Of a batch those images count whose prediction is certain (entropy below
-    `entropy_margin`·ln K) and differs from the moving average of such predictions (|cosine| below
-    `diversity_margin`); the loss is the mean of their entropies, the more certain the heavier,
-    plus a penalty on leaving the source's values, weighed by their Fisher information. Without
-    such an image there is no step. The logits returned are from before the step.
+    Online, on the scales and shifts of the normalisation layers. Each batch is normalised by its
+    own statistics. An image is selected if its prediction is certain (entropy below
+    `entropy_margin`·ln K) and differs from the moving average of selected predictions (|cosine|
+    below `diversity_margin`). The loss is the mean entropy of the selected images, in which more
+    certain ones weigh more, plus a penalty on the distance from the source's values, weighted by
+    their Fisher information. If no image is selected, there is no step. The logits returned are
+    from before the step.
 
-    With `fisher_alpha` 0 this is ETA, which needs no source images; with `restore_every` 1000,
-    too, it is RDumb (Press et al., NeurIPS 2023).
+    With `fisher_alpha` 0 this is ETA, which needs no source images. With `restore_every` 1000
+    besides, it is RDumb (Press et al., NeurIPS 2023).
 
-    The Fisher images are drawn from the source, never from the test images; the authors' script
-    takes them from ImageNet's validation images, of which ImageNet-C is made. `reset()` empties
-    the moving average, too, which the authors' leaves. Dropout stays off.
+    Departures from the authors' code: the images for the Fisher information are source images,
+    while theirs are ImageNet's validation images, from which ImageNet-C is made; `reset()` empties
+    the moving average too; dropout stays off.
 
     Args:
         backbone: a classifier with normalisation layers.
-        lr: learning rate; 2.5e-4 is ImageNet-C's for a ResNet-50, 1e-3 for a vision transformer;
-            for CIFAR-10-C others take 1e-3 with adam and batches of 200.
-        optimizer: "sgd" (momentum .9) or "adam" (betas .9, .999).
-        entropy_margin: the largest entropy that counts, as a share of ln K.
-        diversity_margin: the largest |cosine| that counts. It has to grow as classes get fewer:
-            .05 is for ImageNet's 1,000, .4 for 10 and .1 for 100.
-        momentum: what the moving average keeps of itself.
-        fisher_alpha: weight of the penalty; 2000 is ImageNet's, 1 CIFAR-10's.
-        num_fisher_images: source images that tell the Fisher information.
-        fisher_batch_size: at a time; the information is that of a batch's mean loss, and so
-            depends on it.
-        restore_every: batches after which all starts anew, 0 for never.
+        lr: learning rate; the authors' for ImageNet-C is 2.5e-4 for a ResNet-50, 1e-3 for a vision
+            transformer; for CIFAR-10-C others use 1e-3 with adam and batches of 200.
+        optimizer: "sgd" (momentum 0.9) or "adam" (betas 0.9, 0.999).
+        entropy_margin: upper bound of a selected image's entropy, as a fraction of ln K.
+        diversity_margin: upper bound of a selected image's |cosine|. Fewer classes need a larger
+            one: 0.05 is for ImageNet's 1,000, 0.4 for 10 and 0.1 for 100.
+        momentum: weight of the old moving average in its update.
+        fisher_alpha: weight of the penalty; 2000 for ImageNet, 1 for CIFAR-10.
+        num_fisher_images: source images for the Fisher information.
+        fisher_batch_size: their batch size, on which the result depends: squared are the gradients
+            of a batch's mean loss.
+        restore_every: number of batches after which the method resets itself; 0 for never.
         seed: of the choice of source images.
         source: source images; their labels are not used.
 
@@ -79,7 +80,7 @@ class Eata(Method):
         positive("eata", entropy_margin=entropy_margin, diversity_margin=diversity_margin)
         if fisher_alpha and source is None:
             raise UserError("eata: needs source images for its Fisher information, and the data "
-                            "set has none; it runs without (as ETA) if fisher_alpha is 0")
+                            "set has none; with fisher_alpha 0 it runs without them (as ETA)")
         self.entropy_margin = entropy_margin
         self.diversity_margin = diversity_margin
         self.fisher_alpha = fisher_alpha
@@ -100,7 +101,7 @@ class Eata(Method):
         self.reset()
 
     def reset(self) -> None:
-        """The source's scales and shifts, an empty optimiser and no mean prediction."""
+        """Return to the source's scales and shifts; renew optimiser and mean prediction."""
         self.adapted.restore()
         self.mean_prediction.reset()
         self.num_batches = 0
@@ -119,32 +120,36 @@ class Eata(Method):
         return logits.detach()
 
     def _loss(self, logits: Tensor) -> Tensor | None:
-        """Weighed entropy of the images that count, plus the penalty; None if none counts."""
+        """Weighted entropy of the selected images plus the penalty; None if none is selected."""
         entropies = entropy(logits)
         probabilities = logits.detach().softmax(-1)
-        margin = self.entropy_margin * largest_entropy(logits.shape[1])
-        counts = ((entropies < margin)
-                  & (self.mean_prediction.similarity(probabilities) < self.diversity_margin))
-        self.mean_prediction.update(probabilities[counts])
-        chosen = entropies[counts]
-        if not len(chosen):
+        margin = self.entropy_margin * max_entropy(logits.shape[1])
+        mask = ((entropies < margin)
+                & (self.mean_prediction.similarity(probabilities) < self.diversity_margin))
+        self.mean_prediction.update(probabilities[mask])
+        selected = entropies[mask]
+        if not len(selected):
             return None
-        self.did["updated"] += len(chosen)
-        loss = (chosen * (margin - chosen.detach()).exp()).mean()
+        self.did["updated"] += len(selected)
+        loss = (selected * (margin - selected.detach()).exp()).mean()
         return loss + self.fisher_alpha * self._penalty() if self.fisher else loss
 
     def _penalty(self) -> Tensor:
+        """Squared distance from the source's values, weighted by the Fisher information."""
         terms = [(information * (parameter - source) ** 2).sum() for information, parameter, source
                  in zip(self.fisher, self.adapted.parameters, self.adapted.source)]
         return torch.stack(terms).sum()
 
     def _fisher(self, source: Source, chosen: Tensor, batch_size: int) -> dict[str, Tensor]:
-        """Mean over batches of the squared gradient of the loss under the model's own labels, by
-        the number of the parameter."""
-        # Even parts: a last one of a single image would have no batch statistics.
+        """Diagonal Fisher information of each adapted parameter, by the parameter's number.
+
+        It is the mean, over batches, of the squared gradient of the cross-entropy with the
+        model's own predictions as labels.
+        """
+        # Batches of equal size: a last batch of one image would have no batch statistics.
         parts = chosen.tensor_split(math.ceil(len(chosen) / batch_size))
         total = [torch.zeros_like(parameter) for parameter in self.adapted.parameters]
-        device = total[0].device  # a caller's source images may lie elsewhere
+        device = total[0].device  # source images that a caller passes may be on another one
         for part in parts:
             with torch.enable_grad():
                 logits = self.model(source.batch(part)[0].to(device))

@@ -15,30 +15,30 @@ from tta_apm.toolbox.head import Head
 
 AFFINITIES = ("knn", "rbf")
 MAX_ROUNDS = 100
-TOLERANCE = 1e-8  # of the energy
+TOLERANCE = 1e-8  # change of the energy at which the updates stop
 
 
 class Lame(Method):
     """Parameter-free online test-time adaptation (Boudiaf et al., CVPR 2022).
 
-    Written from the paper alone. The network stays as it is; the predictions of a batch are
-    adjusted, so that images with similar features get similar predictions while each stays near
-    its own. It is made for streams whose neighbours share a class. A shuffled stream it makes
-    worse, since the nearest images of a batch are then often of other classes. Nothing persists
-    between batches, which should be large.
+    Written from the paper alone. The network is not changed. The predictions of a batch are
+    adjusted, so that images with similar features get similar predictions but stay close to their
+    own. It suits streams in which neighbouring images share a class. On shuffled streams it raises
+    the error, since the nearest images in a batch are then often of other classes. No state is
+    carried from batch to batch, and batches should be large.
 
     With p [B,K] the softmaxes and W [B,B] the affinities of the features, the update
     Z = softmax(log p + W Z) is repeated, from Z = p, until the energy
     Σ Z (log Z - log p) - ½ Σ Z (W Z) changes by less than 1e-8, at most 100 times. The logits
-    returned are log Z. A single image keeps its p.
+    returned are log Z. For a batch of one image they are log p.
 
     Args:
         backbone: a classifier whose last layer is linear.
-        affinity: "knn", 1 for the `neighbours` most similar other images and else 0, made symmetric
-            by the mean of both directions; or "rbf", exp(-d²/2σ²) of the distance d of unit
-            features, with σ the mean distance to the `neighbours`-th. The paper selects affinity
-            and k on validation corruptions.
-        neighbours: k; less where a batch has fewer others.
+        affinity: "knn" is 1 for the `neighbours` most similar other images and 0 for the rest,
+            averaged over both directions; "rbf" is exp(-d²/2σ²) with d the distance of unit
+            features and σ the mean distance to the `neighbours`-th neighbour. The paper selects
+            affinity and k on validation corruptions.
+        neighbours: k; at most the number of other images in the batch is used.
 
     Raises:
         UserError: for values out of range or a classifier whose last layer is not linear.
@@ -63,13 +63,13 @@ class Lame(Method):
         return adjust(logits, affinities(features, self.affinity, self.neighbours))
 
     def reset(self) -> None:
-        """Nothing to do: each batch is adjusted by itself."""
+        """Do nothing: no state is carried from batch to batch."""
 
 
 def affinities(features: Tensor, kind: str, neighbours: int) -> Tensor:
     """Symmetric affinities [B,B] of features [B,D]; "knn" or "rbf", see Lame."""
     features = F.normalize(features, dim=-1)
-    # Squared distances of unit features; rounding may leave them a little below 0.
+    # Squared distances of unit features. Rounding errors may make them slightly negative.
     squares = (2 - 2 * features @ features.T).clamp(min=0)
     others = squares.clone().fill_diagonal_(torch.inf)
     nearest = others.topk(min(neighbours, len(features) - 1), largest=False)
@@ -77,25 +77,25 @@ def affinities(features: Tensor, kind: str, neighbours: int) -> Tensor:
         chosen = torch.zeros_like(squares).scatter_(1, nearest.indices, 1.0)
         return (chosen + chosen.T) / 2
     width = nearest.values[:, -1].sqrt().mean()
-    if width == 0:  # all images are equal
+    if width == 0:  # every image equals its k nearest neighbours
         return torch.ones_like(squares)
     return (-squares / (2 * width ** 2)).exp().fill_diagonal_(1)
 
 
 def adjust(logits: Tensor, weights: Tensor) -> Tensor:
-    """log Z [B,K] for logits [B,K] and affinities [B,B]."""
-    own = logits.log_softmax(-1)
-    log_z, before = own, torch.inf
+    """Adjusted log-probabilities log Z [B,K], from logits [B,K] and affinities W [B,B]."""
+    log_p = logits.log_softmax(-1)
+    log_z, last_energy = log_p, torch.inf
     for _ in range(MAX_ROUNDS):
-        log_z = (own + weights @ log_z.exp()).log_softmax(-1)
-        energy = laplacian_energy(log_z, own, weights)
-        if abs(before - energy) < TOLERANCE:
+        log_z = (log_p + weights @ log_z.exp()).log_softmax(-1)
+        energy = laplacian_energy(log_z, log_p, weights)
+        if abs(last_energy - energy) < TOLERANCE:
             break
-        before = energy
+        last_energy = energy
     return log_z
 
 
-def laplacian_energy(log_z: Tensor, own: Tensor, weights: Tensor) -> float:
-    """Σ Z (log Z - own) - ½ Σ Z (W Z) of log Z [B,K], log p [B,K] and W [B,B]."""
+def laplacian_energy(log_z: Tensor, log_p: Tensor, weights: Tensor) -> float:
+    """Σ Z (log Z - log p) - ½ Σ Z (W Z), from log Z [B,K], log p [B,K] and W [B,B]."""
     z = log_z.exp()
-    return ((z * (log_z - own)).sum() - (z * (weights @ z)).sum() / 2).item()
+    return ((z * (log_z - log_p)).sum() - (z * (weights @ z)).sum() / 2).item()

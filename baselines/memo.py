@@ -17,13 +17,13 @@ from tta_apm.toolbox.augmix import augmix
 from tta_apm.toolbox.batch_norm import mixed_statistics
 from tta_apm.toolbox.entropy import marginal_entropy
 from tta_apm.toolbox.episodes import (
-    Parameters, chunk_size, chunks, image_generators, kept_bytes, stack)
+    Parameters, chunk_size, chunks, image_generators, saved_bytes, stack)
 from tta_apm.toolbox.surviving import SurvivingOptimizer
 from tta_apm.toolbox.views import crop_views, pad_crop_views
 
 CROPS = ("pad", "resize")
 OPTIMIZERS = ("adamw", "sgd")
-# What AugMix shows from outside of an image: the authors hand Pillow the number 128.
+# AugMix's fill colour: the authors pass Pillow the number 128, which it reads as dark red.
 FILL = (128, 0, 0)
 
 
@@ -31,28 +31,28 @@ class Memo(Method):
     """Marginal entropy minimisation with one test point (Zhang et al., NeurIPS 2022).
 
     For each image alone: make views of it by random crops and AugMix, take one step on all
-    weights to lower the entropy of the views' mean prediction, and predict the image itself after
-    that update. Nothing survives from one image to the next.
+    weights to lower the entropy of the views' mean prediction, and classify the image itself after
+    that update. No state is carried from one image to the next.
 
-    Batch normalisation uses statistics of source and inputs mixed, as BN-adapt does for a single
-    image: N / (N + 1) of the source's and 1 / (N + 1) of the views' while adapting, of the
-    image's own for the prediction. No gradient flows through the statistics.
+    Batch normalisation interpolates the statistics of source and inputs, as BN-adapt does for a
+    single image: the source's have weight N / (N + 1), and those of the views (in adaptation) or
+    of the image (in prediction) 1 / (N + 1). No gradient flows through the statistics.
 
-    It departs from the authors' code in three ways: the variance of the inputs is the biased one,
-    since one image may leave a single value per channel; views are cropped from the image as the
-    data set gives it, not from the file; AdamW's moments start empty for each image, where the
-    authors reset the weights only.
+    Departures from the authors' code: the variance of the inputs is the biased one, since one
+    image may have a single value per channel; views are cropped from the image as the data set
+    returns it, not from the file; AdamW's moments start empty for each image (theirs resets the
+    weights only).
 
     Args:
         backbone: a classifier.
-        num_views: how many; 32 is CIFAR-10's, 64 ImageNet's.
-        lr: learning rate; 5e-3 is CIFAR-10's, 2.5e-4 ImageNet's for ResNet-50.
-        optimizer: "sgd" (no momentum, no weight decay) or "adamw" (weight decay .01, with lr 1e-5
+        num_views: views per image; the paper's number is 32 for CIFAR-10, 64 for ImageNet.
+        lr: learning rate; the paper's is 5e-3 for CIFAR-10, 2.5e-4 for ImageNet and ResNet-50.
+        optimizer: "sgd" (no momentum, no weight decay) or "adamw" (weight decay 0.01; with lr 1e-5
             the authors' choice for ResNeXt-101 and RVT on ImageNet).
         pseudo_count: N; a very large one gives the source's statistics.
-        crop: "pad" crops the padded image (CIFAR-10's), "resize" resizes crops of any area
-            (ImageNet's).
-        flip: mirror half of the views.
+        crop: "pad" crops the padded image (for CIFAR-10), "resize" resizes crops of random area
+            (for ImageNet).
+        flip: whether to mirror each view with probability 1/2.
         seed: of the views.
 
     Raises:
@@ -70,7 +70,7 @@ class Memo(Method):
         at_least(0, "memo", pseudo_count=pseudo_count, lr=lr)
         choose("memo", "optimizer", optimizer, OPTIMIZERS)
         choose("memo", "crop", crop, CROPS)
-        # A classifier on a CPU has the channels last; under vmap that is slower.
+        # On a CPU, classifiers are in the channels-last format, which is slower under vmap.
         self.model = copy.deepcopy(backbone).to(memory_format=torch.contiguous_format)
         self.num_views = num_views
         self.lr = lr
@@ -92,10 +92,10 @@ class Memo(Method):
                           for part in chunks(len(images), self._chunk_sizes[shape])])
 
     def reset(self) -> None:
-        """Nothing to do: every image starts from the source's weights and an empty optimiser."""
+        """Do nothing: every image starts from the source's weights and an empty optimiser."""
 
     def _adapt(self, images: Tensor) -> Tensor:
-        """Logits [B,K] of images [B,3,H,W] by weights that took a step on the image's views."""
+        """Logits [B,K] of images [B,3,H,W], each with its own adapted weights."""
         weights = self.adapted(self.views(images))
         return vmap(self.run)(weights, images[:, None]).squeeze(1)
 
@@ -108,10 +108,10 @@ class Memo(Method):
         return augmix(views, generators, fill=FILL)
 
     def adapted(self, views: Tensor) -> Parameters:
-        """The source's weights after one step, [B,...], a set for the views [V,3,H,W] of each."""
+        """Weights [B,...] after one step on views [B,V,3,H,W], one set for each image."""
         source = self.source()
-        # All images start from the same weights, so the views of all pass through them as one
-        # batch; only the gradients are many.
+        # All images start from the same weights, so the views of all images can pass through the
+        # network as one batch. Only the gradients differ between images.
         gradients = vmap(grad(self.loss), in_dims=(None, 0))(source, views)
         weights = stack(source, len(views))
         for name, weight in weights.items():
@@ -120,18 +120,18 @@ class Memo(Method):
         return {name: weight.detach() for name, weight in weights.items()}
 
     def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
-        """An empty optimiser for the weights of a chunk of images."""
+        """A new optimiser for the weights of a chunk of images."""
         if self.optimizer_name == "sgd":
             return torch.optim.SGD(leaves, lr=self.lr)
         return torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01)
 
     def loss(self, weights: Parameters, views: Tensor) -> Tensor:
-        """Entropy of the mean prediction for views [V,3,H,W]."""
+        """Entropy of the mean prediction over views [V,3,H,W], a scalar."""
         return marginal_entropy(self.run(weights, views))
 
     def run(self, weights: Parameters, images: Tensor) -> Tensor:
-        """Logits [N,K] of images [N,3,H,W], which share their statistics."""
-        # The buffers go along because _mix changes them for the time of the call.
+        """Logits [N,K] of images [N,3,H,W], which share their batch statistics."""
+        # The buffers are passed too, so that what _mix changes is restored after the call.
         return functional_call(self.model, {**weights, **dict(self.model.named_buffers())},
                                (images,))
 
@@ -140,28 +140,29 @@ class Memo(Method):
         return {name: weight.detach() for name, weight in self.model.named_parameters()}
 
     def _bytes_per_image(self, image: Tensor) -> int:
-        """Weights, their gradients and what they become; on a GPU also the views' activations.
+        """Memory of one image: weights before and after the step, gradients and, on a GPU, the
+        views' activations.
 
-        On a CPU activations are left out: a chunk has one step, and no use for a cache that holds
-        them.
+        On a CPU a chunk is meant to fit into the processor's cache, which does not help
+        activations: there is one step only.
         """
         weights = sum(weight.nbytes for weight in self.source().values())
         if image.device.type == "cpu":
             return 3 * weights
         leaves = {name: weight.requires_grad_() for name, weight in self.source().items()}
-        activations = max(0, kept_bytes(lambda: self.run(leaves, image)) - weights)
+        activations = max(0, saved_bytes(lambda: self.run(leaves, image)) - weights)
         return 3 * weights + 2 * self.num_views * activations
 
 
 class MemoSurviving(SurvivingOptimizer, Memo):
-    """MEMO whose AdamW survives from image to image: for the audit only.
+    """MEMO whose AdamW survives from image to image, for the audit only.
 
-    With the default, SGD without momentum, there is nothing to survive.
+    With the default optimiser, SGD without momentum, it equals Memo.
     """
 
 
 def _mix(share: float, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:
-    """Before a layer's forward: put `share` of the inputs' statistics into the source's."""
+    """Forward pre-hook: interpolate a layer's statistics with those of its inputs."""
     assert layer.running_mean is not None and layer.running_var is not None
     layer.running_mean, layer.running_var = mixed_statistics(
         inputs[0], layer.running_mean, layer.running_var, share)

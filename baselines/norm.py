@@ -1,4 +1,4 @@
-"""Norm: BN-adapt, prediction with statistics of the test batch."""
+"""Norm: BN-adapt, prediction with the statistics of the test batch."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Norm(Method):
     """Batch normalisation adapted to covariate shift (Schneider et al., NeurIPS 2020).
 
     Each layer normalises by (1 - α)·source + α·batch statistics, with α = n / (N + n) for a batch
-    of n images and N pseudo-samples of the source; scale and shift stay. Nothing persists between
-    batches; no gradient is taken. The batch's variance is the biased one, as in training, so that
-    α = 1 is training mode exactly.
+    of n images and N pseudo-samples of the source. Scale and shift are not changed. No state is
+    carried from batch to batch, and there is no backward pass. The batch's variance is the biased
+    one, so α = 1 equals training mode exactly.
 
     Args:
         backbone: a classifier with batch normalisation.
-        pseudo_count: N; 0 uses the batch's statistics alone ("norm"), 16 is the paper's choice
-            for small batches.
-        alpha: α itself, in place of `pseudo_count`.
+        pseudo_count: N; 0 uses the batch's statistics alone, 16 is the paper's choice for small
+            batches.
+        alpha: α itself, which replaces `pseudo_count`; None computes it.
 
     Raises:
         UserError: for a backbone without batch normalisation or values out of range.
-        ValueError: for a batch of one image where only its own statistics would be used.
+        ValueError: for a batch of one image with α = 1.
     """
 
     needs = "classifier"
@@ -58,8 +58,8 @@ class Norm(Method):
 
     def _mix(self, source_mean: Tensor, source_variance: Tensor, layer: _BatchNorm,
              inputs: tuple[Tensor]) -> None:
-        """Before a layer's forward: set its statistics to those of source and inputs mixed."""
-        if self._batch_alpha == 1:  # the layer then takes its inputs', in one pass
+        """Forward pre-hook: set a layer's statistics to those of source and inputs interpolated."""
+        if self._batch_alpha == 1:  # without statistics, the layer computes its inputs' itself
             layer.running_mean = layer.running_var = None
             return
         layer.running_mean, layer.running_var = mixed_statistics(
@@ -74,4 +74,4 @@ class Norm(Method):
         return self.model(images)
 
     def reset(self) -> None:
-        """Nothing to do: the statistics are mixed anew for every batch."""
+        """Do nothing: the statistics are computed anew for every batch."""

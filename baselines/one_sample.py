@@ -1,4 +1,4 @@
-"""OneSample: networks of usual make in the place of APM's student (Table 5a)."""
+"""OneSample: an MLP or a ResNet in place of APM's student (APM's Table 5a)."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.errors import UserError, at_least, choose
 from tta_apm.method import Method
-from tta_apm.toolbox.episodes import Parameters, adam, adapt, chunk_size, chunks, kept_bytes, stack
+from tta_apm.toolbox.episodes import Parameters, adam, adapt, chunk_size, chunks, saved_bytes, stack
 
-# Side in pixels that images are resized to for each network.
+# Default side in pixels to which images are resized for each network.
 NETS = {"mlp": 32, "resnet18": 224, "resnet34": 224}
-# Of ImageNet, which inputs are normalised by, as APM's are (Table 7).
+# Mean and standard deviation of ImageNet, used to normalise the input as in APM (Table 7).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 class OneSample(Method):
-    """Overfit a network of random weights to the teacher's feature of one image (Table 5a).
+    """Overfit a randomly initialised network to the teacher's feature of one image.
 
-    The loop is APM's: for each image alone, start from the same random weights, take `steps` steps
-    of Adam on the mean squared distance of the network's output and the teacher's image feature,
-    and classify the output after the last update by the teacher's frozen head. Nothing survives
-    from one image to the next. As for APM, the teacher is a CLIP, whose head are its text features,
-    or a classifier, whose last linear layer is given the output at the length of its own feature.
+    From Table 5a of APM (Modi and Rawat, NeurIPS 2024), with APM's loop: for each image alone,
+    start from the same random weights; take `steps` steps of Adam on the mean squared error
+    between the network's output and the teacher's image feature; after the last update, classify
+    the output with the teacher's frozen head. No state is carried from one image to the next. As
+    in APM, the teacher is a CLIP with its text features as the head, or a classifier with its last
+    linear layer, for which the output is scaled to the length of the teacher's feature.
 
-    Weights are drawn as torch and torchvision draw them: N(0, 0.01²), which is APM's draw, leaves
-    a ResNet of one image without a signal. Batch normalisation uses the statistics of the image's
-    own positions, before and after the updates: there is no other image to take them from. Its
-    last stage needs more than one position, which is why image_size is at least 33.
+    Weights are initialised as torch and torchvision do: with APM's N(0, 0.01²) the signal of one
+    image vanishes in a ResNet. Batch normalisation uses the statistics over the image's own
+    positions, before and after the updates, since there is no other image. The last stage needs
+    more than one position, so image_size is at least 33 for a ResNet.
 
     Args:
         backbone: the teacher, a CLIP or a classifier.
         net: "mlp" (on the flattened image), "resnet18" or "resnet34".
-        hidden: widths of the MLP; the paper says only that it has 21 M weights, as this one has
-            for D = 768.
-        image_size: side in pixels that images are resized to; None is 32 for the MLP, 224 else.
+        hidden: widths of the MLP's hidden layers; the paper says only that the MLP has 21 M
+            weights, which the default has for D = 768.
+        image_size: side in pixels to which images are resized; None: 32 for the MLP, else 224.
         steps: updates of Adam per image.
         lr: learning rate of Adam.
         seed: of the random weights.
 
-    After a forward, `details` holds the teacher's prediction and the cosine of the network's and
-    the teacher's feature, per image.
+    After each forward, `details` holds, per image, the teacher's prediction and the cosine between
+    the network's output and the teacher's feature.
 
     Raises:
         UserError: for values out of range, and for a classifier without a linear head.
@@ -89,7 +90,7 @@ class OneSample(Method):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]; of a CLIP logit_scale · cos(output, text
         features)."""
-        teacher = self.teacher.ask(images).features
+        teacher = self.teacher.encode(images).features
         features = torch.cat([self._adapt(images[part], teacher[part])
                               for part in chunks(len(images), self.chunk)])
         self.details = {
@@ -101,10 +102,10 @@ class OneSample(Method):
         return self.teacher.classify(features)
 
     def reset(self) -> None:
-        """Nothing to do: every image starts from the same weights and an empty optimiser."""
+        """Do nothing: every image starts from the same weights and an empty optimiser."""
 
     def _adapt(self, images: Tensor, teacher: Tensor) -> Tensor:
-        """Features [B,D] of networks fitted to the teacher's features [B,D], one per image."""
+        """Fit one network per image to the teacher's features [B,D]; return their outputs [B,D]."""
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
@@ -121,20 +122,21 @@ class OneSample(Method):
         return vmap(partial(functional_call, self.net))(weights, images)[:, 0]
 
     def _bytes_per_episode(self) -> int:
-        """Weights, gradients, two moments, and activations with their gradients."""
+        """Memory of one image's network: weights, gradients, Adam's two moments, and the
+        activations with their gradients."""
         image = self.mean.new_zeros(1, 3, self.image_size, self.image_size)
-        kept = kept_bytes(lambda: self.net(image))
-        return 4 * sum(weight.nbytes for weight in self.initial.values()) + 2 * kept
+        activations = saved_bytes(lambda: self.net(image))
+        return 4 * sum(weight.nbytes for weight in self.initial.values()) + 2 * activations
 
 
 def build(net: str, image_size: int, hidden: Sequence[int], feature_dim: int) -> nn.Module:
-    """A network of random weights with `feature_dim` outputs, for images [B,3,S,S]."""
+    """A randomly initialised network with `feature_dim` outputs, for images [B,3,S,S]."""
     if net == "mlp":
         widths = (3 * image_size**2, *hidden, feature_dim)
         layers = [layer for a, b in zip(widths, widths[1:])
                   for layer in (nn.ReLU(), nn.Linear(a, b))]
         return nn.Sequential(nn.Flatten(), *layers[1:])
-    # Without running statistics: of the batch, which is one image.
+    # Without running statistics, the layers use those of the batch, which is one image.
     norm = partial(nn.BatchNorm2d, track_running_stats=False)
     return torchvision.models.get_model(net, weights=None, num_classes=feature_dim,
                                         norm_layer=norm)

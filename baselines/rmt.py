@@ -1,4 +1,4 @@
-"""RMT: a robust mean teacher with contrast to source prototypes and source replay."""
+"""RMT: robust mean teacher with a contrastive loss to source prototypes and source replay."""
 
 from __future__ import annotations
 
@@ -13,47 +13,51 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.once import once_per_sweep
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
+from tta_apm.toolbox.adapted import ema_update
 from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.batch_norm import use_batch_statistics
+from tta_apm.toolbox.entropy import symmetric_cross_entropy
 from tta_apm.toolbox.norm_layers import check_batch
 
 OPTIMIZERS = ("adam", "sgd")
-# As many as the authors take.
+# The authors' limit.
 MAX_PROTOTYPE_IMAGES = 100_000
 
 
 class Rmt(Method):
     """Robust mean teacher (Döbler, Marsden and Yang, CVPR 2023).
 
-    Continual: for each batch the student, all of whose weights train, agrees with its mean
-    teacher on the images and on an augmented view of them (symmetric cross-entropy), is pulled to
-    the nearest source prototypes (contrastive loss of projected features) and repeats labelled
-    source images; then the teacher follows it. Both normalise by the batch's statistics. The
-    logits returned are the sum of the student's and the teacher's, from before the update.
-    Student, teacher, projector and optimiser live on from batch to batch until `reset()`, which
-    goes back to the state after warm-up.
+    Continual, on all weights of the student. Each batch is normalised by its own statistics. The
+    loss has three terms: the symmetric cross-entropy with the mean teacher, on the images and on an
+    augmented view of them; a contrastive loss between the projected features of the images, of
+    their views and of their nearest source prototypes; and the cross-entropy of labelled source
+    images (replay). Then the teacher is updated. The logits returned are the sum of the student's
+    and the teacher's, from before the update. Student, teacher, projector and optimiser survive
+    from batch to batch until `reset()`, which returns to the state after warm-up.
 
-    It needs source images: for the prototypes, which are the classes' mean penultimate features
-    (the input of the last linear layer), for warm-up and for replay. All of this is set up anew
-    in the constructor. Without source images it runs with `lambda_contrast`, `lambda_source` and
-    `num_warm_up` at 0.
+    Source images are needed for the prototypes (the classes' mean penultimate features, which are
+    the input of the last linear layer), for warm-up and for replay. Prototypes and warm-up are
+    computed in the constructor. Without source images, `lambda_contrast`, `lambda_source` and
+    `num_warm_up` must be 0.
 
-    It departs from the authors' code in three ways: dropout stays off; batches of source images
-    are drawn independently, not epoch by epoch; classes without source images get no prototype.
+    Departures from the authors' code: dropout stays off; batches of source images are sampled
+    independently, not epoch by epoch; classes without source images get no prototype.
 
     Args:
         backbone: a classifier.
-        lr: learning rate; 1e-3 is CIFAR-10-C's, 1e-2 (sgd, batches of 64) ImageNet-C's.
-        optimizer: "adam" (betas .9, .999) or "sgd" (Nesterov momentum .9).
-        momentum: what the teacher keeps of itself at an update.
+        lr: learning rate; the paper's is 1e-3 for CIFAR-10-C, 1e-2 (sgd, batches of 64) for
+            ImageNet-C.
+        optimizer: "adam" (betas 0.9, 0.999) or "sgd" (Nesterov momentum 0.9).
+        momentum: weight of the teacher's old parameters in its update.
         lambda_contrast: weight of the contrastive loss.
         lambda_source: weight of the cross-entropy of source images.
         temperature: of the contrastive loss.
         projection: width of the projector's two layers.
-        num_warm_up: source images to warm up on, while the learning rate rises linearly.
-        warm_up_batch_size: source images per step of warm-up, and at a time for the prototypes;
-            for replay there are as many as test images.
-        flip: whether the augmentation mirrors the view, half of the times.
+        num_warm_up: number of source images for warm-up, in which the learning rate rises
+            linearly.
+        warm_up_batch_size: batch size of source images for warm-up and prototypes. A batch for
+            replay has the size of the test batch.
+        flip: whether the augmentation mirrors the view with probability 1/2.
         seed: of the projector, the augmentation and the order of source images.
         source: labelled source images.
 
@@ -86,8 +90,8 @@ class Rmt(Method):
             raise UserError(f"rmt: num_warm_up {num_warm_up} is less than one batch: see "
                             f"warm_up_batch_size {warm_up_batch_size}")
         if source is None and (lambda_contrast or lambda_source or num_warm_up):
-            raise UserError("rmt: needs source images, and the data set has none; it runs without "
-                            "if lambda_contrast, lambda_source and num_warm_up are 0")
+            raise UserError("rmt: needs source images, and the data set has none; with "
+                            "lambda_contrast, lambda_source and num_warm_up 0 it runs without them")
         self.lr = lr
         self.momentum = momentum
         self.lambda_contrast = lambda_contrast
@@ -119,7 +123,7 @@ class Rmt(Method):
         self.reset()
 
     def reset(self) -> None:
-        """The state after warm-up: of student, teacher, projector, optimiser and generator."""
+        """Return student, teacher, projector, optimiser and generator to the end of warm-up."""
         self.load_state_dict(_part(self._start, "weights"))
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(self._start, "optimizer").items():
@@ -151,16 +155,14 @@ class Rmt(Method):
         return (logits + teacher_logits).detach()
 
     def _step(self, loss: Tensor) -> None:
-        """Update the student and the projector, then let the teacher follow."""
+        """Update the student and the projector, then the teacher."""
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            for teacher, student in zip(self.teacher.parameters(), self.student.parameters()):
-                teacher.lerp_(student, 1 - self.momentum)
+        ema_update(self.teacher, self.student, self.momentum)
 
     def _contrast(self, features: Tensor, view_features: Tensor) -> Tensor:
-        """Contrastive loss of an image's nearest prototype, the image and its view."""
+        """Contrastive loss between features [B,D], those of the views and the prototypes."""
         with torch.no_grad():
             cosines = F.normalize(features, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
             nearest_prototypes = self.prototypes[cosines.argmax(-1)]
@@ -168,6 +170,7 @@ class Rmt(Method):
         return contrastive_loss(projected, self.temperature)
 
     def _source_batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """`size` randomly sampled source images and their labels."""
         assert self.source is not None
         return self.source.batch(torch.randint(len(self.source), (size,),
                                                generator=self.generator))
@@ -177,7 +180,7 @@ class Rmt(Method):
         start: dict[str, Tensor] = {}
         if self.lambda_contrast:
             start["prototypes"] = self._class_means()
-            self._draw_projector()
+            self._sample_projector()
         self._warm_up(warm_up_steps)
         start["lr"] = torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
         start["generator"] = self.generator.get_state()
@@ -188,11 +191,11 @@ class Rmt(Method):
 
     @torch.no_grad()
     def _class_means(self) -> Tensor:
-        """Mean features [K,D] of the source images of each class that has some."""
+        """The mean feature of each class with source images, [classes,D]."""
         assert self.source is not None
         order = torch.randperm(len(self.source), generator=self.generator)[:MAX_PROTOTYPE_IMAGES]
         sums = counts = torch.zeros(())
-        # Even parts: a last one of a single image would have no batch statistics.
+        # Batches of equal size: a last batch of one image would have no batch statistics.
         for part in order.tensor_split(math.ceil(len(order) / self.warm_up_batch_size)):
             images, labels = self.source.batch(part)
             logits, features = logits_and_features(self.student, images)
@@ -201,19 +204,19 @@ class Rmt(Method):
         return (sums / counts[:, None])[counts > 0]
 
     @torch.no_grad()
-    def _draw_projector(self) -> None:
-        """Weights of its linear layers, drawn as torch does, by our generator."""
+    def _sample_projector(self) -> None:
+        """Initialise its linear layers as torch does, but with the method's own generator."""
         for layer in self.projector:
             if not isinstance(layer, nn.Linear):
                 continue
             bound = 1 / math.sqrt(layer.in_features)
             for parameter in layer.parameters():
-                drawn = torch.empty(parameter.shape).uniform_(-bound, bound,
-                                                              generator=self.generator)
-                parameter.copy_(drawn)
+                sampled = torch.empty(parameter.shape).uniform_(-bound, bound,
+                                                                generator=self.generator)
+                parameter.copy_(sampled)
 
     def _warm_up(self, steps: int) -> None:
-        """Let the student agree with its teacher on source images."""
+        """Train the student to agree with its teacher on source images."""
         for step in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * (step + 1) / steps
@@ -239,31 +242,26 @@ def last_linear(model: nn.Module) -> nn.Linear:
 
 
 def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [B,K] and penultimate features [B,D]: what the last linear layer gets.
+    """Logits [B,K] and penultimate features [B,D], the input of the last linear layer.
 
-    UserError for a model without a linear layer.
+    Raises:
+        UserError: for a model without a linear layer.
     """
-    kept: list[Tensor] = []
+    seen: list[Tensor] = []
     hook = last_linear(model).register_forward_pre_hook(
-        lambda _, inputs: kept.append(inputs[0]))
+        lambda _, inputs: seen.append(inputs[0]))
     try:
         logits = model(images)
     finally:
         hook.remove()
-    return logits, kept[-1]
-
-
-def symmetric_cross_entropy(first: Tensor, second: Tensor) -> Tensor:
-    """Mean of the two cross-entropies of the softmax of logits [B,K] -> [B]."""
-    return -(second.softmax(-1) * first.log_softmax(-1)
-             + first.softmax(-1) * second.log_softmax(-1)).sum(-1) / 2
+    return logits, seen[-1]
 
 
 def contrastive_loss(features: Tensor, temperature: float) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., NeurIPS 2020) of features [n,V,D].
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020) of features [n,V,D], a scalar.
 
-    Each of the n·V is an anchor, to be told from all others by its cosine with the V - 1 of the
-    same n.
+    Each of the n·V features is an anchor. Its positives are the V - 1 other features of the same
+    image, its negatives all features of other images; similarity is the cosine.
     """
     num_images, num_views, _ = features.shape
     flat = F.normalize(features, dim=-1).flatten(0, 1)

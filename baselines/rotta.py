@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import at_least, between
 from tta_apm.method import Method
-from tta_apm.toolbox.adapted import Adapted, follow
+from tta_apm.toolbox.adapted import Adapted, ema_update
 from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import norm_layers, train_only
@@ -23,23 +23,25 @@ from tta_apm.toolbox.norm_layers import norm_layers, train_only
 class Rotta(Method):
     """Robust test-time adaptation (Yuan, Xie and Li, CVPR 2023).
 
-    Online, on the scales and shifts of the normalisation layers, for streams whose neighbours
-    share a class. A mean teacher predicts, by statistics that move slowly from the source's. A
-    memory keeps images balanced over their predicted classes, neither old nor uncertain. After
-    every `update_every` images the student learns, from an augmented view of the memory, what the
-    teacher makes of the memory itself; both take in its statistics, and the teacher follows. The
-    logits returned are the teacher's from before the batch. Batches of any size, also of one
-    image, are fine: updates count images. Without batch normalisation, memory and teacher remain.
+    Online, on the scales and shifts of the normalisation layers, for streams in which neighbouring
+    images share a class. A mean teacher predicts, with batch normalisation statistics that change
+    slowly from the source's. A memory holds images balanced over their predicted classes, and
+    replaces old and uncertain ones. After every `update_every` images the student is trained to
+    predict, on an augmented view of the memory, what the teacher predicts on the memory; both
+    update their statistics with those of the memory; then the teacher's weights are updated. The
+    logits returned are the teacher's from before the batch. Batches may have any size, also 1,
+    since updates count images. Without batch normalisation, memory and teacher work as usual.
 
     Args:
         backbone: a classifier with normalisation layers.
         lr: learning rate.
-        optimizer: "adam" (betas .9, .999) or "sgd" (momentum .9).
-        statistics: the share of the memory in the statistics at an update (α).
-        momentum: what the teacher keeps of itself at an update (1 - ν).
-        memory: how many images are kept.
-        update_every: images from one update to the next.
-        lambda_age, lambda_uncertainty: weights in what lets an image leave the memory.
+        optimizer: "adam" (betas 0.9, 0.999) or "sgd" (momentum 0.9).
+        statistics: weight of the memory's statistics in an update of the statistics (α).
+        momentum: weight of the teacher's old parameters in its update (1 - ν).
+        memory: capacity of the memory in images.
+        update_every: number of images from one update to the next.
+        lambda_age, lambda_uncertainty: weights of age and uncertainty in the score by which images
+            leave the memory.
         seed: of the views.
 
     Raises:
@@ -73,9 +75,9 @@ class Rotta(Method):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """The source's weights and statistics, empty optimiser and memory, the generator."""
+        """Return to the source's weights and statistics; renew optimiser, memory and generator."""
         self.adapted.restore()
-        follow(self.teacher, self.student, 0)
+        ema_update(self.teacher, self.student, 0)
         for model in (self.student, self.teacher):
             for name, buffer in model.named_buffers():
                 buffer.copy_(self._start[name])
@@ -96,23 +98,28 @@ class Rotta(Method):
         return logits
 
     def _update(self) -> None:
-        """One step of the student on the memory, then the teacher follows."""
+        """Make one step of the student on the memory, then update the teacher."""
         images, ages = self.memory.content()
-        with torch.enable_grad(), taking_statistics(self.student, self.teacher):
+        with torch.enable_grad(), updating_statistics(self.student, self.teacher):
             targets = self.teacher(images).softmax(-1)
             logits = self.student(random_view(images, self.generator))
-            # The older, the less: from 1/2 for a new image.
+            # The weight of an image: 1/2 for a new one, less for older ones.
             timeliness = torch.sigmoid(-ages.to(logits))
             losses = -(targets * logits.log_softmax(-1)).sum(-1)
             self.adapted.step((losses * timeliness).mean())
         self.did["updated"] += len(images)
-        follow(self.teacher, self.student, self.momentum)
+        ema_update(self.teacher, self.student, self.momentum)
 
 
 class RobustBatchNorm(nn.Module):
-    """Batch normalisation whose statistics move slowly (the paper's Eq. 3 and 4).
+    """Batch normalisation with slowly updated statistics (the paper's Eq. 3 and 4).
 
-    While it takes statistics in, it normalises by the moved ones, through which gradients flow.
+    While `updates_statistics` is set, it normalises by the updated ones, and gradients flow
+    through them.
+
+    Args:
+        layer: gives the source's statistics, scale and shift.
+        share: weight of the inputs' statistics in an update.
     """
 
     mean: Tensor
@@ -126,11 +133,11 @@ class RobustBatchNorm(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         self.eps = layer.eps
         self.share = share
-        self.takes_statistics = False
+        self.updates_statistics = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         mean, variance = self.mean, self.variance
-        if self.takes_statistics:
+        if self.updates_statistics:
             axes = [axis for axis in range(inputs.dim()) if axis != 1]
             own_variance, own_mean = torch.var_mean(inputs, axes, correction=0)
             mean, variance = mean.lerp(own_mean, self.share), variance.lerp(own_variance,
@@ -145,15 +152,15 @@ class RobustBatchNorm(nn.Module):
 
 
 def make_robust(model: nn.Module, share: float) -> None:
-    """Put a RobustBatchNorm in the place of each batch normalisation that has statistics."""
+    """Replace each layer of batch normalisation that has statistics by a RobustBatchNorm."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm) and child.running_mean is not None:
                 setattr(module, name, RobustBatchNorm(child, share))
 
 
-class taking_statistics:
-    """A context in which the robust layers of models take statistics in."""
+class updating_statistics:
+    """A context in which the RobustBatchNorm layers of models update their statistics."""
 
     def __init__(self, *models: nn.Module) -> None:
         self.layers = [module for model in models for module in model.modules()
@@ -161,29 +168,30 @@ class taking_statistics:
 
     def __enter__(self) -> None:
         for layer in self.layers:
-            layer.takes_statistics = True
+            layer.updates_statistics = True
 
     def __exit__(self, *error: object) -> None:
         for layer in self.layers:
-            layer.takes_statistics = False
+            layer.updates_statistics = False
 
 
 @dataclass
 class Item:
-    """An image in the memory: its predicted class, entropy as a share of ln K, and age."""
+    """An image in the memory."""
 
-    image: Tensor
-    label: int
-    uncertainty: float
-    age: int = 0
+    image: Tensor  # [3,H,W]
+    label: int  # predicted class
+    uncertainty: float  # entropy as a fraction of ln K
+    age: int = 0  # images since it was added
 
 
 class Memory:
     """Category-balanced sampling with timeliness and uncertainty (the paper's Section 3.3).
 
     Args:
-        capacity: images at most.
-        lambda_age, lambda_uncertainty: weights of the score by which an image leaves.
+        capacity: maximum number of images.
+        lambda_age, lambda_uncertainty: weights of the score; the image with the highest one
+            leaves first.
     """
 
     def __init__(self, capacity: int, lambda_age: float, lambda_uncertainty: float) -> None:
@@ -193,7 +201,14 @@ class Memory:
         self.items: list[Item] = []
 
     def add(self, image: Tensor, label: int, uncertainty: float, *, num_classes: int) -> None:
-        """Let an image in if there is room, or in the place of one that scores worse."""
+        """Add an image if there is room, or in place of one with a higher score.
+
+        Args:
+            image: [3,H,W].
+            label: its predicted class.
+            uncertainty: its entropy as a fraction of ln K.
+            num_classes: K; each class has `capacity` / K places.
+        """
         new = Item(image.clone(), label, uncertainty)
         counts = Counter(item.label for item in self.items)
         if counts[label] >= self.capacity / num_classes:
@@ -209,15 +224,19 @@ class Memory:
             item.age += 1
 
     def content(self) -> tuple[Tensor, Tensor]:
-        """Images [n,3,H,W] and their ages [n] as shares of the capacity, by class."""
+        """Images [n,3,H,W] sorted by class, and their ages [n] as multiples of the capacity."""
         items = sorted(self.items, key=lambda item: item.label)
         ages = torch.tensor([item.age / self.capacity for item in items])
         return torch.stack([item.image for item in items]), ages
 
     def _remove_worst(self, labels: set[int], limit: float) -> bool:
-        """Remove the image of these classes with the highest score, if that is above `limit`."""
+        """Remove the image of these classes with the highest score, if that is above `limit`.
+
+        Returns:
+            Whether an image was removed.
+        """
         rivals = [item for item in self.items if item.label in labels]
-        # Of equals the last one of the last class.
+        # Ties: the last class, and in it the newest image.
         worst = max(rivals, key=lambda item: (self._score(item), item.label, -item.age))
         if self._score(worst) <= limit:
             return False

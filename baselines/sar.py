@@ -14,38 +14,40 @@ from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
-from tta_apm.toolbox.filters import largest_entropy
+from tta_apm.toolbox.filters import max_entropy
 from tta_apm.toolbox.norm_layers import check_batch, train_only, without_last_stage
 
-# The number of classes that the authors state the recovery threshold for.
-IMAGENET = 1000
+# The number of classes for which the authors state the recovery threshold.
+IMAGENET_CLASSES = 1000
 
 
 class Sar(Method):
     """Sharpness-aware and reliable entropy minimisation (Niu et al., ICLR 2023).
 
-    Online, on the scales and shifts of the normalisation layers before the last stage, each batch
-    normalised by its own statistics. Images of low entropy count; the gradient is taken where
-    their mean entropy is highest within `radius` of the weights, of the images that still count
-    there. Once the moving average of that second loss falls below the recovery threshold, all
-    starts anew. The logits returned are from before the step.
+    Online, on the scales and shifts of the normalisation layers before the last stage. Each batch
+    is normalised by its own statistics. Images of low entropy are selected. The weights are moved
+    by `radius` along the gradient of their mean entropy (sharpness-aware minimisation), and the
+    gradient for the update is taken there, over the images that still have low entropy. If the
+    moving average of that second loss falls below the recovery threshold, the method resets
+    itself. The logits returned are from before the step.
 
-    It departs from the authors' code thus: the last stage is found by its position in the network
-    and not by names of timm; the moving average is emptied when all starts anew (theirs goes on, so
-    that it may start anew after every batch); its threshold scales with ln K, since few classes
-    have low entropies by themselves; without an image that counts there is no step (theirs lets
-    the optimiser's momentum run on); dropout stays off.
+    Departures from the authors' code: the last stage is found by its position in the network, not
+    by timm's names; the moving average is emptied too when the method resets itself (theirs is
+    kept, so it may reset after every batch); the recovery threshold scales with ln K, since with
+    few classes entropies are lower; if no image is selected, there is no step (in theirs the
+    optimiser's momentum still moves the weights); dropout stays off.
 
     Args:
         backbone: a classifier with normalisation layers before its last stage.
-        lr: learning rate; 2.5e-4 is a ResNet-50's for batches of 64, 1e-3 a vision transformer's;
-            for batches of n < 32 the authors take lr·n/32, for single images twice that.
-        optimizer: "sgd" (momentum .9) or "adam" (betas .9, .999).
-        entropy_margin: the largest entropy that counts, as a share of ln K.
-        radius: how far the weights climb before the gradient is taken.
-        recovery: the threshold for 1,000 classes, in nats; for K it is that times ln K / ln 1000.
-            0 never starts anew.
-        momentum: what the moving average keeps of itself.
+        lr: learning rate; the authors' is 2.5e-4 for a ResNet-50 (batches of 64), 1e-3 for a
+            vision transformer; for batches of n < 32 they use lr·n/32, for single images twice
+            that.
+        optimizer: "sgd" (momentum 0.9) or "adam" (betas 0.9, 0.999).
+        entropy_margin: upper bound of a selected image's entropy, as a fraction of ln K.
+        radius: distance by which the weights are moved before the second gradient is taken.
+        recovery: recovery threshold in nats for 1,000 classes; for K classes it is multiplied by
+            ln K / ln 1000. 0 turns recovery off.
+        momentum: weight of the old moving average in its update.
 
     Raises:
         UserError: for a backbone without such layers or for values out of range.
@@ -75,7 +77,7 @@ class Sar(Method):
         self.reset()
 
     def reset(self) -> None:
-        """The source's scales and shifts, an empty optimiser and no mean loss."""
+        """Return to the source's scales and shifts; renew optimiser and mean loss."""
         self.adapted.restore()
         self.mean_loss: float | None = None
 
@@ -87,15 +89,16 @@ class Sar(Method):
         return logits.detach()
 
     def _adapt(self, images: Tensor, entropies: Tensor, num_classes: int) -> None:
-        margin = self.entropy_margin * largest_entropy(num_classes)
-        counts = entropies < margin
-        if not counts.any():
+        """Make one sharpness-aware step; `entropies` [B] are those of the first forward."""
+        margin = self.entropy_margin * max_entropy(num_classes)
+        reliable = entropies < margin
+        if not reliable.any():
             return
         weights = [parameter.detach().clone() for parameter in self.adapted.parameters]
-        self._climb(entropies[counts].mean())
-        at_the_top = entropy(self.model(images))
-        chosen = at_the_top[counts & (at_the_top.detach() < margin)]
-        loss = chosen.mean() if len(chosen) else None
+        self._perturb(entropies[reliable].mean())
+        perturbed = entropy(self.model(images))
+        selected = perturbed[reliable & (perturbed.detach() < margin)]
+        loss = selected.mean() if len(selected) else None
         gradients = (None if loss is None else
                      torch.autograd.grad(loss, self.adapted.parameters))
         with torch.no_grad():
@@ -107,10 +110,10 @@ class Sar(Method):
             parameter.grad = gradient
         self.adapted.optimizer.step()
         self.adapted.optimizer.zero_grad()
-        self.did["updated"] += len(chosen)
+        self.did["updated"] += len(selected)
         self._recover(loss.item(), num_classes)
 
-    def _climb(self, loss: Tensor) -> None:
+    def _perturb(self, loss: Tensor) -> None:
         """Move the weights by `radius` along the gradient of the loss."""
         gradients = torch.autograd.grad(loss, self.adapted.parameters)
         length = torch.stack([gradient.norm() for gradient in gradients]).norm()
@@ -119,9 +122,9 @@ class Sar(Method):
                 parameter.add_(gradient * (self.radius / (length + 1e-12)))
 
     def _recover(self, loss: float, num_classes: int) -> None:
-        """Take the loss into the mean; start anew if that has fallen below the threshold."""
+        """Update the moving average with `loss`; reset if it is below the threshold."""
         self.mean_loss = (loss if self.mean_loss is None else
                           self.momentum * self.mean_loss + (1 - self.momentum) * loss)
-        if self.mean_loss < self.recovery * math.log(num_classes) / math.log(IMAGENET):
+        if self.mean_loss < self.recovery * math.log(num_classes) / math.log(IMAGENET_CLASSES):
             self.reset()
             self.did["resets"] += 1

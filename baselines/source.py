@@ -1,4 +1,4 @@
-"""Source: the classifier as it is, without adaptation."""
+"""Source: the un-adapted classifier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tta_apm.method import Method
 
 
 class Source(Method):
-    """The un-adapted model: the row that every adaptation of a classifier is compared with."""
+    """The un-adapted model, the row with which every adaptation of a classifier is compared."""
 
     needs = "classifier"
     scope = "image"
@@ -22,4 +22,4 @@ class Source(Method):
         return self.backbone(images)
 
     def reset(self) -> None:
-        """Nothing to do: it keeps no state."""
+        """Do nothing: there is no state."""

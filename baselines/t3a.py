@@ -1,4 +1,4 @@
-"""T3A: a test-time template adjuster of the last layer."""
+"""T3A: test-time template adjuster, which adapts the last layer without gradients."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tta_apm.toolbox.head import Head
 class T3a(Method):
     """Test-time classifier adjustment (Iwasawa and Matsuo, NeurIPS 2021).
 
-    Online and without a gradient. Each class has a set of supports, which starts with the class's
-    weight in the last layer. A feature joins the set of its predicted class; of each set the
-    `num_supports` of least entropy stay. An image's logits are the products of its feature with
-    the direction of each class's mean unit-length support.
+    Online, without gradients. Each class has a set of supports, which starts with the class's
+    weight vector in the last layer. An image's feature is added to the set of its predicted class,
+    and each set keeps the `num_supports` of least entropy. An image's logits are the products of
+    its feature with one unit vector per class, the direction of the mean of the class's supports
+    after scaling them to length one.
 
-    A batch is predicted *after* its features have joined, as in the authors' code, so that an image
-    may be among the supports that classify it. The supports live on until `reset()`. On a network
-    with batch normalisation corruptions move the features before the head sees them, which this
-    does not undo.
+    A batch is predicted *after* its features were added, as in the authors' code, so an image may
+    be among the supports that classify it. The supports survive until `reset()`. In networks with
+    batch normalisation, corruptions shift the features themselves, which T3A does not correct.
 
-    It departs from the authors' code in one way: the weight of a class is a support of that class
-    even where the last layer itself would take it for another's.
+    Departure from the authors' code: a class's weight vector is always a support of that class,
+    even if the last layer classifies it as another.
 
     Args:
         backbone: a classifier whose last layer is linear.
-        num_supports: M per class, 0 for all, which grows with the stream; the paper chooses among
-            1, 5, 20, 50, 100 and all.
+        num_supports: M, the supports per class; 0 keeps all, so memory grows with the stream. The
+            paper selects from 1, 5, 20, 50, 100 and all.
 
     Raises:
         UserError: for values out of range or a classifier whose last layer is not linear.
@@ -52,14 +52,14 @@ class T3a(Method):
         self.reset()
 
     def reset(self) -> None:
-        """The weights of the last layer as the only supports."""
-        self.supports: Tensor | None = None  # [S,D], of unit length
+        """Return to the last layer's weight vectors as the only supports."""
+        self.supports: Tensor | None = None  # unit vectors [S,D]
         self.classes = self.entropies = torch.empty(0)  # [S]
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         logits, features = self.head.features(images)
-        if self.supports is None:  # the head is known once images have come
+        if self.supports is None:  # the head is found by the first call of `features`
             weight = self.head.weight
             self.supports = F.normalize(weight, dim=-1)
             self.classes = torch.arange(len(weight), device=weight.device)

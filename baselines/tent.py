@@ -22,18 +22,19 @@ class Tent(Method):
 
     Online: each batch is normalised by its own statistics, and one step on the scales and shifts
     of the normalisation layers lowers the mean entropy of its predictions. The logits returned are
-    those of the loss: from before the last update. Weights and optimiser live on from batch to
+    those of the loss, from before the last update. Weights and optimiser survive from batch to
     batch until `reset()`.
 
-    It departs from the authors' code in two ways that change nothing for their networks: dropout
-    stays off, and the affine parameters of layer and group normalisation are adapted too.
+    Departures from the authors' code, which change nothing for their networks: dropout stays off,
+    and the scales and shifts of layer and group normalisation are adapted too.
 
     Args:
         backbone: a classifier with normalisation layers.
-        lr: learning rate; 1e-3 is CIFAR-10-C's, 2.5e-4 (sgd, batches of 64) ImageNet-C's.
+        lr: learning rate; the paper's is 1e-3 for CIFAR-10-C, 2.5e-4 (sgd, batches of 64) for
+            ImageNet-C.
         steps: updates per batch.
-        optimizer: "adam" (betas .9, .999) or "sgd" (Nesterov momentum .9).
-        episodic: reset before every batch.
+        optimizer: "adam" (betas 0.9, 0.999) or "sgd" (Nesterov momentum 0.9).
+        episodic: whether to reset before every batch.
 
     Raises:
         UserError: for a backbone without normalisation layers or values out of range.
@@ -61,7 +62,7 @@ class Tent(Method):
         self.reset()
 
     def reset(self) -> None:
-        """The source's scales and shifts, and an empty optimiser."""
+        """Return to the source's scales and shifts, and an empty optimiser."""
         with torch.no_grad():
             for parameter, source in zip(self.adapted, self.source):
                 parameter.copy_(source)

@@ -20,45 +20,48 @@ from tta_apm.toolbox.precision import products, resolve
 from tta_apm.toolbox.surviving import SurvivingOptimizer
 from tta_apm.toolbox.views import crop_views
 
-# Of the loss in float16, so that its gradient is not rounded to 0; the authors' scaler starts here.
+# Factor of the loss in float16, without which gradients underflow; the authors' GradScaler starts
+# with it.
 LOSS_SCALE = 1024
 
 
 class Tpt(Method):
     """Test-time prompt tuning (Shu et al., NeurIPS 2022).
 
-    For each image alone: make random views, the image itself being the first; keep those that the
-    initial prompt classifies most confidently; take a step of AdamW on the context vectors to
-    lower the entropy of their mean prediction. Predicts the image itself after the last update.
-    Nothing survives from one image to the next.
+    For each image alone: make random views, with the image itself as the first; select the views
+    with the least entropy under the initial prompt; take a step of AdamW on the context vectors to
+    lower the entropy of their mean prediction; after the last update, classify the image itself.
+    No state is carried from one image to the next.
 
-    It departs from the authors' code in this: the loss is scaled by a constant where products are
-    in float16, where they let a scaler find one; views are cropped from the image as the data set
-    gives it, not from the file; images are adapted together; prompts end at their last token, which
+    Departures from the authors' code: with float16 products the loss is scaled by a constant
+    (theirs uses a GradScaler); views are cropped from the image as the data set returns it, not
+    from the file; images are adapted together; prompts are cut after their last token, which
     changes no result and leaves 9 tokens of 77 for ImageNet's classes.
 
-    Memory grows with images × classes: the text tower keeps up to 16 · blocks · width numbers for
-    each token, so ViT-B/16 needs 3.6 MB for an image and a class, 3.6 GB for 1,000 classes. As
-    many images are taken at a time as fit; where not even one does, `class_chunk` bounds the
-    classes too, for two fifths more of the text tower's time.
+    Memory grows with images × classes: the text tower keeps up to 16 · blocks · width numbers per
+    token, so ViT-B/16 needs 3.6 MB per image and class, 3.6 GB for 1,000 classes. As many images
+    are adapted at a time as fit into memory. If not even one fits, `class_chunk` limits the
+    classes too and takes two fifths more time in the text tower.
 
     Args:
         backbone: a CLIP.
-        num_views: the image itself among them.
-        selection: fraction of the views that is kept.
+        num_views: number of views, including the image itself.
+        selection: fraction of the views that is selected.
         steps: updates per image.
-        lr: learning rate of AdamW (betas .9, .999, weight decay .01: the paper keeps torch's).
-        phrase: words that the context starts as.
-        weights: a file of CoOp to start from instead (see Coop).
-        flip: mirror half of the random views.
-        augmix: apply AugMix to the random views, as the authors do for the fine-grained data sets.
-        class_chunk: how many classes the text tower holds activations of at a time; 0 is all.
-        precision: of the products of both towers: "float32", or "float16", the authors'; "auto" is
-            float16 on CUDA GPUs, float32 elsewhere.
+        lr: learning rate of AdamW (betas 0.9, 0.999 and weight decay 0.01, torch's defaults).
+        phrase: words whose embeddings the context is initialised with.
+        weights: a file of CoOp to initialise the context with instead (see Coop); "" for none.
+        flip: whether to mirror each random view with probability 1/2.
+        augmix: whether to apply AugMix to the random views, as the authors do for the fine-grained
+            data sets.
+        class_chunk: number of classes for which the text tower keeps activations at a time; 0 for
+            all.
+        precision: dtype of the products of both towers: "float32", or "float16" as in the authors'
+            code; "auto" is float16 on CUDA GPUs, float32 elsewhere.
         seed: of the views.
 
     Raises:
-        UserError: for values out of range, or a file that is missing or does not fit.
+        UserError: for values out of range, or for a file that is not found or does not fit.
     """
 
     needs = "clip"
@@ -71,15 +74,15 @@ class Tpt(Method):
                  weights: str = "", flip: bool = True, augmix: bool = False, class_chunk: int = 0,
                  precision: str = "auto", seed: int = 42) -> None:
         super().__init__()
-        at_least(1, "tpt", num_views=num_views)  # the image itself
+        at_least(1, "tpt", num_views=num_views)
         at_least(0, "tpt", steps=steps, lr=lr, class_chunk=class_chunk, selection=selection)
-        kept = int(num_views * selection)
-        if not 1 <= kept <= num_views:
-            raise UserError(f"tpt: selection {selection} keeps {kept} of {num_views} views; it "
-                            f"must keep 1 to {num_views}")
+        num_selected = int(num_views * selection)
+        if not 1 <= num_selected <= num_views:
+            raise UserError(f"tpt: selection {selection} keeps {num_selected} of {num_views} "
+                            f"views; it must keep 1 to {num_views}")
         self.backbone = backbone
         self.num_views = num_views
-        self.kept = kept
+        self.num_selected = num_selected
         self.steps = steps
         self.lr = lr
         self.flip = flip
@@ -104,10 +107,10 @@ class Tpt(Method):
                           for part in chunks(len(images), self.chunk)])
 
     def reset(self) -> None:
-        """Nothing to do: every image starts from the same context and an empty optimiser."""
+        """Do nothing: every image starts from the same context and an empty optimiser."""
 
     def _adapt(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Logits [B,K] of images after the updates of their contexts."""
+        """Logits [B,K] of images [B,3,H,W], each with its own adapted context."""
         features = self._view_features(images, generators)
         confident = self._most_confident(features)
         contexts = adapt(
@@ -119,8 +122,8 @@ class Tpt(Method):
         return self._classify(features[:, :1], contexts["context"])[:, 0]
 
     def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
-        """An empty AdamW for the contexts of a chunk of images."""
-        # Its steps do not depend on the scale of the gradients but by eps.
+        """A new AdamW for the contexts of a chunk of images."""
+        # With eps scaled like the loss, its steps do not depend on the scale of the gradients.
         return torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01, eps=1e-8 * self.loss_scale)
 
     def _view_features(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -131,37 +134,38 @@ class Tpt(Method):
                                size=self.backbone.image_size, flip=self.flip)
             if self.augmix:
                 views = augmix(views, generators)
-            # An image's views fill the device; those of a whole chunk could overfill it.
-            of_views = torch.stack([self._encode_images(view) for view in views])
-            features = torch.cat([features, of_views], 1)
+            # One image at a time: its views are enough work for a GPU, and the views of a whole
+            # chunk might not fit into memory.
+            view_features = torch.stack([self._encode_images(view) for view in views])
+            features = torch.cat([features, view_features], 1)
         return F.normalize(features, dim=-1)
 
     def _encode_images(self, images: Tensor) -> Tensor:
-        """Image features [B,D]."""
+        """Image features [B,D] of images [B,3,H,W] in [0,1]."""
         with products(self.precision, images.device):
             return self.backbone.encode_image(images).to(images.dtype)
 
     def _encode_classes(self, contexts: Tensor) -> Tensor:
-        """Text features [B,K,D] of length one, of contexts [B,M,W]."""
+        """Text features [B,K,D] of length one, from contexts [B,M,W]."""
         with products(self.precision, contexts.device):
             return self.prompts(contexts).to(contexts.dtype)
 
     def _most_confident(self, features: Tensor) -> Tensor:
-        """Of features [B,V,D] those of the views with the least entropy at the start."""
+        """Select from features [B,V,D] those of least entropy under the initial prompt."""
         logits = cosine_logits(self.backbone, features, self.text_features)
-        kept = entropy(logits).topk(self.kept, largest=False).indices
-        return features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+        selected = entropy(logits).topk(self.num_selected, largest=False).indices
+        return features.gather(1, selected[..., None].expand(-1, -1, features.shape[-1]))
 
     def _classify(self, features: Tensor, contexts: Tensor) -> Tensor:
-        """Logits [B,N,K] of features [B,N,D] by contexts [B,M,W]."""
+        """Logits [B,N,K] of image features [B,N,D] with contexts [B,M,W]."""
         return cosine_logits(self.backbone, features, self._encode_classes(contexts))
 
     def _bytes_per_image(self) -> int:
-        """Activations of the text tower, and the views as they are made."""
+        """Memory of one image: the text tower's activations, and the views while they are made."""
         size = self.backbone.image_size or 0
         views = 3 * self.num_views * 3 * size**2 * self.context.element_size()
         return self.prompts.bytes_per_image() + views
 
 
 class TptSurviving(SurvivingOptimizer, Tpt):
-    """TPT whose AdamW survives from image to image: for the audit only."""
+    """TPT whose AdamW survives from image to image, for the audit only."""

@@ -1,4 +1,4 @@
-"""TTT: test-time training by rotation prediction, standard and online."""
+"""TTT: test-time training with rotation prediction, the standard and the online version."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tta_apm.toolbox.views import Generators, crop_views, pad_crop_views
 
 
 class RotationTraining(Method):
-    """What both methods share: steps on the rotation loss of random views of an image.
+    """Base of both versions: gradient steps on the rotation loss of random views of an image.
 
-    Weights [B,...] are those of the trunk and of the rotation branch, one set per image; the
-    classifier's branch is shared and never changes.
+    The adapted weights [B,...] are those of the trunk and the rotation branch, one set per image.
+    The classification branch is never changed.
     """
 
     needs = "rotation"
@@ -38,12 +38,13 @@ class RotationTraining(Method):
         self.seed = seed
 
     def fresh_weights(self, num_images: int) -> Parameters:
-        """The source's weights, a copy for each image."""
+        """Copies of the source's weights, stacked [B,...] for B = `num_images`."""
         return stack({name: value for name, value in self.backbone.net.named_parameters()
                       if not name.startswith("classifier.")}, num_images)
 
     def adapt(self, weights: Parameters, images: Tensor) -> Tensor:
-        """Adapt weights [B,...], in place, to images [B,3,H,W]; logits [B,K] thereafter."""
+        """Adapt weights [B,...], in place, to images [B,3,H,W] and return the images' logits [B,K].
+        """
         generators = image_generators(images, self.seed)
         adapt(weights, lambda weights: self.rotation_loss(weights, images, generators),
               steps=self.steps, optimizer=partial(torch.optim.SGD, lr=self.lr))
@@ -51,7 +52,7 @@ class RotationTraining(Method):
         return self.backbone.kept(self._run(weights, inputs[:, None], "classifier").squeeze(1))
 
     def rotation_loss(self, weights: Parameters, images: Tensor, generators: Generators) -> Tensor:
-        """Cross-entropy [B] of the rotations of fresh views, each turned at random."""
+        """Cross-entropy [B] of predicting the random rotation of each of an image's new views."""
         size = (len(images), self.num_views)
         turns = torch.stack([torch.randint(NUM_ROTATIONS, (self.num_views,), generator=generator)
                              for generator in generators])
@@ -63,21 +64,21 @@ class RotationTraining(Method):
         return losses.view(size).mean(1)
 
     def _views(self, images: Tensor, generators: Generators) -> Tensor:
-        """Views [B,V,3,H,W] like those that the network was trained on."""
+        """Views [B,V,3,H,W], augmented as the network's training images were."""
         if self.backbone.resized_crops:
             return crop_views(images, self.num_views, generators, size=self.backbone.image_size,
                               flip=self.flip)
         return pad_crop_views(images, self.num_views, generators, flip=self.flip)
 
     def _run(self, weights: Parameters, inputs: Tensor, branch: str) -> Tensor:
-        """Outputs [B,V,·] of a branch for inputs [B,V,3,S,S], those of image b with weights[b]."""
+        """Outputs [B,V,·] of a branch for inputs [B,V,3,S,S], where inputs[b] use weights[b]."""
         def one(weights: Parameters, inputs: Tensor) -> Tensor:
             return functional_call(self.backbone.net, weights, (inputs, branch))
-        # Before torch 2.3, GroupNorm under vmap takes no other memory format.
+        # Before torch 2.3, GroupNorm under vmap supports contiguous inputs only.
         return vmap(one)(weights, inputs.contiguous())
 
     def _bytes_per_episode(self) -> int:
-        """Weights with gradients, and about twice what the layers make of the views."""
+        """Memory of one image: weights, gradients, and about twice the layers' outputs."""
         net, size = self.backbone.net, self.backbone.image_size
         outputs: list[int] = []
         layers = [layer for layer in net.modules() if not list(layer.children())]
@@ -92,26 +93,26 @@ class RotationTraining(Method):
 
 
 class Ttt(RotationTraining):
-    """Test-time training by rotation prediction (Sun et al., ICML 2020), the standard version.
+    """Test-time training with rotation prediction (Sun et al., ICML 2020), the standard version.
 
-    For each image alone: start from the source's weights; at each step draw random views of the
-    image, turn each by a random multiple of 90 degrees and take a gradient step on the
-    cross-entropy of telling the turns; then classify the image itself. Trunk and rotation branch
-    are adapted, the classifier's branch is not. Predicts after the last update. Nothing survives
+    For each image alone: start from the source's weights; at each step make random views of the
+    image, rotate each by a random multiple of 90 degrees and take a gradient step on the
+    cross-entropy of predicting the rotations; after the last update, classify the image itself.
+    Trunk and rotation branch are adapted, the classification branch is not. No state is carried
     from one image to the next.
 
-    Every image is adapted: the gate by the rotation branch's confidence in the authors' code is
-    open in their scripts, and left out here. It departs from their ImageNet code in one way: views
-    are cropped from the image as the data set gives it, not from the file.
+    Every image is adapted. The authors' code can skip images by the confidence of the rotation
+    branch; their scripts do not use that, and it is left out here. Departure from their ImageNet
+    code: views are cropped from the image as the data set returns it, not from the file.
 
     Args:
         backbone: a classifier that was trained jointly with a rotation branch.
         steps: updates of SGD, without momentum or weight decay, per image; 0 is the joint model
             without adaptation.
         lr: learning rate.
-        num_views: per step; 32 is CIFAR-10-C's, 64 ImageNet-C's.
-        flip: mirror half of the views.
-        seed: of views and turns, together with the image's pixels.
+        num_views: views per step; the authors' number is 32 for CIFAR-10-C, 64 for ImageNet-C.
+        flip: whether to mirror each view with probability 1/2.
+        seed: of views and rotations, together with the image's pixels.
 
     Raises:
         UserError: for values out of range.
@@ -132,15 +133,15 @@ class Ttt(RotationTraining):
         return torch.cat([self.adapt(self.fresh_weights(len(part)), part) for part in parts])
 
     def reset(self) -> None:
-        """Nothing to do: every image starts from the source's weights."""
+        """Do nothing: every image starts from the source's weights."""
 
 
 class TttOnline(RotationTraining):
-    """Test-time training by rotation prediction (Sun et al., ICML 2020), the online version.
+    """Test-time training with rotation prediction (Sun et al., ICML 2020), the online version.
 
-    As Ttt, but each image starts from the weights that the image before it left, also where
-    they come in one batch: one after the other, in order, each classified right after its own
-    update. Weights live on until `reset()`.
+    As Ttt, but each image starts from the adapted weights of the image before it. The images of a
+    batch are adapted one after the other, in order, and each is classified right after its own
+    updates. The weights survive until `reset()`.
 
     Args:
         backbone, lr, num_views, flip, seed: see Ttt.
@@ -166,9 +167,9 @@ class TttOnline(RotationTraining):
 
     def _adapt_to_next(self, image: Tensor) -> Tensor:
         for value in self.weights.values():
-            value.requires_grad_()  # adapting ends with freezing them
+            value.requires_grad_()  # `adapt` has frozen them
         return self.adapt(self.weights, image)
 
     def reset(self) -> None:
-        """The source's weights; the optimiser has no state."""
+        """Return to the source's weights; the optimiser has no state."""
         self.weights = self.fresh_weights(1)

@@ -1,4 +1,4 @@
-"""TTT-MAE: test-time training of a masked autoencoder on each image."""
+"""TTT-MAE: test-time training with a masked autoencoder."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from tta_apm.method import Method
 from tta_apm.toolbox.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack
 from tta_apm.toolbox.surviving import SurvivingOptimizer
 
-# Of the authors' names, what stays as it is: decoder, probing head and the codes of positions. The
-# mask token, though the decoder's, is trained.
-FIXED = ("decoder", "classifier", "pos_embed")
+# Prefixes of the parameters that are not trained: decoder, probing head and positional codes. The
+# mask token is an input of the decoder, but it is trained.
+FROZEN = ("decoder", "classifier", "pos_embed")
 
 
 class TttMae(Method):
     """Test-time training with masked autoencoders (Gandelsman et al., NeurIPS 2022).
 
-    For each image alone: from the source's weights and an empty optimiser, train encoder, class
-    token and mask token to reconstruct the hidden patches of the image under many random masks,
-    fresh at each step; then classify the whole image by the probing head, which stays as it is.
-    Predicts after the last update; with `steps=0` it is the un-adapted probe. Nothing survives
-    from one image to the next, and images adapted together do not see one another.
+    For each image alone: starting from the source's weights and an empty optimiser, train encoder,
+    class token and mask token to reconstruct the hidden patches of the image under many random
+    masks, with new masks at each step; after the last update, classify the whole image with the
+    frozen probing head. With `steps=0` it is the un-adapted probe. No state is carried from one
+    image to the next, and images adapted together do not influence one another.
 
-    As the authors' code and not as their paper, there is no weight decay and the decoder is fixed.
-    It departs from their code in two ways: the image comes as the data set gives it (they enlarge
-    ImageNet-C's to 256 pixels and cut out 224), and the masks are keyed by the image's pixels.
+    As in the authors' code but not in their paper, there is no weight decay and the decoder is
+    frozen. Departures from their code: the image is used as the data set returns it (they resize
+    ImageNet-C's to 256 pixels and crop 224), and the masks are keyed by the image's pixels.
 
     Args:
         backbone: a masked autoencoder with its probing head.
         steps: updates of SGD per image.
         masks: random masks per step.
-        mask_ratio: of the patches that are hidden.
+        mask_ratio: fraction of the patches that is hidden.
         lr: learning rate; the authors' is 1e-2 · masks / 256.
         momentum: of SGD.
-        seed: of the masks, with the image's pixels.
+        seed: of the masks, together with the image's pixels.
 
     Raises:
         UserError: for values out of range.
@@ -65,17 +65,17 @@ class TttMae(Method):
         self.momentum = momentum
         self.seed = seed
         self.initial = {name: parameter for name, parameter in backbone.net.named_parameters()
-                        if not name.startswith(FIXED)}
+                        if not name.startswith(FROZEN)}
         self.chunk = chunk_size(self._bytes_per_episode(), backbone.mean.device)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B,K] of images [B,3,H,W] in [0,1], each by an encoder of its own."""
+        """Logits [B,K] of images [B,3,H,W] in [0,1], each from its own adapted encoder."""
         return torch.cat([self._adapt(images[part])
                           for part in chunks(len(images), self.chunk)])
 
     def reset(self) -> None:
-        """Nothing to do: every image starts from the source's weights and an empty optimiser."""
+        """Do nothing: every image starts from the source's weights and an empty optimiser."""
 
     def _adapt(self, images: Tensor) -> Tensor:
         net = self.backbone.net
@@ -86,30 +86,30 @@ class TttMae(Method):
             lambda stacked: self.loss(stacked, patches, self.sample_masks(generators)),
             steps=self.steps,
             optimizer=self.make_optimizer)
-        seen = len(images) * self.steps * self.masks
-        self.did.update(forwards=seen + len(images), backwards=seen)
-        everywhere = torch.arange(self.num_patches, device=images.device).expand(
+        num_masked = len(images) * self.steps * self.masks
+        self.did.update(forwards=num_masked + len(images), backwards=num_masked)
+        all_patches = torch.arange(self.num_patches, device=images.device).expand(
             len(images), 1, self.num_patches)
-        return self.backbone.classify(self._encode(weights, patches, everywhere).flatten(0, 1))
+        return self.backbone.classify(self._encode(weights, patches, all_patches).flatten(0, 1))
 
     def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
-        """An SGD without momentum as yet, for the encoders of a chunk of images."""
+        """A new SGD, its momentum still empty, for the encoders of a chunk of images."""
         return torch.optim.SGD(leaves, lr=self.lr, momentum=self.momentum)
 
     def sample_masks(self, generators: list[Generator]) -> Tensor:
-        """Random orders of the patches [B,masks,L]; the first `num_visible` are not hidden."""
+        """Random orders of the patches, int64 [B,masks,L]; the first `num_visible` are visible."""
         noise = torch.stack([torch.rand(self.masks, self.num_patches, generator=generator)
                              for generator in generators])
-        # Stable, so that every device breaks ties alike.
+        # A stable sort, so that ties are broken alike on every device.
         return noise.to(self.backbone.mean.device).argsort(dim=-1, stable=True)
 
     def loss(self, weights: Parameters, patches: Tensor, order: Tensor) -> Tensor:
-        """Mean squared error [B] of the hidden patches, each normalised.
+        """Mean squared error [B] of the hidden patches, each normalised by its mean and variance.
 
         Args:
-            weights: stacked, of B episodes.
-            patches: of each episode's image, [B,L,P].
-            order: positions of the patches under each mask, [B,N,L].
+            weights: stacked weights of B episodes.
+            patches: the patches [B,L,P] of each episode's image.
+            order: the order [B,N,L] of the patches under each of N masks, visible ones first.
         """
         visible, hidden = order.tensor_split([self.num_visible], -1)
         latents = self._encode(weights, patches, visible)
@@ -120,25 +120,26 @@ class TttMae(Method):
         return (predictions.view_as(target) - target).square().mean((1, 2, 3))
 
     def _encode(self, weights: Parameters, patches: Tensor, positions: Tensor) -> Tensor:
-        """Latents [B,N,1+V,D] of each episode's patches [B,L,P] at positions [B,N,V]."""
+        """Latents [B,N,1+V,D] of the patches at positions [B,N,V] out of patches [B,L,P]."""
         def one(weights: Parameters, patches: Tensor, positions: Tensor) -> Tensor:
             return functional_call(self.backbone.net, weights, (patches, positions))
         chosen = take(patches, positions)
-        if len(patches) == 1:  # large networks on a CPU: vmap's detours take a quarter of the time
+        if len(patches) == 1:  # vmap's overhead is a quarter of the time of large nets on a CPU
             return one({name: value.squeeze(0) for name, value in weights.items()}, chosen[0],
                        positions[0])[None]
         return vmap(one)(weights, chosen, positions)
 
     def _bytes_per_episode(self) -> int:
-        """Weights, gradients, momentum, and what the blocks keep: 16 values a token and channel."""
+        """Memory of one image: weights, gradients, momentum, and the blocks' activations, which
+        are 16 numbers per token and channel."""
         net = self.backbone.net
         towers = ((net.blocks, 1 + self.num_visible, net.norm),
                   (net.decoder_blocks, 1 + self.num_patches, net.decoder_norm))
-        kept = sum(16 * len(blocks) * num_tokens * norm.weight.numel()
-                   for blocks, num_tokens, norm in towers)
+        activations = sum(16 * len(blocks) * num_tokens * norm.weight.numel()
+                          for blocks, num_tokens, norm in towers)
         weights = sum(value.numel() for value in self.initial.values())
-        return (3 * weights + self.masks * kept) * net.mask_token.element_size()
+        return (3 * weights + self.masks * activations) * net.mask_token.element_size()
 
 
 class TttMaeSurviving(SurvivingOptimizer, TttMae):
-    """TTT-MAE whose momentum survives from image to image: for the audit only."""
+    """TTT-MAE whose momentum survives from image to image, for the audit only."""

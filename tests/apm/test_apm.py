@@ -129,8 +129,8 @@ def test_parameter_counts_of_other_columns():
     conv = 3 * 14 * 14 + 1
     assert count(1024, kernels=3) - count(1024) == 2 * (1024 * 4096 + conv)
     assert count(1024, kernels=3, local_patch=True) - count(1024, kernels=3) == 3 * 4096
-    assert count(1024, tokens=1024) == count(1024) - conv
-    assert count(1024, tokens=1024, local_patch=True) == count(1024, local_patch=True)
+    assert count(1024, given_trigger_dim=1024) == count(1024) - conv
+    assert count(1024, given_trigger_dim=1024, local_patch=True) == count(1024, local_patch=True)
 
 
 def test_table_9_ladder():

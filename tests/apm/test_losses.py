@@ -59,8 +59,8 @@ CASES = {
     "rgb": ((0, 0, 1), {}),
     "all-attention": ((1, 0.5, 2), {"pooling": "attention"}),
     "local-patch": ((1, 0.5, 2), {"local_patch": True, "kernels": 3}),
-    "tokens": ((1, 1, 1), {"tokens": 24}),
-    "tokens-local-patch": ((1, 1, 1), {"tokens": 24, "local_patch": True}),
+    "given-trigger": ((1, 1, 1), {"given_trigger_dim": 24}),
+    "given-trigger-local-patch": ((1, 1, 1), {"given_trigger_dim": 24, "local_patch": True}),
 }
 
 
@@ -68,27 +68,27 @@ CASES = {
 @pytest.mark.parametrize("columns", [None, torch.tensor([1, 6, 7, 12])], ids=["whole", "some"])
 @pytest.mark.parametrize("weights, keywords", CASES.values(), ids=CASES)
 def test_gradients_equal_the_plain_students(weights, keywords, columns, sparse, monkeypatch):
-    monkeypatch.setattr("tta_apm.apm.fast.WORTH_IT", 0)
+    monkeypatch.setattr("tta_apm.apm.fast.MIN_MULTIPLY_ADDS", 0)
     torch.manual_seed(0)
     student = sample_weights(Student(**{
         **dict(grid=GRID, patch=PATCH, kernels=1, code=16, hidden=(40, 32, 24), feature_dim=D,
                pooling="mean", rgb=weights[2] > 0), **keywords}), 0, std=0.3).double()
     images = torch.randn(2, 3, GRID * PATCH, GRID * PATCH).double()
-    tokens = torch.randn(2, 24).double() if student.tokens else None
+    trigger = torch.randn(2, 24).double() if student.given_trigger_dim else None
     targets = (torch.randn(2, D).double(), torch.randn(2, GRID**2, D).double(),
                torch.rand(2, GRID**2, 3).double())
     chosen = torch.arange(GRID**2) if columns is None else columns
 
     fast = FastStudent(student, columns, sparse=sparse)
     stacked = stack(fast.initial, 2)
-    outputs = fast.outputs(stacked, fast.patches(images), tokens, features=weights[1] > 0,
+    outputs = fast.outputs(stacked, fast.patches(images), trigger, features=weights[1] > 0,
                            colours=weights[2] > 0)
-    loss = Losses(*weights)(outputs, Targets(targets[0], fast.choose(targets[1]),
-                                             fast.choose(targets[2])))
+    loss = Losses(*weights)(outputs, Targets(targets[0], fast.select_columns(targets[1]),
+                                             fast.select_columns(targets[2])))
     loss.sum().backward()
     for b in range(2):
         student.zero_grad()
-        inputs = student.unfold(images[b], None if tokens is None else tokens[b])
+        inputs = student.unfold(images[b], None if trigger is None else trigger[b])
         expected = plain_loss(student, inputs, chosen, weights, [value[b] for value in targets])
         expected.backward()
         assert torch.allclose(loss[b], expected, rtol=1e-12)
@@ -107,7 +107,7 @@ def reference(method: Apm, student: Student, image: Tensor, weights, views=None)
     teacher = method.backbone
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (MEAN, STD))
     features, grid, tokens = teacher.encode_grid(image[None], -2)
-    token = tokens.mean((1, 2))[0] if student.tokens else None
+    trigger = tokens.mean((1, 2))[0] if student.given_trigger_dim else None
     size = (GRID, GRID)
     grid = F.interpolate(grid.permute(0, 3, 1, 2), size=size, mode="bilinear", antialias=True)
     colours = image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).mean((-2, -1))
@@ -115,11 +115,11 @@ def reference(method: Apm, student: Student, image: Tensor, weights, views=None)
     optimizer = torch.optim.Adam(student.parameters(), lr=method.lr)
     for step in range(method.steps):
         shown = image if views is None else views[step]
-        inputs = student.unfold((shown - mean) / std, token)
+        inputs = student.unfold((shown - mean) / std, trigger)
         optimizer.zero_grad()
         plain_loss(student, inputs, torch.arange(GRID**2), weights, targets).backward()
         optimizer.step()
-    return student((image - mean) / std, token).detach()
+    return student((image - mean) / std, trigger).detach()
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_the_method_equals_a_plain_loop(teacher, images, weights, keywords):
         grid=GRID, patch=PATCH, kernels=keywords.get("kernels", 1), code=32,
         hidden=SMALL["hidden"], feature_dim=64, pooling="mean", rgb=rgb_weight > 0,
         local_patch=keywords.get("local_patch", False),
-        tokens=64 if "trigger" in keywords else 0), 42).double()
+        given_trigger_dim=64 if "trigger" in keywords else 0), 42).double()
     expected = torch.stack([reference(method, copy.deepcopy(student), image, weights)
                             for image in images])
     assert (method(images) - teacher.classify(expected)).abs().max() < 1e-8
@@ -203,7 +203,7 @@ def test_the_losses_fall(digits_clip, digits_test, monkeypatch, weights, asked):
     method = Apm(digits_clip, image_size=32, patch=8, code=64, hidden=(256, 128), lr=1e-3,
                  steps=40, **weights)
     method.chunk = 4
-    targets = method._targets(images, method.teacher.ask(images))
+    targets = method._targets(images, method.teacher.encode(images))
     losses = []
     plain = FastStudent.outputs
 
@@ -301,9 +301,9 @@ def test_a_teacher_without_a_grid_is_told(digits_clip):
 
 @pytest.mark.parametrize("keywords, message", [
     ({"grid_weight": -1.0}, "must be at least 0"),
-    ({"cls_weight": 0.0}, "one of them more"),
+    ({"cls_weight": 0.0}, "one of them positive"),
     ({"rgb_weight": float("nan")}, "must be at least 0"),
-    ({"cls_weight": 0.0, "rgb_weight": 1.0}, "says nothing of the classes"),
+    ({"cls_weight": 0.0, "rgb_weight": 1.0}, "does not train the features"),
     ({"cls_weight": 0.0, "grid_weight": 1.0, "pooling": "attention"}, "use pooling mean"),
     ({"trigger": "vat"}, "did you mean 'vit'"),
     ({"trigger": "vit", "trigger_layer": 3}, "no layer 3"),

@@ -94,7 +94,7 @@ def test_what_is_no_number_stays_none(net):
     {}, {"pooling": "attention"}, {"columns": 9}, {"local_patch": True},
     {"grid_weight": 1.0, "rgb_weight": 1.0}], ids=lambda keywords: "-".join(keywords) or "paper")
 def test_apm_fits_the_same_students_either_way(digits_clip, digits_test, monkeypatch, keywords):
-    monkeypatch.setattr("tta_apm.apm.fast.WORTH_IT", 0)
+    monkeypatch.setattr("tta_apm.apm.fast.MIN_MULTIPLY_ADDS", 0)
     logits = {}
     for sparse in (True, False):
         method = Apm(digits_clip, image_size=32, patch=8, code=32, hidden=(64, 48, 32), steps=10,

@@ -164,7 +164,7 @@ def test_the_layer_that_is_named_is_fitted(images):
     hidden = teacher.net.hidden(teacher.net.conv(teacher.prepare(images)).relu().mean((2, 3)))
     found = ClassifierTeacher(teacher, layer="hidden", wants_grid=False)
     assert (hidden < 0).any()
-    assert torch.equal(found.ask(images).features, hidden)
+    assert torch.equal(found.encode(images).features, hidden)
     assert torch.equal(found.classify(2 * hidden), teacher.net.head((2 * hidden).relu()))
 
 
@@ -174,7 +174,7 @@ def test_the_layer_that_is_named_is_fitted(images):
     ids=["vit", "vit-avg", "vit-registers", "resnet"])
 def test_the_grid_are_the_last_activations(make, side, images):
     teacher = classifier(make, image_size=64 if side == 2 else 32)
-    features, grid, _ = ClassifierTeacher(teacher, layer="", wants_grid=True).ask(images)
+    features, grid, _ = ClassifierTeacher(teacher, layer="", wants_grid=True).encode(images)
     last = teacher.net.forward_features(teacher.prepare(images))
     if last.dim() == 3:
         expected = last[:, -side**2:].unflatten(1, (side, side))

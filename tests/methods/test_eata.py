@@ -177,7 +177,7 @@ def test_the_papers_defaults(digits_resnet, digits_source):
 
 
 def test_bad_values_are_told(digits_resnet, images):
-    with pytest.raises(UserError, match="runs without .as ETA. if fisher_alpha is 0"):
+    with pytest.raises(UserError, match="with fisher_alpha 0 it runs without them .as ETA."):
         Eata(digits_resnet)
     with pytest.raises(UserError, match="diversity_margin 0"):
         Eata(digits_resnet, fisher_alpha=0.0, diversity_margin=0.0)

@@ -8,13 +8,12 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from tta_apm_baselines.rmt import (
-    Rmt, contrastive_loss, logits_and_features, symmetric_cross_entropy)
+from tta_apm_baselines.rmt import Rmt, contrastive_loss, logits_and_features
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
 from tta_apm.toolbox.augment import random_view
-from tta_apm.toolbox.entropy import entropy
+from tta_apm.toolbox.entropy import entropy, symmetric_cross_entropy
 
 WITHOUT_SOURCE = dict(lambda_contrast=0.0, lambda_source=0.0, num_warm_up=0)
 SMALL = dict(num_warm_up=96, warm_up_batch_size=32)

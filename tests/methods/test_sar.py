@@ -115,7 +115,7 @@ def test_without_certain_images_no_step(digits_resnet, images):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_weights_come_back_from_the_climb_where_none_is_certain_there(digits_resnet, images):
+def test_weights_come_back_from_the_perturbation_where_none_is_certain_there(digits_resnet, images):
     method = Sar(digits_resnet, lr=1e-2, radius=1e6, recovery=0.0)
     before = copy.deepcopy(method.model.state_dict())
     method.entropy_margin = 1e-3

@@ -59,7 +59,7 @@ def test_entropy_of_two_opposite_certain_views():
 
 def test_a_tenth_of_64_views_are_the_six_with_the_least_entropy(clip, images):
     method = Tpt(clip)
-    assert method.kept == 6
+    assert method.num_selected == 6
     features = method._view_features(images, image_generators(images, 42))
     assert features.shape[:2] == (6, 64)
     entropies = entropy(clip.logit_scale * features @ clip.text_features.T)

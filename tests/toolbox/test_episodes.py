@@ -79,6 +79,6 @@ def test_what_torch_holds_unused_of_a_gpu_counts_as_free(monkeypatch):
 def test_kept_bytes_are_those_that_a_gradient_needs():
     weight, inputs = torch.ones(5, 3, requires_grad=True), torch.ones(2, 5)
     with torch.no_grad():
-        assert episodes.kept_bytes(lambda: inputs @ weight) == inputs.nbytes
-    assert episodes.kept_bytes(lambda: (inputs @ weight).exp()) == (10 + 6) * 4
-    assert episodes.kept_bytes(lambda: inputs.exp()) == 0
+        assert episodes.saved_bytes(lambda: inputs @ weight) == inputs.nbytes
+    assert episodes.saved_bytes(lambda: (inputs @ weight).exp()) == (10 + 6) * 4
+    assert episodes.saved_bytes(lambda: inputs.exp()) == 0

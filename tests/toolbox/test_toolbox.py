@@ -13,7 +13,7 @@ from torch import nn
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
-from tta_apm.toolbox.adapted import Adapted, follow
+from tta_apm.toolbox.adapted import Adapted, ema_update
 from tta_apm.toolbox.filters import MeanPrediction
 from tta_apm.toolbox.head import Head
 from tta_apm.toolbox.norm_layers import norm_layers, train_only, without_last_stage
@@ -154,7 +154,7 @@ def test_adapted_restores_pulls_and_empties_its_optimiser():
     adapted = Adapted([parameter], lr=0.5, optimizer="sgd", owner="test")
     adapted.step(parameter.sum())
     assert parameter.tolist() == [0.5, 1.5] and adapted.optimizer.state
-    adapted.pull(0.5)
+    adapted.ensemble_with_source(0.5)
     assert parameter.tolist() == [0.75, 1.75]
     adapted.restore()
     assert parameter.tolist() == [1, 2] and not adapted.optimizer.state
@@ -167,11 +167,11 @@ def test_some_entries_are_restored_with_the_probability():
     adapted = Adapted([parameter], lr=1.0, optimizer="sgd", owner="test")
     with torch.no_grad():
         parameter.fill_(1)
-    adapted.restore_some(0.1, torch.Generator().manual_seed(0))
+    adapted.stochastic_restore(0.1, torch.Generator().manual_seed(0))
     assert 0.09 < 1 - parameter.mean() < 0.11
-    adapted.restore_some(0, torch.Generator().manual_seed(0))
+    adapted.stochastic_restore(0, torch.Generator().manual_seed(0))
     assert parameter.mean() > 0.8
-    adapted.restore_some(1, torch.Generator().manual_seed(0))
+    adapted.stochastic_restore(1, torch.Generator().manual_seed(0))
     assert parameter.mean() == 0
 
 
@@ -180,5 +180,5 @@ def test_a_teacher_follows():
     with torch.no_grad():
         teacher.weight.fill_(0)
         student.weight.fill_(1)
-    follow(teacher, student, 0.9)
+    ema_update(teacher, student, 0.9)
     assert teacher.weight.item() == pytest.approx(0.1)

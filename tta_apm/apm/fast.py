@@ -1,12 +1,12 @@
-"""The student for B images at once, each with weights of its own.
+"""FastStudent: the student for B images at once, each with its own weights.
 
-Same numbers as Student, less work (exact algebra, no approximation):
-- columns differ in their position only, so W1·[T | p_xy] = W_T·T + W_x·p_x + W_y·p_y: one product
-  for the image, one for each x and each y, instead of one for each column; backward likewise. I_xy,
-  if columns are given it, adds a small W_I·I_xy. The RGB head's first layer is split like this too;
-- the projection commutes with the pooling: it is applied once per image (and head), and to each
-  column only where a loss asks for the columns' features;
-- on a CPU, a wide MLP leaves out the units that change nothing for this image: sparse_mlp.py.
+It computes the same outputs as Student with less work (exact algebra, no approximation):
+- Columns differ in their position only, so W1·[T | p_xy] = W_T·T + W_x·p_x + W_y·p_y: one product
+  per image, per x and per y instead of one per column, forward and backward. With local patches, a
+  small W_I·I_xy is added. The RGB head's first layer is split in the same way.
+- The projection commutes with the pooling, so it is applied once per image (and attention head).
+  It is applied to each column only if a loss needs the columns' features.
+- On a CPU, a wide MLP skips the units that have no effect for an image; see sparse_mlp.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta_apm.apm.sparse_mlp import WORTH_IT, SparsePooledMlp
+from tta_apm.apm.sparse_mlp import MIN_MULTIPLY_ADDS, SparsePooledMlp
 from tta_apm.apm.student import Student
 from tta_apm.toolbox.episodes import Parameters
 
 
 class StudentOutputs(NamedTuple):
-    """The outputs of students for their images; None for what was not asked for."""
+    """The outputs of B students, one per image; None for outputs that were not requested."""
 
     pooled: Tensor  # f_avg [B,D]
     features: Tensor | None  # of the columns [B,L,D]
@@ -34,21 +34,23 @@ class FastStudent:
     """Evaluates a Student with stacked weights.
 
     Args:
-        student: gives the shapes, the fixed codes and the weights to start from.
+        student: gives the shapes, the positional codes and the initial weights.
         columns: indices (row-major, in range(L)) of the columns to use; None uses all.
-        low: dtype of the products over all columns, which are nearly all of the work. Products
-            made once per image keep the weights' dtype. None: the weights' dtype everywhere.
-        sparse: leave out the units that change nothing, image by image; see sparse_mlp.py.
+        column_dtype: dtype of the products over all columns, which are nearly all of the work.
+            Products made once per image keep the weights' dtype. None: the weights' dtype
+            everywhere.
+        sparse: skip the units that have no effect, image by image; see sparse_mlp.py.
 
     Attributes:
-        initial: the student's weights; matrices as [in, out], which is how their gradients come
-            out of a product, and the first layers' split into their parts: T, local, x and y.
+        initial: the student's weights by name. Matrices are stored as [in, out], the layout in
+            which their gradients are computed; the first layers are split into the rows for the
+            parts of their input: features, T, local, x and y.
     """
 
     def __init__(self, student: Student, columns: Tensor | None = None, *,
-                 low: torch.dtype | None = None, sparse: bool = False) -> None:
+                 column_dtype: torch.dtype | None = None, sparse: bool = False) -> None:
         grid, pooling = student.grid, student.pooling
-        self.low = low
+        self.column_dtype = column_dtype
         self.sparse = sparse
         self.patch = student.patch
         self.columns = columns
@@ -62,7 +64,7 @@ class FastStudent:
         if sparse:
             index = torch.arange(grid**2) if columns is None else columns
             axis = torch.eye(grid).to(student.code)
-            # Each column's row and x as one-hot vectors, [L, h+w].
+            # Each column's y and x as one-hot vectors, [L, h+w].
             self.positions = torch.cat([axis[index // grid], axis[index % grid]], 1)
         self.initial = {name: (value.detach().T if value.dim() == 2 else value.detach()).clone(
             memory_format=torch.contiguous_format) for name, value in student.named_parameters()}
@@ -76,65 +78,76 @@ class FastStudent:
             self.num_heads = pooling.attention.num_heads
             self.pooling_code = pooling.code if columns is None else pooling.code[columns]
 
-    def _split(self, layer: str, of_position: dict[str, int], features: int = 0) -> None:
-        """Replace the weight of a layer by its rows for each part of its input."""
+    def _split(self, layer: str, position_sizes: dict[str, int], features: int = 0) -> None:
+        """Replace a layer's weight by one matrix for each part of its input.
+
+        Args:
+            position_sizes: size of each part that differs between columns.
+            features: size of the columns' features, the first part of the RGB head's input.
+        """
         weight = self.initial.pop(f"{layer}.weight")
-        sizes = {"features": features, "T": len(weight) - features - sum(of_position.values()),
-                 **of_position}
+        sizes = {"features": features, "T": len(weight) - features - sum(position_sizes.values()),
+                 **position_sizes}
         for part, rows in zip(sizes, weight.split(list(sizes.values()))):
             if len(rows):
                 self.initial[f"{layer}.{part}"] = rows.clone()
 
     def patches(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W], H = W = grid·patch, as columns of pixels [B, L, 3·patch²]."""
+        """Cut images [B,3,H,W], H = W = grid·patch, into patches [B, L, 3·patch²]."""
         return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2).contiguous()
 
-    def choose(self, values: Tensor) -> Tensor:
-        """Of values [B,L,...] of all columns those of the columns in use."""
+    def select_columns(self, values: Tensor) -> Tensor:
+        """Reduce values [B,L,...] of all columns to the columns in use."""
         return values if self.columns is None else values[:, self.columns]
 
-    def pooled(self, weights: Parameters, patches: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """f_avg [B,D] of images given as `patches` [B, L, 3·patch²]; see outputs."""
-        return self.outputs(weights, patches, tokens).pooled
+    def pooled(self, weights: Parameters, patches: Tensor,
+               trigger: Tensor | None = None) -> Tensor:
+        """f_avg [B,D]; arguments as for `outputs`."""
+        return self.outputs(weights, patches, trigger).pooled
 
-    def outputs(self, weights: Parameters, patches: Tensor, tokens: Tensor | None = None, *,
+    def outputs(self, weights: Parameters, patches: Tensor, trigger: Tensor | None = None, *,
                 features: bool = False, colours: bool = False) -> StudentOutputs:
-        """The students' outputs for their images.
+        """The outputs of B students, each for its own image.
 
         Args:
-            patches: of the images, [B, L, 3·patch²].
-            tokens: trigger columns [B,d] for students that are handed one.
-            features, colours: whether those of each column are wanted.
+            weights: the students' weights, `initial` stacked [B, ...].
+            patches: the images' patches [B, L, 3·patch²].
+            trigger: trigger columns [B,d], for a student with a `given_trigger_dim`.
+            features: whether to return the feature of each column.
+            colours: whether to return the colour of each column.
         """
-        trigger, local = self._trigger(weights, patches, tokens)
+        trigger, local = self._trigger(weights, patches, trigger)
         pooled, hidden = self._pool(weights, trigger, local, wants_columns=features or colours)
         if hidden is None or not (features or colours):
             return StudentOutputs(pooled, None, None)
-        of_columns = self._wide(weights, "projection", hidden)
+        projected = self._per_column(weights, "projection", hidden)
+        column_features = projected.to(pooled.dtype) if features else None
         if not colours:
-            return StudentOutputs(pooled, of_columns.to(pooled.dtype), None)
-        hidden = self._product(self._first(weights, "rgb.layers.0", trigger, local), of_columns,
+            return StudentOutputs(pooled, column_features, None)
+        hidden = self._product(self._first(weights, "rgb.layers.0", trigger, local), projected,
                                weights["rgb.layers.0.features"]).relu_()
-        hidden = self._wide(weights, "rgb.layers.1", hidden).relu_()
-        found = self._wide(weights, "rgb.layers.2", hidden).to(pooled.dtype)
-        return StudentOutputs(pooled, of_columns.to(pooled.dtype) if features else None, found)
+        hidden = self._per_column(weights, "rgb.layers.1", hidden).relu_()
+        column_colours = self._per_column(weights, "rgb.layers.2", hidden).to(pooled.dtype)
+        return StudentOutputs(pooled, column_features, column_colours)
 
     def _trigger(self, weights: Parameters, patches: Tensor,
-                 tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Trigger columns [B,d], and I_xy [B,L,k] of the columns if they are given it."""
-        if tokens is not None and not self.local_patch:
-            return tokens, None
+                 trigger: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Trigger columns [B,d], and the columns' I_xy [B,L,k], None without local patches."""
+        if trigger is not None and not self.local_patch:
+            return trigger, None
         values = torch.baddbmm(weights["conv.bias"][:, :, None], weights["conv.weight"].flatten(2),
-                               patches.transpose(1, 2))  # [B, k, L], as Conv2d gives them
-        trigger = values.flatten(1) if tokens is None else tokens
+                               patches.transpose(1, 2))  # [B, k, L], as Conv2d returns them
+        trigger = values.flatten(1) if trigger is None else trigger
         if not self.local_patch:
             return trigger, None
-        return trigger, self.choose(values.transpose(1, 2))
+        return trigger, self.select_columns(values.transpose(1, 2))
 
     def _pool(self, weights: Parameters, trigger: Tensor, local: Tensor | None, *,
               wants_columns: bool) -> tuple[Tensor, Tensor | None]:
-        """f_avg [B,D] and the activations [B,L,H] of the MLP's last layer; None if that is cheaper
-        and they are not wanted."""
+        """f_avg [B,D] and the activations [B,L,H] of the MLP's last hidden layer.
+
+        The sparse path returns None for the activations unless `wants_columns`.
+        """
         queries, offsets = self._queries(weights)
         if self.sparse and self._is_wide(weights):
             layers = [weights[f"mlp.{layer}.{kind}"] for layer in range(1, self.num_layers)
@@ -151,17 +164,17 @@ class FastStudent:
         return self._value(weights, pooled, attention), hidden
 
     def _activations(self, weights: Parameters, trigger: Tensor, local: Tensor | None) -> Tensor:
-        """The activations [B,L,H] of the MLP's last layer."""
+        """The activations [B,L,H] of the MLP's last hidden layer."""
         hidden = self._first(weights, "mlp.0", trigger, local)
         for layer in range(1, self.num_layers):
-            hidden = self._wide(weights, f"mlp.{layer}", hidden.relu_())
+            hidden = self._per_column(weights, f"mlp.{layer}", hidden.relu_())
         return hidden.relu_()
 
     def _weighted_mean(self, hidden: Tensor, queries: Tensor | None, offsets: Tensor | None,
                        dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The mean [B,heads,H] of activations [B,L,H], weighed by the attention [B,heads,L].
+        """The mean [B,heads,H] of activations [B,L,H] under the attention, and that [B,heads,L].
 
-        Without queries all columns count alike: [B,1,H] and None.
+        Without queries it is the plain mean [B,1,H], and None.
         """
         if queries is None or offsets is None:
             return hidden.mean(1, keepdim=True, dtype=dtype), None
@@ -172,32 +185,33 @@ class FastStudent:
     def _is_wide(self, weights: Parameters) -> bool:
         work = sum(weights[f"mlp.{layer}.weight"][0].numel()
                    for layer in range(1, self.num_layers))
-        return self.num_columns * work >= WORTH_IT
+        return self.num_columns * work >= MIN_MULTIPLY_ADDS
 
-    def _wide(self, weights: Parameters, name: str, inputs: Tensor) -> Tensor:
-        """Layer `name` for all columns: [B,L,in] -> [B,L,out]."""
+    def _per_column(self, weights: Parameters, name: str, inputs: Tensor) -> Tensor:
+        """Layer `name` applied to every column: [B,L,in] -> [B,L,out]."""
         return self._product(weights[f"{name}.bias"][:, None], inputs, weights[f"{name}.weight"])
 
     def _product(self, added: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-        """added + inputs @ weight, in the type of the products over all columns."""
-        low = self.low or weight.dtype
-        return torch.baddbmm(added.to(low), inputs.to(low), weight.to(low))
+        """added + inputs @ weight, computed in the columns' dtype."""
+        dtype = self.column_dtype or weight.dtype
+        return torch.baddbmm(added.to(dtype), inputs.to(dtype), weight.to(dtype))
 
     def _first(self, weights: Parameters, layer: str, trigger: Tensor,
                local: Tensor | None) -> Tensor:
-        """Layer `layer` applied to the columns' inputs, [B,L,H], before its activation."""
-        of_y, of_x = self._parts(weights, layer, trigger)
+        """A first layer applied to the columns' inputs, before its ReLU: [B,L,H]."""
+        y_part, x_part = self._parts(weights, layer, trigger)
         if self.columns is None:
-            summed = (of_y[:, :, None] + of_x[:, None]).flatten(1, 2)
+            summed = (y_part[:, :, None] + x_part[:, None]).flatten(1, 2)
         else:
-            summed = of_y[:, self.columns // self.grid] + of_x[:, self.columns % self.grid]
+            summed = y_part[:, self.columns // self.grid] + x_part[:, self.columns % self.grid]
         return summed if local is None else torch.baddbmm(summed, local, weights[f"{layer}.local"])
 
     def _parts(self, weights: Parameters, layer: str, trigger: Tensor) -> tuple[Tensor, Tensor]:
-        """Two summands of a column: of its y and the image [B,h,H], and of its x [B,w,H]."""
-        of_image = torch.baddbmm(weights[f"{layer}.bias"][:, None], trigger[:, None],
-                                 weights[f"{layer}.T"])  # [B, 1, H]
-        return (self.code_y @ weights[f"{layer}.y"] + of_image,
+        """The two summands of a first layer: for each y, with T and bias, [B,h,H]; for each x,
+        [B,w,H]."""
+        trigger_part = torch.baddbmm(weights[f"{layer}.bias"][:, None], trigger[:, None],
+                                     weights[f"{layer}.T"])  # [B, 1, H]
+        return (self.code_y @ weights[f"{layer}.y"] + trigger_part,
                 self.code_x @ weights[f"{layer}.x"])
 
     def _split_first(self, weights: Parameters, trigger: Tensor, local: Tensor | None
@@ -209,13 +223,13 @@ class FastStudent:
             return positions, parts
         return torch.cat([positions, local], 2), torch.cat([parts, weights["mlp.0.local"]], 1)
 
-    # Attention of one query: keys and values are never formed for each column. A head's score is
-    # q·W_k(P·g + code): the query is carried through W_k and P to meet the activations g
-    # themselves. What adds the same to all scores (the key's bias, P's) drops out.
+    # Attention of one query does not need the columns' keys and values. A head's score is
+    # q·W_k(P·g + code), so q is multiplied by W_k and P first, and then by the activations g.
+    # The biases of the key and of P add the same to all scores, and softmax ignores them.
 
     def _queries(self, weights: Parameters) -> tuple[Tensor | None, Tensor | None]:
-        """Queries [B,heads,H] for the activations, and what the columns' positions add to the
-        scores [B,heads,L]; None and None if the pooling is the mean."""
+        """Queries [B,heads,H] for the activations, and the scores [B,heads,L] of the columns'
+        positions; None and None if the pooling is the mean."""
         if not self.num_heads:
             return None, None
         to_query, to_key, _ = self._in_projections(weights)
@@ -227,7 +241,7 @@ class FastStudent:
         return key @ weights["projection.weight"].mT, key @ self.pooling_code.T
 
     def _value(self, weights: Parameters, activations: Tensor, attention: Tensor) -> Tensor:
-        """f_avg [B,D] of mean activations [B,heads,H], weighed by the attention [B,heads,L]."""
+        """f_avg [B,D] from the mean activations [B,heads,H] under the attention [B,heads,L]."""
         to_value = self._in_projections(weights)[2].unflatten(2, (self.num_heads, -1))
         bias = weights["pooling.attention.in_proj_bias"].chunk(3, dim=1)[2]
         pooled = (activations @ weights["projection.weight"] + attention @ self.pooling_code
@@ -236,10 +250,10 @@ class FastStudent:
         return _linear(weights, "pooling.attention.out_proj", value[:, None])[:, 0]
 
     def _in_projections(self, weights: Parameters) -> tuple[Tensor, ...]:
-        """To query, key and value, [B,in,out] each."""
+        """The projections to query, key and value, [B,in,out] each."""
         return weights["pooling.attention.in_proj_weight"].chunk(3, dim=2)
 
 
 def _linear(weights: Parameters, name: str, inputs: Tensor) -> Tensor:
-    """Layer `name` of every episode: [B,n,in] -> [B,n,out]."""
+    """Layer `name` of every episode applied to its inputs: [B,n,in] -> [B,n,out]."""
     return torch.baddbmm(weights[f"{name}.bias"][:, None], inputs, weights[f"{name}.weight"])

@@ -15,11 +15,11 @@ from tta_apm.apm.fast import StudentOutputs
 
 
 class Targets(NamedTuple):
-    """What students are fitted to; None for a target that no loss uses."""
+    """The targets of B students; None for a target that no loss uses."""
 
-    feature: Tensor  # the teacher's, of the image [B,D]
-    grid: Tensor | None = None  # the teacher's at the columns' locations [B,L,D]
-    colours: Tensor | None = None  # of the images at the columns' locations [B,L,3]
+    feature: Tensor  # the teacher's feature of the image [B,D]
+    grid: Tensor | None = None  # the teacher's features at the columns' locations [B,L,D]
+    colours: Tensor | None = None  # the images' colours at the columns' locations [B,L,3]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Losses:
         return self.grid > 0 or self.rgb > 0
 
     def __call__(self, outputs: StudentOutputs, targets: Targets) -> Tensor:
-        """One value per image, [B]."""
+        """The loss of each image, [B]."""
         loss = self.cls * (outputs.pooled - targets.feature).square().mean(-1)
         if outputs.features is not None and targets.grid is not None:
             loss = loss + self.grid * (outputs.features - targets.grid).square().mean((1, 2))
@@ -51,9 +51,12 @@ class Losses:
 
 
 def grid_targets(grid: Tensor, side: int) -> Tensor:
-    """The teacher's features [B,h,w,D] at the locations of side² columns, [B,side²,D].
+    """The teacher's features [B,side²,D] at the locations of side² columns, row by row.
 
-    A grid of another size is resampled, bilinearly and antialiased.
+    Args:
+        grid: the teacher's features [B,h,w,D]; resampled (bilinear, antialiased) unless
+            h = w = side.
+        side: columns along each side.
     """
     channels_first = grid.permute(0, 3, 1, 2)
     if grid.shape[1:3] != (side, side):
@@ -63,5 +66,5 @@ def grid_targets(grid: Tensor, side: int) -> Tensor:
 
 
 def colour_targets(images: Tensor, patch: int) -> Tensor:
-    """The mean colour of each patch of images [B,3,H,W] in [0,1], [B,L,3]."""
+    """The mean colour [B,L,3] of each patch of images [B,3,H,W] in [0,1]."""
     return F.avg_pool2d(images, patch).flatten(2).transpose(1, 2)

@@ -1,17 +1,18 @@
-"""A sparse MLP: layers of ReLU and the pooling of their columns without idle products, for CPUs.
+"""A sparse MLP with pooling, for CPUs: an exact evaluation that skips products without effect.
 
 Test-time training makes an image's columns alike. After a few steps many of a layer's units are 0
-in every column ("silent"), most others are positive in every column ("linear"), and the higher the
-layer, the fewer are left ("mixed"). Nothing is approximated:
+in every column ("silent"), most others are positive in every column ("linear"), and few change
+sign between columns ("mixed"); there are fewer mixed units in higher layers. Nothing is
+approximated:
 - Silent units need no product, forward or backward.
-- The first layer is the sum of a row's part and a column's part. The product of its linear units
-  with the second layer is such a sum, too: one product for each row and each column of the grid
-  replaces one for each pair.
-- The gradient that the pooling sends to L columns of n units has a low rank: [L,q] @ [q,n] with one
-  q for each query. A linear unit passes it on unchanged; a mixed unit adds one to q. The gradient
-  stays factorised as long as q is below L.
-The kinds of units differ from image to image, so the images of a stack go one after the other. A
-GPU, which wants all images in one program, takes the plain products of fast.py instead.
+- The first layer is a sum of one part per y and one part per x of the grid. The product of its
+  linear units with the second layer is such a sum too, so it takes one product per y and one per x
+  instead of one per column.
+- The gradient that the pooling sends to L columns of n units has a low rank: [L,q] @ [q,n] with q
+  the number of queries. A linear unit passes it on unchanged; a mixed unit adds one to q. The
+  gradient stays factorised as long as q is below L.
+The kinds of units differ between images, so the images of a stack are processed one by one. On a
+GPU, where one program for all images is faster, fast.py uses dense products instead.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Multiply-adds of an image in the layers after the first. Below, finding the units costs more time
-# than it saves.
-WORTH_IT = 2**25
+# Multiply-adds per image in the layers after the first. Below this number, finding the silent and
+# linear units takes longer than skipping them saves.
+MIN_MULTIPLY_ADDS = 2**25
 
 
 class Layer(NamedTuple):
-    """The units of a layer that are not silent for an image, the linear ones first."""
+    """A layer's units that are not silent for an image, the linear ones first."""
 
-    active: Tensor  # their indices [n]
+    active: Tensor  # their indices in the layer [n]
     num_linear: int
     values: Tensor  # their activations in each column [L,n]
 
 
 class Gradient(NamedTuple):
-    """The gradient of L columns of n units: left [L,q] @ right [n,q]ᵀ, or left [L,n] alone."""
+    """The gradient of n units in L columns: left [L,q] @ right [n,q]ᵀ, or left [L,n] alone."""
 
     left: Tensor
     right: Tensor | None
@@ -46,37 +47,42 @@ class Gradient(NamedTuple):
         return self.left if self.right is None else self.left @ self.right.T
 
     def select(self, units: Tensor) -> Gradient:
-        """The gradient of some units, by their indices."""
+        """The gradient of the units with these indices."""
         if self.right is None:
             return Gradient(self.left.index_select(1, units), None)
         return Gradient(self.left, self.right.index_select(0, units))
 
 
 class SparsePooledMlp(Function):
-    """The activations of an MLP's last layer, pooled over the columns of each of B images.
+    """An MLP's last activations, pooled over the columns of each of B images.
 
-    apply(wants_columns, inputs, first, queries, offsets, weight, bias, weight, bias, ...) takes
-        inputs [B,L,e] and first [B,e,H]: the first layer is inputs @ first, its bias included;
-        queries [B,h,n] and offsets [B,h,L]: softmax(queries @ columnsᵀ + offsets) weighs the
-            columns; None and None pool by the mean, as one query;
-        weight [B,in,out] and bias [B,out] of each further layer.
-    It returns the pooled activations [B,h,n], the weights of the columns [B,h,L] (None for the
-    mean) and the columns' activations [B,L,n] (None unless wanted).
+    apply(wants_columns, inputs, first, queries, offsets, weight, bias, weight, bias, ...)
+
+    Args:
+        wants_columns: whether to return the columns' activations too.
+        inputs, first: [B,L,e] and [B,e,H]; the first layer is inputs @ first, bias included.
+        queries, offsets: [B,h,n] and [B,h,L]; the attention over the columns is
+            softmax(queries @ columnsᵀ + offsets). None and None: the mean, as if h were 1.
+        weight, bias: [B,in,out] and [B,out] of each further layer.
+
+    Returns:
+        The pooled activations [B,h,n], the attention [B,h,L] (None for the mean) and the columns'
+        activations [B,L,n] (None unless wanted).
     """
 
     @staticmethod
     def forward(ctx: Any, wants_columns: bool, inputs: Tensor, first: Tensor,
                 queries: Tensor | None, offsets: Tensor | None, *layers: Tensor
                 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        ctx.images = []
+        ctx.layers = []  # of each image
         pooled, weights, columns = [], [], []
         for b in range(len(first)):
-            passed, last = forward_layers(inputs[b], first[b], [value[b] for value in layers])
+            of_image, last = forward_layers(inputs[b], first[b], [value[b] for value in layers])
             if queries is None or offsets is None:
                 attention = last.new_full((1, len(last)), 1 / len(last))
             else:
                 attention = torch.addmm(offsets[b], queries[b], last.T).softmax(-1)
-            ctx.images.append(passed)
+            ctx.layers.append(of_image)
             pooled.append(attention @ last)
             weights.append(attention)
             columns.append(last)
@@ -101,13 +107,13 @@ class SparsePooledMlp(Function):
             attention = torch.cat([attention, grad_scores], 1)
             grad_pooled = torch.cat([grad_pooled, queries], 1)
         grad_inputs = []
-        for b, passed in enumerate(ctx.images):
+        for b, of_image in enumerate(ctx.layers):
             gradient = Gradient(attention[b].T, grad_pooled[b].T)
             if grad_columns is not None:
                 gradient = Gradient(gradient.dense() + grad_columns[b], None)
-            gradient = gradient.select(passed[-1].active)
+            gradient = gradient.select(of_image[-1].active)
             for below, above, weight, grad_weight, grad_bias in reversed(list(zip(
-                    passed, passed[1:], weights, grad_weights, grad_biases))):
+                    of_image, of_image[1:], weights, grad_weights, grad_biases))):
                 gradient = backward_layer(gradient, below, above, weight[b], grad_weight[b],
                                           grad_bias[b])
             if ctx.needs_input_grad[1]:
@@ -119,32 +125,32 @@ class SparsePooledMlp(Function):
 
 def forward_layers(inputs: Tensor, first: Tensor, layers: list[Tensor]
                    ) -> tuple[list[Layer], Tensor]:
-    """The layers of one image, its inputs as the first of them, and the last activations [L,n].
+    """One image's layers, with its inputs as the first of them, and its last activations [L,n].
 
     Args:
         inputs: [L,e].
         first: weight of the first layer [e,H].
         layers: weight and bias of each further layer.
     """
-    passed = [Layer(torch.arange(inputs.shape[1]), inputs.shape[1], inputs)]
+    found = [Layer(torch.arange(inputs.shape[1]), inputs.shape[1], inputs)]
     sums = inputs @ first
     for weight, bias in zip(layers[::2], layers[1::2]):
         layer = split_units(sums)
         rows = weight.index_select(0, layer.active)
-        if len(passed) == 1:
+        if len(found) == 1:
             linear, mixed = layer.active[:layer.num_linear], layer.values[:, layer.num_linear:]
             product = first.index_select(1, linear) @ rows[:layer.num_linear]
             sums = torch.addmm(torch.addmm(bias, inputs, product), mixed, rows[layer.num_linear:])
         else:
             sums = torch.addmm(bias, layer.values, rows)
-        passed.append(layer)
-    return [*passed, split_units(sums)], sums.relu_()
+        found.append(layer)
+    return [*found, split_units(sums)], sums.relu_()
 
 
 def split_units(sums: Tensor) -> Layer:
-    """Split units, by their sums [L,n] before the ReLU, into silent, linear and mixed.
+    """The layer of units with pre-activations `sums` [L,n], split into silent, linear and mixed.
 
-    Silent units are positive in no column, linear units in all. NaN counts as mixed.
+    Silent units are positive in no column, linear units in all. A unit with a NaN is mixed.
     """
     silent, linear = sums.amax(0) <= 0, sums.amin(0) > 0
     first = linear.nonzero()[:, 0]
@@ -154,11 +160,12 @@ def split_units(sums: Tensor) -> Layer:
 
 def backward_layer(gradient: Gradient, below: Layer, above: Layer, weight: Tensor,
                    grad_weight: Tensor, grad_bias: Tensor) -> Gradient:
-    """The gradient of the active units of `below` from that of the active units of `above`.
+    """The gradient of the active units of `below`.
 
     Args:
-        weight: between the two, [in,out].
-        grad_weight, grad_bias: zeros, which are filled in for the active units.
+        gradient: of the active units of `above`.
+        weight: of the layer `above`, [in,out].
+        grad_weight, grad_bias: zeros; the entries of the active units are filled in.
     """
     linear, mixed = above.active.tensor_split([above.num_linear])
     positive = above.values[:, above.num_linear:] > 0
@@ -166,7 +173,7 @@ def backward_layer(gradient: Gradient, below: Layer, above: Layer, weight: Tenso
     if right is not None and left.shape[1] + len(mixed) < len(left):
         kept = right[:above.num_linear]
         left = torch.cat([left, (left @ right[above.num_linear:].T).mul_(positive)], 1)
-    else:  # the rank would not be below the number of columns: every unit counts as mixed
+    else:  # factors would not be smaller than the gradient itself: treat every unit as mixed
         left = gradient.dense()
         left[:, above.num_linear:].mul_(positive)
         linear, mixed, kept = linear[:0], above.active, left[:0, :0]

@@ -7,7 +7,7 @@ from tta_apm.toolbox.surviving import SurvivingOptimizer
 
 
 class ApmSurviving(SurvivingOptimizer, Apm):
-    """APM whose Adam survives from image to image, as it does in the authors' public loop.
+    """APM whose Adam survives from image to image, as in the authors' public loop.
 
-    Of that loop only this is taken over; the learning rate stays as it is, and all else is Apm's.
+    Nothing else of that loop is taken over: the learning rate and all the rest are those of Apm.
     """

@@ -1,4 +1,4 @@
-"""Teacher: the frozen network whose feature of an image a student is fitted to."""
+"""Teacher: the frozen network whose image features are the students' targets."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.errors import UserError, explain, nearest
 from tta_apm.toolbox.head import Head
 
-# Side in pixels of the images that a classifier is tried on which takes any size.
+# Side in pixels of the trial images for a network that takes images of any size.
 SIDE = 32
 
 
 class TeacherOutputs(NamedTuple):
-    """The teacher's outputs for B images; None for what was not asked for."""
+    """The teacher's outputs for B images; None for outputs that were not requested."""
 
     features: Tensor  # [B,D]
-    grid: Tensor | None = None  # [B,h,w,D]
-    tokens: Tensor | None = None  # of a layer, the mean over patches [B,C]
+    grid: Tensor | None = None  # the features of h·w locations [B,h,w,D]
+    trigger: Tensor | None = None  # trigger columns: the mean of a layer's patch tokens [B,d]
 
-    def of(self, part: slice) -> TeacherOutputs:
+    def select(self, part: slice) -> TeacherOutputs:
         """The outputs for some of the images."""
         return TeacherOutputs(self.features[part],
                               None if self.grid is None else self.grid[part],
-                              None if self.tokens is None else self.tokens[part])
+                              None if self.trigger is None else self.trigger[part])
 
 
 class Teacher(Protocol):
-    """What APM asks of a frozen network."""
+    """The interface of a frozen network for APM."""
 
     feature_dim: int  # D
-    token_dim: int  # C, 0 without tokens
+    trigger_dim: int  # d, or 0 if it gives no trigger columns
     reads_length: bool  # whether the logits depend on the length of a feature
 
-    def ask(self, images: Tensor) -> TeacherOutputs:
+    def encode(self, images: Tensor) -> TeacherOutputs:
         """The outputs for images [B,3,H,W] in [0,1], from one pass."""
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits [B,K] of features [B,D], by the network's own head."""
+        """Logits [B,K] of features [B,D], computed by the network's own head."""
 
 
 class ClipTeacher:
@@ -53,11 +53,11 @@ class ClipTeacher:
 
     Args:
         clip: the network.
-        wants_grid: whether to give the features of positions.
-        trigger_layer: whose tokens to give, None for none.
+        wants_grid: whether to return the features of locations.
+        trigger_layer: index of the layer whose tokens make the trigger column; None for none.
 
     Raises:
-        UserError: for a CLIP that has no grid, or no such layer.
+        UserError: for a CLIP without a grid, or without that layer.
     """
 
     reads_length = False
@@ -67,18 +67,18 @@ class ClipTeacher:
         self.feature_dim = clip.text_features.shape[1]
         self.wants_grid = wants_grid
         self.trigger_layer = trigger_layer
-        self.token_dim = 0
-        if self._asks_for_more():
+        self.trigger_dim = 0
+        if self._needs_locations():  # try it now, so that an error comes before the first image
             size = clip.image_size or SIDE
             with torch.no_grad():
-                tokens = self.ask(clip.mean.new_zeros(1, 3, size, size)).tokens
-            self.token_dim = 0 if tokens is None else tokens.shape[1]
+                trigger = self.encode(clip.mean.new_zeros(1, 3, size, size)).trigger
+            self.trigger_dim = 0 if trigger is None else trigger.shape[1]
 
-    def _asks_for_more(self) -> bool:
+    def _needs_locations(self) -> bool:
         return self.wants_grid or self.trigger_layer is not None
 
-    def ask(self, images: Tensor) -> TeacherOutputs:
-        if not self._asks_for_more():
+    def encode(self, images: Tensor) -> TeacherOutputs:
+        if not self._needs_locations():
             return TeacherOutputs(self.clip.encode_image(images))
         features, grid, tokens = self.clip.encode_grid(images, self.trigger_layer)
         return TeacherOutputs(features, grid, None if tokens is None else tokens.mean((1, 2)))
@@ -88,19 +88,19 @@ class ClipTeacher:
 
 
 class ClassifierTeacher:
-    """A classifier: what its last linear layer is given, classified by that layer with its bias.
+    """A classifier: the input of its last linear layer is the feature, that layer the head.
 
     Args:
-        classifier: the network. It is tried once, on two images of noise.
-        layer: a module of the network, by its name; its output [B,D] is the feature then, and the
-            network behind it classifies. "" is the input of the last linear layer.
-        wants_grid: whether to give the features of positions: those of the last activations of
-            which the feature is the mean over positions, or a token before them (ViTs).
-        owner: the method, for an error.
+        classifier: the network. It is run once on two images of noise.
+        layer: name of a module whose output [B,D] is the feature instead; the network behind it
+            is then the head. "": the input of the last linear layer.
+        wants_grid: whether to return the features of locations: the last activations of which the
+            feature is the mean, or (ViTs) whose first token it is.
+        owner: name of the method, for error messages.
 
     Raises:
-        UserError: for a network without a linear head, a layer that is not there, has no feature
-            [B,D] or is not all that the logits come from, and where there is no grid.
+        UserError: for a network without a linear head; for a layer that does not exist, does not
+            output [B,D] or does not determine the logits alone; and for a missing grid.
     """
 
     reads_length = True
@@ -109,7 +109,7 @@ class ClassifierTeacher:
                  owner: str = "apm") -> None:
         self.classifier = classifier
         self.name = f"the classifier {classifier.name}"
-        self.token_dim = 0
+        self.trigger_dim = 0
         self._side = classifier.image_size or SIDE
         self._head = Head(classifier, owner)
         self._layer = self._find_layer(layer) if layer else None
@@ -124,7 +124,7 @@ class ClassifierTeacher:
             raise UserError(
                 f"{owner}: {self.name} does not take images of {noise.shape[-1]} pixels; give it "
                 f"its image_size ({explain(error)})") from error
-        if self._layer and not torch.allclose(self.classify(self.ask(noise).features), logits,
+        if self._layer and not torch.allclose(self.classify(self.encode(noise).features), logits,
                                               rtol=1e-4, atol=1e-4):
             raise UserError(f"apm: feature_layer {layer!r}: the logits of {self.name} do not come "
                             "from its output alone; name a layer that all paths go through")
@@ -132,13 +132,13 @@ class ClassifierTeacher:
             self._grid = self._find_grid(noise)
 
     @torch.no_grad()
-    def ask(self, images: Tensor) -> TeacherOutputs:
+    def encode(self, images: Tensor) -> TeacherOutputs:
         seen: list[Any] = []
-        with _outputs_of([self._grid] if self._grid else [], seen):
+        with _recorded_outputs([self._grid] if self._grid else [], seen):
             features, _ = self._features(images)
         if self._grid is None:
             return TeacherOutputs(features)
-        grid = _positions(seen[-1][1], features)
+        grid = _locations(seen[-1][1], features)
         if grid is None:
             raise self._no_grid()
         return TeacherOutputs(features, grid)
@@ -147,7 +147,7 @@ class ClassifierTeacher:
         if self._layer is None:
             return self._head.logits(features)
         handle = self._layer.register_forward_hook(lambda *_: features.clone())
-        try:  # what comes before the layer has no say
+        try:  # the layer's output is replaced, so the images do not matter
             return self._logits(features.new_zeros(len(features), 3, self._side, self._side))
         finally:
             handle.remove()
@@ -158,7 +158,7 @@ class ClassifierTeacher:
             logits, features = self._head.features(images)
             return features, logits
         seen: list[Any] = []
-        with _outputs_of([self._layer], seen):
+        with _recorded_outputs([self._layer], seen):
             logits = self._logits(images)
         if not seen:
             raise UserError(f"apm: feature_layer {self._layer_name!r} of {self.name} does not run")
@@ -176,6 +176,7 @@ class ClassifierTeacher:
 
     @torch.no_grad()
     def _try(self, images: Tensor) -> tuple[Tensor, int]:
+        """Logits [B,K] of images and the size D of their features."""
         features, logits = self._features(images)
         return logits, features.shape[1]
 
@@ -189,22 +190,22 @@ class ClassifierTeacher:
 
     @torch.no_grad()
     def _find_grid(self, images: Tensor) -> nn.Module:
-        """The module that gives the last activations of which the features are pooled."""
+        """The module that outputs the last activations from which the features are pooled."""
         seen: list[Any] = []
-        with _outputs_of(list(self.classifier.net.modules()), seen):
+        with _recorded_outputs(list(self.classifier.net.modules()), seen):
             features, _ = self._features(images)
         for module, output in reversed(seen):
-            if isinstance(output, Tensor) and _positions(output, features) is not None:
+            if isinstance(output, Tensor) and _locations(output, features) is not None:
                 return module
         raise self._no_grid()
 
     def _no_grid(self) -> UserError:
         return UserError(f"apm: {self.name} has no grid for L_grid: its feature is neither the "
-                         "mean over a feature map of several positions nor a token beside those of "
-                         "positions; use grid_weight 0")
+                         "mean over a feature map of several locations nor a class token beside "
+                         "patch tokens; use grid_weight 0")
 
     def _noise(self) -> Tensor:
-        """Two images of noise, of a size that the network takes."""
+        """Two images of noise [2,3,H,W], of a size that the network takes."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(2, 3, self._side, self._side, generator=generator)
         return noise.to(self.classifier.mean)
@@ -212,11 +213,15 @@ class ClassifierTeacher:
 
 def teacher_of(backbone: ClipBackbone | Classifier, *, feature_layer: str, wants_grid: bool,
                trigger_layer: int | None, owner: str = "apm") -> Teacher:
-    """The teacher that a backbone is; UserError for what its kind does not have."""
+    """The teacher around a backbone; arguments as for ClipTeacher and ClassifierTeacher.
+
+    Raises:
+        UserError: for an option that the backbone's kind does not have.
+    """
     if not isinstance(backbone, Classifier):
         if feature_layer:
-            raise UserError(f"apm: feature_layer {feature_layer!r} is for a classifier: of a CLIP "
-                            "the student fits the image feature")
+            raise UserError(f"apm: feature_layer {feature_layer!r} is for a classifier: with a "
+                            "CLIP the student fits the image feature")
         return ClipTeacher(backbone, wants_grid=wants_grid, trigger_layer=trigger_layer)
     if trigger_layer is not None:
         raise UserError("apm: trigger vit takes the tokens of a CLIP's image tower: use trigger "
@@ -230,10 +235,10 @@ def at_length_of(features: Tensor, others: Tensor) -> Tensor:
 
 
 @contextmanager
-def _outputs_of(modules: list[nn.Module], seen: list[Any]) -> Iterator[None]:
-    """Append each of these modules and its output to `seen` as they run."""
+def _recorded_outputs(modules: list[nn.Module], seen: list[Any]) -> Iterator[None]:
+    """Append (module, output) to `seen` whenever one of these modules runs."""
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        # What comes next may work in place.
+        # Cloned, since the next layer may work in place.
         seen.append((module, output.clone() if isinstance(output, Tensor) else output))
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
@@ -243,12 +248,12 @@ def _outputs_of(modules: list[nn.Module], seen: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def _positions(output: Tensor, features: Tensor) -> Tensor | None:
-    """Activations [B,h,w,D] of positions if `features` [B,D] are pooled of `output`, else None.
+def _locations(output: Tensor, features: Tensor) -> Tensor | None:
+    """The grid [B,h,w,D] in `output` if `features` [B,D] are pooled from it, else None.
 
     Args:
-        output: a map [B,D,h,w] or [B,h,w,D] whose mean the features are; or tokens [B,n,D], those
-            of a square of positions last, of which the features are the mean or the first token.
+        output: a feature map [B,D,h,w] or [B,h,w,D] whose mean is `features`; or tokens [B,n,D],
+            the last of which form a square grid, and whose mean or first token is `features`.
     """
     count, width = features.shape
     if output.dim() == 4 and len(output) == count:
@@ -258,11 +263,11 @@ def _positions(output: Tensor, features: Tensor) -> Tensor | None:
                 return grid
     if output.dim() == 3 and len(output) == count and output.shape[2] == width:
         side = isqrt(output.shape[1])
-        positions = output[:, output.shape[1] - side**2:]
-        has_token = output.shape[1] > side**2
-        if side > 1 and (_alike(positions.mean(1), features)
-                         or has_token and _alike(output[:, 0], features)):
-            return positions.unflatten(1, (side, side))
+        patches = output[:, output.shape[1] - side**2:]
+        has_class_token = output.shape[1] > side**2
+        if side > 1 and (_alike(patches.mean(1), features)
+                         or has_class_token and _alike(output[:, 0], features)):
+            return patches.unflatten(1, (side, side))
     return None
 
 

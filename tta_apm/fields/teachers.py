@@ -165,7 +165,7 @@ def _classifier(name: str, cfg: PretrainConfig, device: torch.device) -> Teacher
     asked = ClassifierTeacher(net, layer="", wants_grid=True)
 
     def features_and_grid(images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = asked.ask(images)
+        outputs = asked.encode(images)
         assert outputs.grid is not None  # it was asked for
         return outputs.features, outputs.grid
     return Teacher(net.weights, asked.feature_dim, features_and_grid)

@@ -1,1 +1,1 @@
-"""What methods of test-time adaptation share, for ours and for those of others."""
+"""Building blocks that several methods share, for the package's methods and for yours."""

@@ -16,13 +16,13 @@ class Adapted:
     """Parameters that a method updates, with their source values and their optimiser.
 
     Args:
-        parameters: leaves that take gradients.
+        parameters: leaves with `requires_grad`.
         lr: learning rate.
-        optimizer: "adam" (betas .9, .999) or "sgd" (momentum .9).
-        owner: the method, for an error.
+        optimizer: "adam" (betas 0.9, 0.999) or "sgd" (momentum 0.9).
+        owner: name of the method, for error messages.
 
     Raises:
-        UserError: for another optimiser.
+        UserError: for an unknown optimizer.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, lr: float, optimizer: str,
@@ -36,7 +36,7 @@ class Adapted:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """The source values, no gradients and an empty optimiser."""
+        """Return to the source values, no gradients and a new optimiser."""
         for parameter, source in zip(self.parameters, self.source):
             parameter.copy_(source)
             parameter.grad = None
@@ -45,27 +45,31 @@ class Adapted:
             torch.optim.SGD(self.parameters, lr=self.lr, momentum=0.9))
 
     def step(self, loss: Tensor) -> None:
-        """One update against the gradient of `loss`."""
+        """Make one update that reduces `loss`, a scalar."""
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def pull(self, share: float) -> None:
-        """Move each value by `share` of its way back to the source's (weight ensembling)."""
+    def ensemble_with_source(self, share: float) -> None:
+        """Interpolate every value with its source value, whose weight is `share` (ROID)."""
         for parameter, source in zip(self.parameters, self.source):
             parameter.lerp_(source, share)
 
     @torch.no_grad()
-    def restore_some(self, probability: float, generator: torch.Generator) -> None:
-        """Give each single entry its source value with `probability` (stochastic restore)."""
+    def stochastic_restore(self, probability: float, generator: torch.Generator) -> None:
+        """Reset each entry to its source value with `probability` (CoTTA, Section 3.4).
+
+        Args:
+            generator: on the CPU, so that the same entries are reset on every device.
+        """
         for parameter, source in zip(self.parameters, self.source):
-            drawn = torch.rand(parameter.shape, generator=generator).to(parameter.device)
-            parameter.copy_(torch.where(drawn < probability, source, parameter))
+            uniform = torch.rand(parameter.shape, generator=generator).to(parameter.device)
+            parameter.copy_(torch.where(uniform < probability, source, parameter))
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Let a mean teacher's parameters follow the student's; it keeps `momentum` of its own."""
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Update a mean teacher: teacher = momentum · teacher + (1 - momentum) · student."""
     for own, other in zip(teacher.parameters(), student.parameters()):
         own.lerp_(other, 1 - momentum)

@@ -1,4 +1,4 @@
-"""Augmentations of whole batches, drawn from a generator of the method's own."""
+"""Random augmentation of a whole batch, with the method's own generator."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ def random_view(images: Tensor, generator: torch.Generator, *, flip: bool = True
                 padding: str = "edge", blur_and_noise: bool = True) -> Tensor:
     """CoTTA's augmentation (Wang et al., CVPR 2022) of images [B,3,H,W] in [0,1].
 
-    Jittered colours, moved a little, blurred, mirrored or not, and noise. All images of a batch
-    get the same draws but for the noise, as in the authors' code.
+    Colour jitter, a small affine transform, blur, a mirror image and noise. As in the authors'
+    code, all images of a batch get the same random transform; only the noise differs.
 
     Args:
-        flip: whether to mirror, half of the times.
-        padding: what is beyond the border: "edge" or "reflect".
-        blur_and_noise: whether to blur and to add noise; ROID does not.
+        generator: source of all random numbers, on the CPU.
+        flip: whether to mirror the batch with probability 1/2.
+        padding: how images are continued beyond their border: "edge" or "reflect".
+        blur_and_noise: whether to blur and to add noise (ROID does neither).
+
+    Returns:
+        Views [B,3,H,W] in [0,1].
     """
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()

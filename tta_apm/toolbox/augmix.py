@@ -1,7 +1,7 @@
-"""AugMix of views of a batch of images, made on the images' device.
+"""AugMix of the views of a batch of images, computed on the images' device.
 
-What is drawn for an image comes from its own generator, as in views.
-Shapes: B images, V views of each, N views or chains of any images.
+The random numbers for an image come from its own generator, as in views.py.
+Shapes: B images, V views per image, N views or chains over all images.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch import Tensor
 
 from tta_apm.toolbox.views import Generators, uniform
 
-# AugMix (Hendrycks et al., ICLR 2020) at severity 1 of 10, the one that TPT and MEMO use.
+# AugMix (Hendrycks et al., ICLR 2020) at severity 1 of 10, as in TPT and MEMO.
 CHAINS = 3
 MAX_DEPTH = 3
-LEVEL = (0.01, 0.1)  # range of an operation's strength as a fraction of its strongest
+LEVEL = (0.01, 0.1)  # range of an operation's strength, as a fraction of its maximum
 BLACK = (0, 0, 0)
 
 
 def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK) -> Tensor:
-    """AugMix of each view: a random mixture of it and of three chains of simple operations.
+    """AugMix of each view: a random mixture of the view and of three chains of operations.
 
-    As Hendrycks et al. (ICLR 2020) at severity 1: each chain applies one to three of nine
-    operations to the view in 8 bits; the chains are weighed by Dirichlet(1,1,1), their sum and
-    the view by Beta(1,1).
+    As in Hendrycks et al. (ICLR 2020) at severity 1: each chain applies one to three of nine
+    operations to the 8-bit view; Dirichlet(1,1,1) gives the chains' weights in their sum, and
+    Beta(1,1) the weights of that sum and the view.
 
     Args:
         views: [B,V,3,H,W] in [0,1].
         generators: one per image.
-        fill: colour, 0 to 255, of what moves in from outside of the image. MEMO's code fills
-            with (128, 0, 0), which is what Pillow makes of the number 128.
+        fill: colour, 0 to 255, of pixels from outside of the image. MEMO's code passes Pillow the
+            number 128, which it reads as (128, 0, 0).
 
     Returns:
-        [B,V,3,H,W] in [0,1].
+        Views [B,V,3,H,W] in [0,1].
     """
     draws = uniform(generators, views.shape[1], CHAINS * (2 + 3 * MAX_DEPTH) + 1)
     draws = draws.to(views.device)
@@ -49,7 +49,7 @@ def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK
         choice, strength, sign = operations[:, step].unbind(-1)
         _operate(pixels, depth > step, choice, strength, sign, colour)
     augmented = (pixels / 255).view(*draws.shape[:2], CHAINS, *views.shape[2:])
-    exponential = -(1 - chains[..., 1]).log()  # scaled to a sum of one it is Dirichlet(1,1,1)
+    exponential = -(1 - chains[..., 1]).log()  # normalised to a sum of 1: Dirichlet(1,1,1)
     weights = exponential / exponential.sum(-1, keepdim=True)
     mixture = torch.einsum("bvk,bvkchw->bvchw", weights, augmented)
     return mixture.lerp(views, share[..., None, None, None])
@@ -57,12 +57,13 @@ def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK
 
 def _operate(pixels: Tensor, active: Tensor, choice: Tensor, strength: Tensor, sign: Tensor,
              fill: Tensor) -> None:
-    """Apply one operation each, in place, to the chains that are `active` [N].
+    """Apply one operation, in place, to each of the chains that are `active` [N].
 
     Args:
-        pixels: [N,3,H,W], whole numbers from 0 to 255.
-        choice, strength, sign: uniform draws [N]: which operation, how strong, which way.
-        fill: [3,1,1].
+        pixels: [N,3,H,W], integers from 0 to 255.
+        choice, strength, sign: random numbers [N] in [0,1) that determine the operation, its
+            strength and its direction.
+        fill: colour [3,1,1] of pixels from outside of the image.
     """
     which = torch.where(active, choice * (len(COLOUR) + len(GEOMETRY)), -1.0).floor()
     level = LEVEL[0] + (LEVEL[1] - LEVEL[0]) * strength
@@ -73,18 +74,18 @@ def _operate(pixels: Tensor, active: Tensor, choice: Tensor, strength: Tensor, s
     moved = (which >= len(COLOUR)).nonzero().squeeze(-1)
     if len(moved):
         kind = (which[moved] - len(COLOUR)).long()
-        way = torch.where(sign[moved] < 0.5, -1.0, 1.0)
-        matrices = torch.stack([operation(level[moved], way, *pixels.shape[-2:])
+        direction = torch.where(sign[moved] < 0.5, -1.0, 1.0)
+        matrices = torch.stack([operation(level[moved], direction, *pixels.shape[-2:])
                                 for operation in GEOMETRY])  # [5,N,2,3]
         matrix = matrices[kind, torch.arange(len(kind), device=kind.device)]
         pixels[moved] = warp(pixels[moved], matrix, fill)
 
 
-# The operations do what Pillow's functions of these names do.
-# COLOUR: pixels [N,3,H,W] in 0 to 255 and level [N] in [0,1] to pixels.
+# The operations have the results of Pillow's functions of the same names.
+# COLOUR: pixels [N,3,H,W] from 0 to 255 and level [N] in [0,1] -> pixels.
 
 def autocontrast(pixels: Tensor, level: Tensor) -> Tensor:
-    """Stretch each channel to 0 to 255."""
+    """Stretch each channel to the range 0 to 255."""
     lowest, highest = pixels.amin((-2, -1), keepdim=True), pixels.amax((-2, -1), keepdim=True)
     stretched = ((pixels - lowest) * 255 / (highest - lowest).clamp(min=1)).floor()
     return torch.where(highest > lowest, stretched, pixels)
@@ -108,15 +109,15 @@ def posterize(pixels: Tensor, level: Tensor) -> Tensor:
 
 
 def solarize(pixels: Tensor, level: Tensor) -> Tensor:
-    """Invert what is brighter than a threshold."""
+    """Invert pixels above a threshold."""
     threshold = 256 - (level * 256).floor()[:, None, None, None]
     return torch.where(pixels < threshold, pixels, 255 - pixels)
 
 
-# GEOMETRY: level [N], direction [N] of ±1 and the image's size to matrices [N,2,3] for warp.
+# GEOMETRY: level [N] in [0,1], direction [N] (±1) and the image's size -> matrices [N,2,3].
 
 def rotate(level: Tensor, direction: Tensor, height: int, width: int) -> Tensor:
-    """Up to 30 whole degrees about the middle."""
+    """Rotate by up to 30 degrees (an integer) about the centre."""
     angle = (level * 30).floor() * direction * (math.pi / 180)
     cosine, sine, x, y = angle.cos(), angle.sin(), width / 2, height / 2
     return _matrix(cosine, -sine, x - x * cosine + y * sine,
@@ -124,25 +125,25 @@ def rotate(level: Tensor, direction: Tensor, height: int, width: int) -> Tensor:
 
 
 def shear_x(level: Tensor, direction: Tensor, height: int, width: int) -> Tensor:
-    """Up to 0.3 pixels per line."""
+    """Shear by up to 0.3 pixels per row."""
     zero = torch.zeros_like(level)
     return _matrix(zero + 1, 0.3 * level * direction, zero, zero, zero + 1, zero)
 
 
 def shear_y(level: Tensor, direction: Tensor, height: int, width: int) -> Tensor:
-    """Up to 0.3 pixels per column."""
+    """Shear by up to 0.3 pixels per column."""
     zero = torch.zeros_like(level)
     return _matrix(zero + 1, zero, zero, 0.3 * level * direction, zero + 1, zero)
 
 
 def translate_x(level: Tensor, direction: Tensor, height: int, width: int) -> Tensor:
-    """Up to a third of the width, in whole pixels."""
+    """Translate by up to a third of the width, an integer number of pixels."""
     zero = torch.zeros_like(level)
     return _matrix(zero + 1, zero, (level * width / 3).floor() * direction, zero, zero + 1, zero)
 
 
 def translate_y(level: Tensor, direction: Tensor, height: int, width: int) -> Tensor:
-    """Up to a third of the height, in whole pixels."""
+    """Translate by up to a third of the height, an integer number of pixels."""
     zero = torch.zeros_like(level)
     return _matrix(zero + 1, zero, zero, zero, zero + 1, (level * height / 3).floor() * direction)
 
@@ -152,14 +153,14 @@ def _matrix(*entries: Tensor) -> Tensor:
 
 
 def warp(pixels: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
-    """Affine transform, bilinear: output (x, y) shows what is at matrix · (x, y, 1).
+    """Affine transform with bilinear sampling: output (x, y) is the input at matrix · (x, y, 1).
 
-    Positions are in pixels, their middles at .5.
+    Positions are in pixels, with pixel centres at .5.
 
     Args:
-        pixels: [N,3,H,W] in 0 to 255.
+        pixels: [N,3,H,W] from 0 to 255.
         matrix: [N,2,3].
-        fill: [3,1,1], shown where the position is outside of the image.
+        fill: colour [3,1,1] of positions outside of the image.
     """
     height, width = pixels.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height, device=pixels.device) + 0.5,
@@ -169,7 +170,7 @@ def warp(pixels: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
     grid = (positions * 2 / size - 1).view(-1, height, width, 2)
     warped = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     inside = ((positions >= 0) & (positions < size)).all(-1).view(-1, 1, height, width)
-    # Pillow cuts fractions off; a thousandth keeps a whole number that came out just below.
+    # Pillow truncates. The thousandth keeps integers that rounding errors made slightly smaller.
     return torch.where(inside, (warped + 1e-3).floor(), fill)
 
 

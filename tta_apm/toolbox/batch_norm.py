@@ -1,4 +1,4 @@
-"""Batch normalisation by other statistics than the source's: what several methods share."""
+"""Batch normalisation with other statistics than the source's running averages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def use_batch_statistics(model: nn.Module) -> bool:
-    """Make batch normalisation use the batch's statistics in eval mode; False if there is none."""
+    """Make batch normalisation use the batch's statistics in eval mode too.
+
+    Returns:
+        Whether the model has layers of batch normalisation.
+    """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
         layer.track_running_stats = False
@@ -18,9 +22,12 @@ def use_batch_statistics(model: nn.Module) -> bool:
 
 def mixed_statistics(inputs: Tensor, mean: Tensor, variance: Tensor, share: float
                      ) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C], `share` of which is that of the inputs [N,C,...].
+    """Given mean and variance [C] interpolated with those of the inputs [N,C,...].
 
-    The inputs' variance is the biased one. No gradient flows through the statistics.
+    The variance of the inputs is the biased one. No gradient flows through the statistics.
+
+    Args:
+        share: weight of the inputs' statistics, in [0,1].
     """
     axes = [axis for axis in range(inputs.dim()) if axis != 1]
     own_variance, own_mean = torch.var_mean(inputs.detach(), axes, correction=0)

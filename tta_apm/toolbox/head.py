@@ -1,4 +1,4 @@
-"""Head: a classifier taken apart into its features and the linear layer that classifies them."""
+"""Head: a classifier split into its features and the linear layer that classifies them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tta_apm.errors import UserError
 
 
 class Head:
-    """The linear layer whose output a classifier gives as its logits.
+    """The linear layer whose output is a classifier's logits.
 
-    It is found when the first images come: it is the last linear layer that runs, whatever it is
-    called, and the logits must be its output and no more.
+    It is the last linear layer that runs, whatever its name, and is found at the first call of
+    `features`.
 
     Args:
-        classifier: a network of timm, of torchvision or one's own.
-        owner: the method, for an error.
+        classifier: a network of timm or torchvision, or your own.
+        owner: name of the method, for error messages.
     """
 
     def __init__(self, classifier: Classifier, owner: str) -> None:
@@ -26,23 +26,25 @@ class Head:
         self.owner = owner
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B,K] and features [B,D] of images [B,3,H,W], such that the logits are
-        features @ weight.T + bias.
+        """Logits [B,K] and features [B,D] of images [B,3,H,W] in [0,1].
 
-        UserError for a classifier whose last layer is not linear.
+        The logits are features @ weight.T + bias.
+
+        Raises:
+            UserError: for a classifier whose last layer is not linear.
         """
         logits, features, layer = self._run(images)
         if layer is None or features.dim() != 2 or not torch.equal(
                 self.classifier.kept(layer(features)), logits):
             raise UserError(f"{self.owner}: the logits of the classifier {self.classifier.name} "
-                            "do not come from a linear layer, so that it has no features apart "
-                            "from its head")
+                            "are not the output of a linear layer, so it has no separate features "
+                            "and head")
         self._layer = layer
         return logits, features
 
     @property
     def weight(self) -> Tensor:
-        """[K,D], of the classes of the data set; known after `features`."""
+        """The rows [K,D] of the data set's classes; available after a call of `features`."""
         return self.classifier.kept(self._layer.weight.detach().T).T
 
     @property
@@ -51,10 +53,11 @@ class Head:
         return list(self._layer.parameters())
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits [n,K] of features [n,D]."""
+        """Logits [n,K] of features [n,D]; available after a call of `features`."""
         return self.classifier.kept(F.linear(features, self._layer.weight, self._layer.bias))
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, nn.Linear | None]:
+        """Logits, and the last linear layer that ran with its input before it in the tuple."""
         seen: list[tuple[nn.Linear, Tensor]] = []
 
         def keep(layer: nn.Linear, inputs: tuple[Tensor]) -> None:
@@ -63,7 +66,8 @@ class Head:
         hooks = [module.register_forward_pre_hook(keep) for module in inside.modules()
                  if isinstance(module, nn.Linear)]
         try:
-            # Not the classifier itself: an answer worked out for another method runs no layer.
+            # Not `classifier(images)`: its result may be cached for another method, and then no
+            # layer runs.
             logits = inside.kept(inside.net(inside.prepare(images)))
         finally:
             for hook in hooks:

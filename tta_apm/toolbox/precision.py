@@ -1,4 +1,4 @@
-"""Precision: in which type matrix products run, while weights and moments stay float32."""
+"""Precision: the dtype of matrix products, while weights and moments stay float32."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ FULL = "float32"
 
 
 def resolve(precision: str, low: str, device: torch.device, method: str) -> str:
-    """The precision that "auto" stands for: `low` on CUDA GPUs that compute in it, else float32.
+    """Replace "auto" by `low` on CUDA GPUs that support it, by "float32" elsewhere.
 
     Args:
         precision: "auto", "float32" or `low`, as configured.
-        low: the shorter type that the method is safe in: "bfloat16" or "float16".
-        method: its name, for the error.
+        low: the 16-bit dtype that suits the method: "bfloat16" or "float16".
+        method: its name, for the error message.
+
+    Returns:
+        "float32" or `low`.
 
     Raises:
         UserError: for another precision.
@@ -28,21 +31,23 @@ def resolve(precision: str, low: str, device: torch.device, method: str) -> str:
     choose(method, "precision", precision, known)
     if precision != AUTO:
         return precision
-    return low if device.type == "cuda" and _computes_in(low, device) else FULL
+    return low if device.type == "cuda" and _has_hardware_for(low, device) else FULL
 
 
-def _computes_in(low: str, device: torch.device) -> bool:
-    """Whether a CUDA GPU has it in hardware: before Ampere, as on V100 and T4, bfloat16 is
-    emulated, and slower than float32."""
+def _has_hardware_for(low: str, device: torch.device) -> bool:
+    """Whether a CUDA GPU computes in `low` natively. Before Ampere (e.g. V100, T4) bfloat16 is
+    emulated and slower than float32."""
     return low != "bfloat16" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def products(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """A context in which matrix products and convolutions run in `precision`, whatever the caller
-    has set; gradients come out in the type of the weights. In float32 the weights' own type rules.
+    """A context in which matrix products and convolutions run in `precision`.
+
+    It overrides an autocast of the caller's. Gradients have the dtype of the weights. With
+    "float32" nothing is cast, so products run in the dtype of the weights.
     """
-    if device.type not in ("cpu", "cuda"):  # no autocast in every torch; nothing to switch off
+    if device.type not in ("cpu", "cuda"):  # not every version of torch has autocast for these
         return nullcontext()
-    # No cache: a caller's own autocast would keep short copies of weights from before an update.
+    # The cache would keep 16-bit copies of weights that an update has changed since.
     return torch.autocast(device.type, enabled=precision != FULL, cache_enabled=False,
                           dtype=torch.float16 if precision == "float16" else torch.bfloat16)

@@ -1,9 +1,9 @@
-"""Audit: episodic methods whose optimiser survives from image to image, to measure what it does.
+"""Audit: episodic methods whose optimiser survives from image to image, to measure its effect.
 
-An optimiser's moments carry the images before into the updates of the next, so that the result for
-an image depends on those before it and on their order. No method does that by default; the ones
-that do have names of their own (apm_surviving, ...) and stand beside the fresh ones in
-configs/audit.
+An optimiser's moments carry information from earlier images into the next image's updates, so the
+result for an image depends on the images before it and on their order. No method does that by
+default. The variants that do have names of their own (e.g. apm_surviving); configs/audit compares
+them with the episodic ones.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tta_apm.method import Method
 
 
 class SurvivingOptimizer(Method):
-    """To be mixed in before an episodic method that has `make_optimizer(leaves)`.
+    """Mixin, to be listed before an episodic method that has `make_optimizer(leaves)`.
 
-    Weights are fresh for every image, as ever; the optimiser's moments and step count live on from
-    image to image until `reset()`. Images are adapted one after the other, in the order in which
-    they come, whatever the batch size.
+    Every image still starts from the initial weights, but the optimiser's moments and step count
+    survive from image to image until `reset()`. Images are adapted one after the other in the
+    order of the stream, whatever the batch size.
     """
 
     scope = "stream"
@@ -44,10 +44,10 @@ class SurvivingOptimizer(Method):
         self._last = None
 
     def make_optimizer(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
-        """An optimiser of the next image's weights, in the state that the last one's left."""
-        made: torch.optim.Optimizer = super().make_optimizer(leaves)  # type: ignore[misc]
+        """An optimiser of the next image's weights, with the state of the last image's one."""
+        optimizer: torch.optim.Optimizer = super().make_optimizer(leaves)  # type: ignore[misc]
         if self._last is not None:
             for leaf, last in zip(leaves, self._last.param_groups[0]["params"]):
-                made.state[leaf] = self._last.state[last]
-        self._last = made
-        return made
+                optimizer.state[leaf] = self._last.state[last]
+        self._last = optimizer
+        return optimizer

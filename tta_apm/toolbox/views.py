@@ -1,8 +1,8 @@
-"""Views: random crops of a batch of images, made on the images' device.
+"""Views: random crops of a batch of images, computed on the images' device.
 
-What is drawn for an image comes from its own generator (see episodes.image_generators), on the
-CPU; so the views of an image depend neither on its neighbours nor on the device.
-Shapes: B images, V views of each.
+The random numbers for an image come from its own generator on the CPU (see
+episodes.image_generators), so its views depend neither on its neighbours nor on the device.
+Shapes: B images, V views per image.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ TRIES = 10
 
 def crop_views(images: Tensor, num_views: int, generators: Generators, *, size: int | None = None,
                scale: tuple[float, float] = (0.08, 1.0), flip: bool = True) -> Tensor:
-    """Random crops of any area, resized and flipped: torchvision's RandomResizedCrop.
+    """Random crops, resized and flipped, as torchvision's RandomResizedCrop makes them.
 
     Args:
         images: [B,3,H,W].
         num_views: V.
         generators: one per image.
-        size: side of the views; None is the images' own height and width.
+        size: side of the views in pixels; None keeps the images' height and width.
         scale: range of a crop's area as a fraction of the image's.
         flip: mirror each view with probability 1/2.
 
     Returns:
-        [B,V,3,size,size].
+        Views [B,V,3,size,size].
     """
     height, width = images.shape[-2:]
     draws = uniform(generators, num_views, 4 * TRIES + 1)
@@ -44,10 +44,10 @@ def crop_views(images: Tensor, num_views: int, generators: Generators, *, size: 
 
 
 def _fitting_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
-    """Boxes [B,V,4] as crop_resize takes them, from uniform draws [B,V,TRIES,4].
+    """Random boxes [B,V,4] for crop_resize, from numbers `draws` [B,V,TRIES,4] in [0,1).
 
-    The first try that fits into the image counts; if none does, the largest central box of an
-    admissible ratio.
+    A view gets the first of its TRIES boxes that fits into the image. If none fits, it gets the
+    largest central box whose ratio is in RATIO.
     """
     area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -70,11 +70,11 @@ def crop_resize(images: Tensor, boxes: Tensor, height: int, width: int) -> Tenso
 
     Args:
         images: [B,3,H,W].
-        boxes: whole numbers [B,V,4] on the images' device: top, left, height and width in pixels.
-        height, width: of the results.
+        boxes: integers [B,V,4] on the images' device: top, left, height and width in pixels.
+        height, width: of the results, in pixels.
 
     Returns:
-        [B,V,3,height,width].
+        Crops [B,V,3,height,width].
     """
     top, left, box_height, box_width = boxes.unbind(-1)
     rows = _resizing(images.shape[-2], height, top, box_height).to(images.dtype)
@@ -84,10 +84,11 @@ def crop_resize(images: Tensor, boxes: Tensor, height: int, width: int) -> Tenso
 
 
 def _resizing(length: int, size: int, start: Tensor, extent: Tensor) -> Tensor:
-    """Matrices [B,V,size,length] that resize pixels start to start + extent of a line to `size`.
+    """Matrices [B,V,size,length] that resize pixels `start` to `start + extent` of a line to `size`
+    pixels.
 
-    A row holds a triangle of weights about the point that its output pixel comes from, wider
-    where the box is larger than the output.
+    Each row holds triangular weights around the input position of its output pixel. The triangle
+    is wider if the box is larger than the output.
     """
     start, extent = start[..., None, None], extent[..., None, None]
     step = extent / size
@@ -100,7 +101,7 @@ def _resizing(length: int, size: int, start: Tensor, extent: Tensor) -> Tensor:
 
 def pad_crop_views(images: Tensor, num_views: int, generators: Generators, *, padding: int = 4,
                    flip: bool = True) -> Tensor:
-    """Random crops of the images' own size out of the zero-padded images, as CIFAR is augmented.
+    """Random crops of the images' size from the zero-padded images, CIFAR's usual augmentation.
 
     Args:
         images: [B,3,H,W].
@@ -110,7 +111,7 @@ def pad_crop_views(images: Tensor, num_views: int, generators: Generators, *, pa
         flip: mirror each view with probability 1/2.
 
     Returns:
-        [B,V,3,H,W].
+        Views [B,V,3,H,W].
     """
     draws = uniform(generators, num_views, 3)
     corners = (draws[..., :2] * (2 * padding + 1)).long().movedim(-1, 0).to(images.device)
@@ -119,16 +120,16 @@ def pad_crop_views(images: Tensor, num_views: int, generators: Generators, *, pa
 
 
 def crops(images: Tensor, corners: Tensor, size: Sequence[int], mirrored: Tensor | None) -> Tensor:
-    """Crops of one size out of images.
+    """Cut crops of one size out of images.
 
     Args:
         images: [B,3,H,W].
-        corners: the crops' first rows and columns, int64 [2,B,V].
-        size: of the crops, (h, w).
-        mirrored: which are mirrored left to right, bool [B,V]; None for none.
+        corners: the crops' first rows and first columns, int64 [2,B,V].
+        size: (h, w) of the crops, in pixels.
+        mirrored: whether each crop is mirrored left to right, bool [B,V]; None for none.
 
     Returns:
-        [B,V,3,h,w].
+        Crops [B,V,3,h,w].
     """
     (height, width), device = size, images.device
     rows = corners[0, ..., None] + torch.arange(height, device=device)  # [B,V,h]
@@ -140,9 +141,10 @@ def crops(images: Tensor, corners: Tensor, size: Sequence[int], mirrored: Tensor
 
 
 def _mirror(views: Tensor, chosen: Tensor) -> Tensor:
+    """Mirror the `chosen` views, bool [B,V], left to right."""
     return torch.where(chosen[..., None, None, None].to(views.device), views.flip(-1), views)
 
 
 def uniform(generators: Generators, *shape: int) -> Tensor:
-    """Draws in [0,1) of `shape` from each generator, [B,*shape], on the CPU."""
+    """Random numbers in [0,1), `shape` of them from each generator: [B,*shape], on the CPU."""
     return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
