@@ -88,8 +88,10 @@ class OneSample(Method):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B,K] of images [B,3,H,W] in [0,1]; of a CLIP logit_scale · cos(output, text
-        features)."""
+        """Logits [B,K] of images [B,3,H,W] in [0,1].
+
+        With a CLIP they are logit_scale · cos(output, text features).
+        """
         teacher = self.teacher.encode(images).features
         features = torch.cat([self._adapt(images[part], teacher[part])
                               for part in chunks(len(images), self.chunk)])

@@ -176,7 +176,7 @@ class Rmt(Method):
                                                generator=self.generator))
 
     def _set_up(self, warm_up_steps: int) -> dict[str, Tensor]:
-        """Prototypes, projector and warm-up: what `reset()` goes back to, by name."""
+        """Compute prototypes, projector and warm-up; return the state for `reset()` by name."""
         start: dict[str, Tensor] = {}
         if self.lambda_contrast:
             start["prototypes"] = self._class_means()
@@ -205,7 +205,7 @@ class Rmt(Method):
 
     @torch.no_grad()
     def _sample_projector(self) -> None:
-        """Initialise its linear layers as torch does, but with the method's own generator."""
+        """Initialise the projector as torch does, but with the method's own generator."""
         for layer in self.projector:
             if not isinstance(layer, nn.Linear):
                 continue
@@ -228,13 +228,13 @@ class Rmt(Method):
 
 
 def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Those whose names begin with `kind`, by the rest of their names."""
+    """The tensors whose names begin with `kind`, by the rest of their names."""
     return {name.removeprefix(f"{kind} "): value for name, value in tensors.items()
             if name.startswith(f"{kind} ")}
 
 
 def last_linear(model: nn.Module) -> nn.Linear:
-    """UserError for a model without a linear layer."""
+    """The last linear layer of a model; UserError if there is none."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise UserError("rmt: the classifier has no linear layer, so no penultimate features")

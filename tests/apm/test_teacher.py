@@ -213,9 +213,10 @@ def test_surviving_takes_a_classifier(exact_resnet, images):
 
 
 @pytest.mark.parametrize("make, keywords, message", [
-    (lambda: nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), {}, "not come from a linear layer"),
+    (lambda: nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), {},
+     "not the output of a linear layer"),
     (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.Softmax(1)), {},
-     "not come from a linear layer"),
+     "not the output of a linear layer"),
     (Plain, {"feature_layer": "hiden"}, "'hiden': .* no such layer; did you mean 'hidden'"),
     (Plain, {"feature_layer": "conv"}, r"'conv' .* gives \[2, 16, 8, 8\] for 2 images"),
     (Skips, {"feature_layer": "hidden"}, "do not come from its output alone"),

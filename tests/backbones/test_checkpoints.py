@@ -326,12 +326,12 @@ SHAPES = {
         told=r"1 of its \d+ tensors are missing \(fc.bias\)$"),
     "K34": Shape("C", "whole numbers for weights, as quantised networks have", saved(
         lambda right, other: {**right, "fc.weight": right["fc.weight"].char()}),
-        told=r"1 are of another shape \(fc.weight is \[10, 128\] int8 and not \[10, 128\]\)"),
+        told=r"1 are of another shape \(fc.weight is \[10, 128\] int8, not \[10, 128\]\)"),
     # CLIP
     "K35": Shape("L", "open_clip's training: epoch a number of numpy, `module.`",
                  saved(open_clip_train)),
     "K36": Shape("L", "OpenAI's own archive (TorchScript)", openai,
-                 told="was trained with QuickGELU, as OpenAI's archive tells, and 'digits_clip' "
+                 told="was trained with QuickGELU according to OpenAI's archive, and 'digits_clip' "
                       "has GELU"),
     "K39": Shape("L", "`model`", saved(lambda right, other: {"model": right})),
     "K39b": Shape("L", "`model_state_dict`", saved(
@@ -354,7 +354,7 @@ SHAPES = {
         lambda right, other: {**right, "logit_scale": right["logit_scale"][None]})),
     "K45": Shape("L", "a table of positions of another resolution", saved(
         lambda right, other: {**right, "visual.positional_embedding": torch.zeros(145, 64)}),
-        told=r"visual.positional_embedding is \[145, 64\] and not \[65, 64\]"),
+        told=r"visual.positional_embedding is \[145, 64\], not \[65, 64\]"),
     # Prompts
     "K47": Shape("P", "CoOp, as its trainer (Dassl) writes it: a scheduler object", saved(
         dassl, name="model.pth.tar-50")),

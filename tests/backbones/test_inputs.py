@@ -60,8 +60,9 @@ def users_file(tmp_path):
 
 
 def test_a_network_without_a_config_is_asked_for_all(users_file):
-    with pytest.raises(UserError, match="image_size and mean and std of images timm's a_users_netw"
-                       "ork was trained: set CLASSIFIER.IMAGE_SIZE, CLASSIFIER.MEAN, "
+    with pytest.raises(UserError, match="no source states the image_size and mean and std of the "
+                       "images that timm's a_users_network was trained with: set "
+                       "CLASSIFIER.IMAGE_SIZE, CLASSIFIER.MEAN, "
                        "CLASSIFIER.STD, or put timm's config.json of it beside mine.pth"):
         load_timm("a_users_network", users_file)
 
@@ -87,7 +88,7 @@ def test_timms_config_beside_the_file_tells(users_file):
     assert load_timm("a_users_network", users_file, keys=InputKeys(32)).image_size == 32
     content["architecture"] = "another"
     users_file.with_name("config.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match="nothing tells"):
+    with pytest.raises(UserError, match="no source states"):
         load_timm("a_users_network", users_file)
     users_file.with_name("config.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="config.json, beside the weights, cannot be read"):
@@ -99,8 +100,9 @@ def test_tags_that_differ_are_asked_about_and_a_named_one_tells(tmp_path):
     """mobilenetv3_large_100: one tag has mean 0 and std 1, two have ImageNet's."""
     torch.save(timm.create_model("mobilenetv3_large_100", num_classes=10).state_dict(),
                tmp_path / "net.pth")
-    with pytest.raises(UserError, match="mean and std of images .*CLASSIFIER.MEAN, CLASSIFIER.STD, "
-                       "or name the tag that it was trained like, such as timm/mobilenetv3_large"):
+    with pytest.raises(UserError, match="mean and std of the images .*CLASSIFIER.MEAN, "
+                       "CLASSIFIER.STD, "
+                       "or name the tag with the same training, e.g. timm/mobilenetv3_large"):
         load_timm("mobilenetv3_large_100", tmp_path / "net.pth")
     backbone = load_timm("mobilenetv3_large_100.miil_in21k_ft_in1k", tmp_path / "net.pth")
     assert numbers(backbone) == ([0.0] * 3, [1.0] * 3)
@@ -185,7 +187,8 @@ def write_config(file: Path, **model) -> None:
 
 @pytest.mark.slow
 def test_mean_and_std_of_a_clip_are_asked_for(models, clip_file):
-    with pytest.raises(UserError, match="mean and std of images toy was trained: set CLIP.MEAN, "
+    with pytest.raises(UserError, match="mean and std of the images that toy was trained "
+                       "with: set CLIP.MEAN, "
                        "CLIP.STD, or put open_clip's open_clip_config.json of it beside open"):
         clip("toy", clip_file)
     backbone = clip("toy", clip_file, keys=InputKeys(mean=HALF, std=(0.25,) * 3))
@@ -216,7 +219,7 @@ def test_open_clips_config_beside_the_file_tells_mean_std_and_activation(models,
     with pytest.raises(UserError, match="use CLIP.MODEL 'toy-quickgelu'"):
         clip("toy", clip_file)
     write_config(clip_file, embed_dim=512)  # of another file in the folder
-    with pytest.raises(UserError, match="nothing tells"):
+    with pytest.raises(UserError, match="no source states"):
         clip("toy", clip_file)
 
 
@@ -233,7 +236,7 @@ def test_openais_archives_tell_all(models, tmp_path):
         clip("toy", tmp_path / "ViT.pt")
     # Anybody else's archive says nothing.
     torch.jit.trace(Named(state), torch.zeros(1)).save(tmp_path / "other.pt")
-    with pytest.raises(UserError, match="nothing tells"):
+    with pytest.raises(UserError, match="no source states"):
         clip("toy", tmp_path / "other.pt")
 
 
@@ -253,7 +256,7 @@ def test_a_head_of_just_the_kept_classes_is_taken(tmp_path):
         expected = net((images - backbone.mean) / backbone.std)
     assert torch.allclose(backbone(images), expected, atol=1e-5)
     with pytest.raises(UserError, match="has 3 classes, the data set 2, which are 2 of the 10 "
-                       "outputs of timm's digits_resnet: weights with either number"):
+                       "outputs of timm's digits_resnet: give weights with either number"):
         load(Outputs(10, (7, 0)))
 
 

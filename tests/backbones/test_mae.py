@@ -271,7 +271,7 @@ def test_a_subset_of_the_heads_classes_can_be_kept(digits_test):
      r"19 of its \d+ tensors are missing \(decoder_blocks.0.attn.proj.bias, "
      r"decoder_blocks.0.attn.proj.weight, decoder_blocks.0.attn.qkv.bias, \.\.\.\)$"),
     (lambda found: found.update(norm=torch.zeros(3), mask_token=torch.zeros(1, 1, 16)),
-     r"1 are of another shape \(mask_token is \[1, 1, 16\] and not \[1, 1, 32\]\)$"),
+     r"1 are of another shape \(mask_token is \[1, 1, 16\], not \[1, 1, 32\]\)$"),
 ])
 def test_a_file_that_does_not_fit_is_told_by_its_tensors(tmp_path, change, message):
     found = load_file(files.PACKAGED / PACKAGED)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tta_apm.backbones.clip_templates import templates
 from tta_apm.backbones.weights import files
-from tta_apm.backbones.weights.zero_rows import leave_out
+from tta_apm.backbones.weights.zero_rows import drop_zero_rows
 from tta_apm.errors import UserError
 from tta_apm.training.backbones import save
 
@@ -41,7 +41,7 @@ def test_what_is_left_out_comes_back(embedding, tmp_path):
 def test_matrices_with_few_zero_rows_and_none_but_zero_rows_stay(tmp_path):
     tensors = {"few": torch.eye(9)[:, :5], "none": torch.zeros(9, 5), "vector": torch.zeros(9),
                "empty": torch.zeros(0, 5)}
-    assert leave_out(tensors) == tensors
+    assert drop_zero_rows(tensors) == tensors
 
 
 def test_the_packaged_clip_has_the_words_of_its_prompts(digits_clip):

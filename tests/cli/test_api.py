@@ -162,7 +162,7 @@ def own(tmp_path, text, *words, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("text, message", [
     ("def make():\n    return nn.Flatten()\n", "names no function"),
-    ("def build():\n    return 5\n", "gives int, not a torch nn.Module"),
+    ("def build():\n    return 5\n", "returns int, not a torch nn.Module"),
     ("def build():\n    raise ValueError('no luck')\n", "no luck"),
     ("1 / 0\n", "division by zero")])
 def test_a_function_that_makes_no_network_is_told(tmp_path, capsys, text, message):

@@ -201,7 +201,7 @@ def test_what_does_not_fit_the_text_tower_is_told(clip, monkeypatch):
     with pytest.raises(UserError, match="the phrase '' has no words"):
         phrase_context(clip, "")
     monkeypatch.setattr(clip.model, "text_pool_type", "last")
-    with pytest.raises(UserError, match="that of CLIP.MODEL digits_clip is another"):
+    with pytest.raises(UserError, match="that of CLIP.MODEL digits_clip is different"):
         ContextPrompts(clip, 4)
 
 

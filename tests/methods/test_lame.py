@@ -112,7 +112,7 @@ def test_bad_values_are_told(digits_resnet, images):
         Lame(digits_resnet, neighbours=0)
     headless = copy.deepcopy(digits_resnet)
     headless.net = nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten())
-    with pytest.raises(UserError, match="do not come from a linear layer"):
+    with pytest.raises(UserError, match="are not the output of a linear layer"):
         Lame(headless)(images[:4])
 
 

@@ -127,7 +127,7 @@ def test_logits_are_features_times_weight(build, keep):
     nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), nn.Tanh()),
     torchvision.models.squeezenet1_1(num_classes=5)], ids=["none", "not_last", "convolution"])
 def test_a_network_without_a_linear_head_is_told(net):
-    with pytest.raises(UserError, match="test/net do not come from a linear layer"):
+    with pytest.raises(UserError, match="test/net are not the output of a linear layer"):
         Head(classifier(net), "lame").features(torch.rand(2, 3, 64, 64))
 
 

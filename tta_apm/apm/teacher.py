@@ -230,7 +230,7 @@ def teacher_of(backbone: ClipBackbone | Classifier, *, feature_layer: str, wants
 
 
 def at_length_of(features: Tensor, others: Tensor) -> Tensor:
-    """Features [B,D], each brought to the length of its counterpart in `others` [B,D]."""
+    """Features [B,D], each scaled to the length of its counterpart in `others` [B,D]."""
     return F.normalize(features, dim=-1) * others.norm(dim=-1, keepdim=True)
 
 

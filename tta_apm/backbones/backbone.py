@@ -12,9 +12,9 @@ from tta_apm.backbones import inputs
 from tta_apm.backbones.passes import passes
 from tta_apm.errors import choose
 
-# Name of the weights of a network that nobody trained.
+# Name of the weights of an untrained network.
 UNTRAINED = "random"
-# Mean and std of the pixels that it takes: any will do.
+# Mean and std of the images for an untrained network; their values do not matter.
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -22,13 +22,13 @@ class Backbone(nn.Module):
     """A frozen network in eval mode.
 
     Args:
-        image_size: side in pixels that the network works at; images of another size are resized
-            (bicubic, antialiased). None takes any size.
-        mean, std: per channel, of the network's training.
+        image_size: side in pixels of the images that the network takes; others are resized
+            (bicubic, antialiased). None: any size.
+        mean, std: per channel, as in the network's training.
         name: architecture, for the record.
         weights: name and hash of the weights, for the record.
-        keep: the outputs of the network that are classes of the data set, None for all.
-        notes: for the record: the source of mean and std, the activation.
+        keep: indices of the network's outputs that are classes of the data set; None for all.
+        notes: for the record, e.g. the source of mean and std, the activation.
     """
 
     kind: str
@@ -47,17 +47,17 @@ class Backbone(nn.Module):
         self.weights = weights
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        # A buffer: a list would be copied to the device at each forward.
+        # A buffer, since a list would be copied to the device in every forward.
         self.register_buffer("keep", None if keep is None else torch.tensor(keep),
                              persistent=False)
 
     def freeze(self) -> None:
-        """Eval mode, no parameter takes a gradient."""
+        """Put the network into eval mode; none of its parameters requires grad afterwards."""
         self.eval()
         self.requires_grad_(False)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalise images [B,3,H,W] in [0,1]."""
+        """Resize and normalise images [B,3,H,W] in [0,1] to the network's inputs [B,3,S,S]."""
         if (counted := passes.get()) is not None:
             counted.forward(images)
         size = self.image_size
@@ -67,10 +67,10 @@ class Backbone(nn.Module):
         return (images - self.mean).div_(self.std)
 
     def kept(self, logits: Tensor) -> Tensor:
-        """The logits [B,K] of the data set's classes, out of the network's [B,...]."""
+        """Select the logits [B,K] of the data set's classes from all of the network's logits."""
         return logits if self.keep is None else logits[:, self.keep]
 
 
 def check_model(section: str, model: str, known: Collection[str]) -> None:
-    """UserError, of the config's key, unless `model` is one of the known."""
+    """Raise UserError, which names the config's key, unless `model` is one of `known`."""
     choose(f"{section}.MODEL", "", model, known)

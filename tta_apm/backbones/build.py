@@ -1,6 +1,7 @@
-"""build: the one table of backbone kinds, and a backbone of any of them.
+"""build: the table of backbone kinds, and the construction of a backbone of any kind.
 
-Looking at the table imports no torch: a kind names its module, which is imported when it is used.
+The table names the module of each kind, which is imported when a backbone is built. So reading the
+table does not import torch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ if TYPE_CHECKING:  # a config is checked without torch
 
 
 class Task(NamedTuple):
-    """The classes that a backbone is to tell apart.
+    """The classes that a backbone has to distinguish.
 
     Attributes:
-        class_names: K names, of which all but CLIP need the number only.
+        class_names: K names; only CLIP uses more than their number.
         templates: prompt templates, for CLIP.
-        outputs: where the classes are among the outputs of a network that has more; else None.
+        outputs: which of a network's outputs are the classes, if it has more; None if it has K.
     """
 
     class_names: Sequence[str]
@@ -35,27 +36,27 @@ class Task(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the network."""
+        """The number of outputs of the network."""
         return self.outputs.total if self.outputs else len(self.class_names)
 
     @property
     def keep(self) -> Sequence[int] | None:
-        """The outputs that are classes of the data set, None for all."""
+        """Indices of the outputs that are classes of the data set; None for all."""
         return self.outputs.kept if self.outputs else None
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of frozen backbone: what a method's `needs` names.
+    """A kind of frozen backbone, to which a method's `needs` refers by name.
 
     Attributes:
-        module: that defines two functions which return a Backbone,
-            `load(section: Mapping, task: Task, device)`: with the weights that a section names;
-            `untrained(model: str, task: Task, device)`: with random weights, to measure what
-            methods cost on it; nothing is read or downloaded.
-        section: the keys of its section in a config and their defaults, MODEL and WEIGHTS among
-            them. The section is called like the kind, in capitals.
-        has_prompts: whether its logits depend on prompts: on class names and templates.
+        module: name of a module with two functions that return a Backbone:
+            `load(section: Mapping, task: Task, device)`, with the weights that the section names;
+            `untrained(model: str, task: Task, device)`, with random weights, without reading or
+            downloading anything, to measure the cost of methods.
+        section: the keys of the kind's section in a config with their defaults, including MODEL
+            and WEIGHTS. The section's name is that of the kind in capitals.
+        has_prompts: whether its logits depend on prompts, i.e. on class names and templates.
     """
 
     module: str
@@ -63,8 +64,8 @@ class Kind:
     has_prompts: bool = False
 
 
-# IMAGE_SIZE (in pixels), MEAN and STD (three numbers each, of images in [0,1]) are for a file of
-# which nothing tells them; 0 and [] leave them to the library or to the config beside the file.
+# IMAGE_SIZE (in pixels), MEAN and STD (three numbers each, for images in [0,1]) are needed for a
+# file whose library states none. 0 and [] take them from the library or the config beside the file.
 PACKAGED: dict[str, Kind] = {
     # timm/NAME, torchvision/NAME or robustbench/NAME, with the library's pretrained weights or a
     # file; or a function of the user's own that makes a network.
@@ -97,7 +98,7 @@ def find_kind(name: str) -> Kind:
     """The kind called `name`.
 
     Raises:
-        UserError: if there is none, or if what a package calls so is no Kind.
+        UserError: if there is none, or if the entry point of that name is not a Kind.
     """
     kind = KINDS.load(name)
     if not isinstance(kind, Kind) or not {"MODEL", "WEIGHTS"} <= kind.section.keys():

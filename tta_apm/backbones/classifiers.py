@@ -18,18 +18,18 @@ from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.backbones.weights import files
 from tta_apm.errors import UserError
 
-# The family of networks that are a user's own.
+# The family of users' own networks.
 OWN = "own"
 
 
 class Classifier(Backbone):
-    """A frozen network that gives logits.
+    """A frozen network whose outputs are logits.
 
     Args:
         net: any module, normalised images [B,3,H,W] -> logits [B,K]. It is put into eval mode and
-            its parameters take no gradients; methods that adapt it work on a copy.
-        image_size, mean, std, name, weights, keep, notes: see Backbone. By default images of any
-            size are taken as they are, and the name is that of the module's class.
+            its parameters do not require grad; methods that adapt it work on a copy.
+        image_size, mean, std, name, weights, keep, notes: see Backbone. By default images are not
+            resized, and the name is that of the module's class.
     """
 
     kind = "classifier"
@@ -67,20 +67,20 @@ def load_classifier(model: str, weights: str, *, num_classes: int, device: torch
     """Load a classifier.
 
     Args:
-        model: timm/NAME, torchvision/NAME or robustbench/NAME (of its corruption leaderboards;
-            the number of classes tells the data set); or a network of the user's own, as
-            FILE.py:FUNCTION, MODULE:FUNCTION or a name of an entry point.
+        model: timm/NAME, torchvision/NAME or robustbench/NAME (a model of its corruption
+            leaderboards; num_classes determines the data set); or a user's own network as
+            FILE.py:FUNCTION, MODULE:FUNCTION or the name of an entry point.
         weights: "" for the library's pretrained ones, a file, or the name of a packaged file;
-            for torchvision also one of the names of its weights, such as IMAGENET1K_V1. "FILE#SET"
+            for torchvision also the name of a set of its weights, e.g. IMAGENET1K_V1. "FILE#SET"
             names one of several sets of weights in a file: see docs/checkpoints.md.
-        num_classes: of the network.
+        num_classes: number of outputs of the network.
         keep: see Backbone.
-        keys: of a config, on the images that the network takes.
+        keys: the config's keys for the images that the network takes.
 
     Raises:
-        UserError: for an unknown model, for weights that are not here and cannot be downloaded,
-            do not fit or have other classes, and for a file whose images are unknown: no source
-            states their size, mean and std.
+        UserError: for an unknown model; for weights that are not found and cannot be downloaded,
+            do not fit or have other classes; and for a file if no source states the size, mean and
+            std of its images.
     """
     family, name = split(model)
     loaded = FAMILIES[family].load(Request(name, weights, num_classes, keep, keys))
@@ -91,26 +91,31 @@ def load_classifier(model: str, weights: str, *, num_classes: int, device: torch
 
 
 def split(model: str) -> tuple[str, str]:
-    """The family and the name within it that a model's name stands for; UserError for another."""
+    """Split a model's name into its family, e.g. "timm", and the name within it.
+
+    Raises:
+        UserError: for an unknown family.
+    """
     if is_own(model):
         return OWN, model
     family, _, name = model.partition("/")
     if family not in FAMILIES or not name or family == OWN:
         known = ", ".join(f"{known}/NAME" for known in FAMILIES if known != OWN)
         raise UserError(f"CLASSIFIER.MODEL {model!r} must be one of {known}, or FILE.py:FUNCTION "
-                        "that makes a network of yours")
+                        "with a function that returns your network")
     return family, name
 
 
 def on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
-    """On `device`; on a CPU in the layout that makes convolutions up to 1.8 times as fast."""
+    """Move a classifier to `device`; on a CPU in channels-last format, with which convolutions are
+    up to 1.8 times as fast."""
     if torch.device(device).type == "cpu":
         classifier.to(memory_format=torch.channels_last)
     return classifier.to(device)
 
 
 def load_own(request: Request) -> LoadedNetwork:
-    """A network of the user's own."""
+    """Load a user's own network."""
     spec = resolve(request.keys, [], section=SECTION, model=request.name, needs_size=False,
                    advice="let the network take images in [0,1] and set MEAN 0 and STD 1")
     if not request.weights:
@@ -122,17 +127,17 @@ def load_own(request: Request) -> LoadedNetwork:
 
 
 def untrained_own(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
-    """A network of the user's own as it is built; images of any size are taken."""
+    """A user's own network with its initial weights, for images of any size (None)."""
     return make_network(name), None
 
 
 class Family(NamedTuple):
-    """Where networks come from.
+    """A source of networks, e.g. a library.
 
     Attributes:
-        load: a network with the weights that are asked for.
-        untrained: name, number of classes -> a network with random weights and the side of its
-            images in pixels, None for any.
+        load: returns a network with the requested weights.
+        untrained: takes a name and the number of classes; returns a network with random weights
+            and the side of its images in pixels, None for any.
     """
 
     load: Callable[[Request], LoadedNetwork]

@@ -1,4 +1,4 @@
-"""ClipBackbone: a frozen CLIP of open_clip that classifies by prompts."""
+"""ClipBackbone: a frozen CLIP of open_clip that classifies with prompts."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from tta_apm.backbones.weights.inert import Lazy
 from tta_apm.backbones.weights.trees import Entry
 from tta_apm.errors import UserError, explain, nearest
 
-# Our models, which open_clip then lists like its own.
+# Register this package's models, so that open_clip lists them too.
 open_clip.add_model_config(files.PACKAGED)
 
-SECTION = "CLIP"  # of the config, for errors
-# Prompts that the text tower takes at a time.
+SECTION = "CLIP"  # of the config, for error messages
+# Batch size of the text tower, in prompts.
 CHUNK = 512
 
-# The file that open_clip writes beside its weights: model and preprocessing.
+# The file with model and preprocessing that open_clip writes beside its weights.
 CONFIG = "open_clip_config.json"
-# Entries of OpenAI's archives that are no weights.
+# Entries of OpenAI's archives that are not weights.
 SIZES = {"input_resolution", "context_length", "vocab_size"}
 # Names that only files of Apple's MobileCLIP have, as in open_clip's convert_state_dict.
 APPLE = ("image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight",
@@ -49,19 +49,19 @@ class ClipBackbone(Backbone):
     """The two frozen towers of a CLIP and the text features of a list of classes.
 
     Args:
-        model: of open_clip.
+        model: open_clip's model.
         tokenizer: of the model; texts -> tokens int64 [N,L].
         class_names: K names.
-        templates: what `text_features` were made with.
-        text_features: of the classes, [K,D], rows of length 1 (see encode_classes); None for a
-            CLIP that classifies nothing and only encodes images.
-        logit_scale: the inverse temperature itself; by default the model's, about 100 for trained
-            ones.
+        templates: the templates with which `text_features` were computed.
+        text_features: unit vectors [K,D] of the classes (see encode_classes); None for a CLIP that
+            only encodes images.
+        logit_scale: the inverse temperature, not its logarithm; None takes the model's, which is
+            about 100 after training.
         image_size, mean, std, name, weights, notes: see Backbone.
 
     Attributes:
-        text_tower_gone: why there is no text tower, for methods that learn prompts; "" if it is
-            there.
+        text_tower_gone: the reason why there is no text tower, for the errors of methods that
+            learn prompts; "" if there is one.
     """
 
     kind = "clip"
@@ -91,13 +91,13 @@ class ClipBackbone(Backbone):
 
     @once_per_batch
     def encode_grid(self, images: Tensor, layer: int | None = None) -> grids.Encoded:
-        """Features of images [B,3,H,W] in [0,1] and of their patches, from one pass of the tower.
+        """Features of images [B,3,H,W] in [0,1] and of their patches, from one forward.
 
         Args:
-            layer: whose activations to return too (see grids.encode).
+            layer: index of a layer whose activations to return too (see grids.encode).
 
         Raises:
-            UserError: for a tower that has no grid of features, or no such layer.
+            UserError: for a tower without a grid of features, or without that layer.
         """
         return grids.encode(self.model.visual, self.prepare(images), layer)
 
@@ -113,16 +113,16 @@ class ClipBackbone(Backbone):
 @torch.no_grad()
 def encode_classes(model: open_clip.CLIP, tokenizer: Callable[..., Tensor],
                    class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Text features [K,D] of K classes, rows of length 1.
+    """Text features [K,D] of K classes, as unit vectors.
 
-    That of a class is the mean of the unit features of its prompts, normalised again (Radford et
-    al. 2021, section 3.1.4, and the notebook Prompt_Engineering of openai/CLIP).
+    The feature of a class is the mean of the normalised features of its prompts, normalised again
+    (Radford et al. 2021, Section 3.1.4, and the notebook Prompt_Engineering of openai/CLIP).
 
     Args:
-        model: of open_clip, in eval mode.
+        model: open_clip's model, in eval mode.
         tokenizer: of the model; texts -> tokens int64 [N,L].
         class_names: K names.
-        templates: each with one `{}` for the name; with several they are an ensemble.
+        templates: one template or an ensemble, each with one `{}` for the class name.
     """
     prompts = [template.format(name) for name in class_names for template in templates]
     device = next(model.parameters()).device
@@ -141,7 +141,7 @@ def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> 
 
 
 def untrained(model: str, task: Task, device: torch.device | str) -> ClipBackbone:
-    """See Kind. Text features are random too: encoding prompts costs nothing per image."""
+    """See Kind. Text features are random too, since encoding prompts is not a cost per image."""
     check_model(SECTION, model, open_clip.list_models())
     net = open_clip.create_model(model, pretrained=None)
     width = open_clip.get_model_config(model)["embed_dim"]
@@ -156,17 +156,17 @@ def load_clip(model: str, weights: str, *, class_names: Sequence[str], templates
     """Load a CLIP.
 
     Args:
-        model: open_clip's name.
-        class_names: K names; none for a CLIP that only encodes images.
-        templates: see encode_classes.
+        model: open_clip's name of the model.
         weights: one of the model's pretrained tags, a file, or the name of a packaged file.
             "FILE#SET" names one of several sets of weights in a file: see docs/checkpoints.md.
-        keys: of a config, on the images that the network takes.
+        class_names: K names; none for a CLIP that only encodes images.
+        templates: see encode_classes.
+        keys: the config's keys for the images that the network takes.
 
     Raises:
-        UserError: for an unknown model or tag, for a model whose activation is not that of the
-            weights, for weights that are not here and cannot be downloaded or do not fit, and for
-            a file whose mean and std of images no source states.
+        UserError: for an unknown model or tag; for a model with another activation than the
+            weights were trained with; for weights that are not found and cannot be downloaded, or
+            do not fit; and for a file if no source states the mean and std of its images.
     """
     check_model(SECTION, model, open_clip.list_models())
     file = files.open_weights(weights)
@@ -208,7 +208,7 @@ def image_size(net: open_clip.CLIP) -> int:
 
 
 def _renamed(net: open_clip.CLIP, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
-    """Entries of old files of open_clip, or of Apple's, under today's names of open_clip."""
+    """The entries of an old file of open_clip, or of one of Apple's, under open_clip's names."""
     if any(name in entries for name in APPLE):
         tensors = {name: entry.read() if isinstance(entry, Lazy) else entry
                    for name, entry in entries.items()}
@@ -219,11 +219,11 @@ def _renamed(net: open_clip.CLIP, entries: Mapping[str, Entry]) -> Mapping[str, 
 
 
 def _known_of(model: str, file: files.Weights) -> list[tuple[str, dict[str, Any]]]:
-    """Sources of a file's quick_gelu, mean and std, each with what it states; the surest first."""
+    """The sources that state a file's quick_gelu, mean and std, with their values; surest first."""
     found: list[tuple[str, dict[str, Any]]] = []
     has_sizes = any(SIZES <= entries.keys() for entries in file.state_dicts.values())
     if file.content.is_script and has_sizes:
-        # Only OpenAI published CLIPs as TorchScript, all trained alike.
+        # Only OpenAI published CLIPs as TorchScript, all with the same preprocessing.
         found.append(("OpenAI's archive", {"quick_gelu": True, "mean": OPENAI_DATASET_MEAN,
                                            "std": OPENAI_DATASET_STD}))
     config = inputs.read_beside(file.path, CONFIG)
@@ -241,7 +241,7 @@ def _known_of(model: str, file: files.Weights) -> list[tuple[str, dict[str, Any]
 
 
 def _is_alike(described: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
-    """Whether a config is of a model's architecture, and not of another file in its folder."""
+    """Whether the config beside a file describes this architecture, not another file's."""
     vision = described.get("vision_cfg")
     return described.get("embed_dim") == known["embed_dim"] and isinstance(vision, dict) and all(
         vision.get(key) == known["vision_cfg"].get(key)
@@ -249,7 +249,11 @@ def _is_alike(described: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
 
 
 def _activation(model: str, file: str, knowledge: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """The activation and its source, in words; UserError if `model` has another than `file`."""
+    """The activation and its source in words, for the record.
+
+    Raises:
+        UserError: if `model` has another activation than the weights of `file`.
+    """
     has_quick = bool(open_clip.get_model_config(model).get("quick_gelu"))
     name = "QuickGELU" if has_quick else "GELU"
     for source, content in knowledge:
@@ -261,13 +265,17 @@ def _activation(model: str, file: str, knowledge: Sequence[tuple[str, Mapping[st
             advice = f"use CLIP.MODEL {right!r}" if right in open_clip.list_models() else (
                 "no model of open_clip has it in this architecture")
             other = "GELU" if has_quick else "QuickGELU"
-            raise UserError(f"{file} was trained with {other}, as {source} tells, and {model!r} "
+            raise UserError(f"{file} was trained with {other} according to {source}, and {model!r} "
                             f"has {name}: {advice}")
     return f"{name} by CLIP.MODEL"
 
 
 def _check_tag(model: str, tag: str) -> dict[str, Any]:
-    """open_clip's config of the pretrained weights `tag` of `model`."""
+    """open_clip's config of the pretrained weights `tag` of `model`.
+
+    Raises:
+        UserError: for an unknown tag, or one that needs another model.
+    """
     tags = open_clip.list_pretrained_tags_by_model(model)
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:
@@ -278,7 +286,7 @@ def _check_tag(model: str, tag: str) -> dict[str, Any]:
         if others:
             raise UserError(f"the weights {tag!r} need CLIP.MODEL {others[0]!r}, not {model!r}")
         raise UserError(f"CLIP.WEIGHTS: {model!r} has no weights {tag!r}: {nearest(tag, tags)}")
-    # open_clip only warns, and the model then answers with another activation.
+    # open_clip only warns, and the model then runs with the wrong activation.
     if config.get("quick_gelu") and not open_clip.get_model_config(model).get("quick_gelu"):
         raise UserError(f"the weights {tag!r} were trained with QuickGELU: use CLIP.MODEL "
                         f"'{model}-quickgelu', not {model!r}")
@@ -286,7 +294,7 @@ def _check_tag(model: str, tag: str) -> dict[str, Any]:
 
 
 def _file_of(tag: dict[str, Any]) -> Path:
-    """The file of pretrained weights, downloaded if need be."""
-    # open_clip writes org/model/file, or org/model/ for the usual names.
+    """The file of pretrained weights, downloaded unless it is cached."""
+    # open_clip writes org/model/file, or org/model/ for the default file names.
     repo, _, name = tag["hf_hub"].rpartition("/")
     return downloads.from_hub(repo, [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])

@@ -1,4 +1,4 @@
-"""Contexts: learned vectors in place of a prompt's words, as CoOp, CoCoOp and TPT have them.
+"""Contexts: learned vectors in place of a prompt's words, as in CoOp, CoCoOp and TPT.
 
 Shapes: B images, K classes, M context vectors, W width of the text tower, D features.
 """
@@ -19,25 +19,25 @@ from tta_apm.backbones.weights import files, fit
 from tta_apm.backbones.weights.trees import Entry
 from tta_apm.errors import UserError
 
-# Activations that a block of the text tower keeps per token for the backward pass, in widths:
-# measured 11 with GELU and 15 with QuickGELU, of which 8 and 12 are the MLP's.
+# Activations that a block of the text tower saves per token for the backward pass, as a multiple
+# of its width: measured are 11 with GELU and 15 with QuickGELU, of which the MLP has 8 and 12.
 WIDTHS_PER_BLOCK = 16
-# Copies of the text features: as computed, in the order of the classes, of unit length; gradients.
+# Copies of the text features: as computed, sorted by class, normalised; and their gradients.
 COPIES = 6
 
-# Entries of a file of CoOp or CoCoOp that belong to the classes it was trained on.
+# Entries of a file of CoOp or CoCoOp that depend on the classes of its training.
 OF_CLASSES = ("token_prefix", "token_suffix")
 
 
 class Context(nn.Module):
-    """A learned context: CoOp's, or CoCoOp's, which a meta-net shifts for each image.
+    """A learned context: CoOp's, or CoCoOp's, to which a meta-net adds a vector for each image.
 
     Its state_dict is that of the authors' code (Zhou et al., IJCV and CVPR 2022).
 
     Args:
-        ctx: [M,W].
-        feature_dim: D, for a meta-net; None has none.
-        hidden: the meta-net's hidden units; None is the authors' D / 16.
+        ctx: the context vectors [M,W].
+        feature_dim: D, the input size of CoCoOp's meta-net; None: no meta-net.
+        hidden: the meta-net's hidden units; None: D / 16, as in the authors' code.
     """
 
     def __init__(self, ctx: Tensor, feature_dim: int | None = None, hidden: int | None = None
@@ -59,29 +59,29 @@ class Context(nn.Module):
 
 
 class _Group(NamedTuple):
-    """Classes whose prompts have equally many tokens."""
+    """Classes whose prompts have the same number of tokens."""
 
-    classes: slice  # in the order of that number
-    num_tokens: int  # after the context: the name's, the full stop and EOS
+    classes: slice  # of the classes sorted by that number
+    num_tokens: int  # after the context: class name, full stop and EOS
 
 
 class ContextPrompts(nn.Module):
     """Text features of the prompts [SOS][context][class name][.][EOS] of a CLIP's classes.
 
-    The text tower is causal and reads a prompt off at EOS, so nothing after that is computed:
-    classes are grouped by the length of their names.
+    The text tower is causal and its output is read at EOS, so nothing after EOS is computed:
+    classes are grouped by the number of tokens in their prompts.
 
     Args:
-        backbone: its class names, tokenizer and text tower are used.
+        backbone: gives class names, tokenizer and text tower.
         num_context: M.
-        class_chunk: how many classes to hold activations of for a backward pass: those of the
-            others are computed again when their turn comes, with the same result. 0 holds all.
+        class_chunk: number of classes whose activations are kept for a backward pass at a time;
+            the others' are recomputed (checkpointing), with the same result. 0 keeps all.
 
     Raises:
-        UserError: for a text tower that is not of this kind, and for a prompt too long for it.
+        UserError: for a text tower of another kind, and for a prompt that is too long for it.
     """
 
-    tower: Any  # a module, whose layers a type of nn.Module would not know
+    tower: Any  # a module; as nn.Module, its layers would have no types
     start: Tensor
     ends: Tensor
     unsort: Tensor
@@ -109,7 +109,7 @@ class ContextPrompts(nn.Module):
                              persistent=False)
 
     def forward(self, contexts: Tensor) -> Tensor:
-        """Text features [B,K,D] of length one, of contexts [B,M,W]."""
+        """Text features [B,K,D] of length one, from contexts [B,M,W]."""
         if self.class_chunk and torch.is_grad_enabled():
             parts = [checkpoint(self._encode, contexts, group, use_reentrant=False)
                      for group in self.groups]
@@ -118,7 +118,7 @@ class ContextPrompts(nn.Module):
         return F.normalize(torch.cat(parts, 1)[:, self.unsort], dim=-1)
 
     def _encode(self, contexts: Tensor, group: _Group) -> Tensor:
-        """Features [B,k,D] of the classes of a group."""
+        """Text features [B,k,D] of the k classes of a group, not normalised."""
         tower, images = self.tower, len(contexts)
         ends = self.ends[group.classes, :group.num_tokens]
         prompts = torch.cat([self.start.expand(images, len(ends), -1, -1),
@@ -135,7 +135,7 @@ class ContextPrompts(nn.Module):
         return features.unflatten(0, (images, -1))
 
     def bytes_per_image(self) -> int:
-        """Approximate memory of a forward and a backward pass for one image's context."""
+        """Approximate memory in bytes of a forward and a backward pass for one image's context."""
         tokens = [len(self.ends[group.classes]) * (1 + self.num_context + group.num_tokens)
                   for group in self.groups]
         held = max(tokens) if self.class_chunk else sum(tokens)
@@ -162,11 +162,11 @@ def cosine_logits(backbone: ClipBackbone, features: Tensor, text_features: Tenso
 
 
 def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Context:
-    """A frozen context from a checkpoint of CoOp's code or a .safetensors file of ours.
+    """Load a frozen context from a checkpoint of CoOp's code or a packaged .safetensors file.
 
     Args:
         weights: a path or the name of a packaged file.
-        meta_net: whether it must be CoCoOp's or CoOp's.
+        meta_net: whether the context is CoCoOp's, else it is CoOp's.
 
     Raises:
         UserError: if there is no such file, or if its tensors are not those of such a context or
@@ -181,8 +181,8 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Con
               if full == name or full.endswith(f".{name}")}
     if len(shapes.get("ctx", ())) != 2:
         found = f"its 'ctx' is {list(shapes['ctx'])}" if "ctx" in shapes else "it lacks 'ctx'"
-        raise UserError(f"{file.path} is not a context of {kind}: {found}, and vectors [M,W] that "
-                        "all classes share are taken")
+        raise UserError(f"{file.path} is not a context of {kind}: {found}, and only vectors [M,W] "
+                        "that all classes share are supported")
     tower = _text_tower(backbone)
     context = Context(torch.empty(shapes["ctx"][0], tower.token_embedding.embedding_dim),
                       len(backbone.text_features[0]) if meta_net else None,
@@ -205,25 +205,25 @@ def _text_tower(backbone: ClipBackbone) -> Any:
     pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     if (pooling != "argmax" or getattr(tower, "attn_mask", None) is None
             or getattr(tower, "cls_emb", None) is not None):
-        raise UserError(f"prompts are learned for text towers like OpenAI's, causal and read off "
-                        f"at the last token; that of CLIP.MODEL {backbone.name} is another")
+        raise UserError(f"prompts are learned for text towers like OpenAI's, which are causal and "
+                        f"read at the last token; that of CLIP.MODEL {backbone.name} is different")
     return tower
 
 
 def _tokenize(backbone: ClipBackbone, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text from SOS to EOS, which has the highest number of all."""
+    """The tokens of each text from SOS to EOS, the token with the highest number."""
     return [row[:row.argmax() + 1].tolist() for row in backbone.tokenizer(list(texts))]
 
 
 @torch.no_grad()
 def _embed(tower: Any, tokens: Sequence[int]) -> Tensor:
-    """[tokens,W]"""
+    """Embeddings [n,W] of n tokens."""
     weight = tower.token_embedding.weight
     return weight[torch.tensor(tokens, dtype=torch.long, device=weight.device)]
 
 
 def _groups(num_tokens: Sequence[int], class_chunk: int) -> Iterator[_Group]:
-    """Groups of equal `num_tokens`, which is sorted, of at most class_chunk classes."""
+    """Groups of classes with equal `num_tokens` (sorted), of at most `class_chunk` classes each."""
     start = 0
     for stop in range(1, len(num_tokens) + 1):
         if stop == len(num_tokens) or num_tokens[stop] != num_tokens[start] or (

@@ -1,4 +1,4 @@
-"""Prompts: the sets of templates that class names are put into for CLIP's text tower."""
+"""Prompt templates: the sets of texts into which class names are inserted for CLIP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGENET = "imagenet"
 SAME_COSINE = 1 - 1e-6  # of two features that differ only by rounding
 
 _SETS: dict[str, tuple[str, ...]] = {
-    # CLIP (Radford et al. 2021), section 3.1.4: the default where no ensemble is used.
+    # CLIP (Radford et al. 2021), Section 3.1.4: the default without an ensemble.
     "single": ("a photo of a {}.",),
     # openai/CLIP, data/prompts.md, CIFAR10.
     "cifar": (
@@ -37,7 +37,7 @@ _SETS: dict[str, tuple[str, ...]] = {
         "a photo of the small {}.",
         "a photo of the big {}.",
     ),
-    # CoOp (Zhou et al. 2022): the one prompt by hand of each fine-grained set that has its own.
+    # CoOp (Zhou et al. 2022): the hand-written prompt of each fine-grained data set.
     "dtd": ("{} texture.",),
     "eurosat": ("a centered satellite photo of {}.",),
     "fgvc_aircraft": ("a photo of a {}, a type of aircraft.",),
@@ -45,7 +45,7 @@ _SETS: dict[str, tuple[str, ...]] = {
     "food101": ("a photo of {}, a type of food.",),
     "oxford_pets": ("a photo of a {}, a type of pet.",),
     "ucf101": ("a photo of a person doing {}.",),
-    # The first is openai/CLIP's for MNIST; the others are ours.
+    # The first is openai/CLIP's for MNIST; the others were written for this package.
     "digits": (
         'a photo of the number: "{}".',
         "a photo of the digit {}.",
@@ -76,10 +76,9 @@ def templates(name: str) -> tuple[str, ...]:
 
 
 def indistinguishable(class_names: Sequence[str], text_features: Tensor) -> str:
-    """A sentence on classes with equal text features [K,D], "" if there are none.
+    """A warning about classes with equal text features [K,D]; "" if there are none.
 
-    Names can be equal (ImageNet has two such pairs), or so long that the tokenizer cuts them off
-    where they differ.
+    Names can be equal (ImageNet has two such pairs), or differ only after the tokenizer's limit.
     """
     cosines = (text_features @ text_features.T).triu(diagonal=1)
     pairs = (cosines > SAME_COSINE).nonzero().tolist()
@@ -93,6 +92,6 @@ def indistinguishable(class_names: Sequence[str], text_features: Tensor) -> str:
 
 
 def _imagenet() -> tuple[str, ...]:
-    """The 80 of openai/CLIP, from open_clip, which takes seconds to import."""
+    """The 80 templates of openai/CLIP, from open_clip (imported here: it takes seconds)."""
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)

@@ -1,7 +1,7 @@
 """Grids: the features of a CLIP's image tower for each patch of an image.
 
-A patch's feature is the output of the tower's head for that patch alone, so that it lies in the
-joint space of image and text like the feature of the whole image. Shapes: B images, h·w patches, D
+A patch's feature is the output of the tower's head for that patch alone, so it lies in the joint
+space of image and text like the feature of the whole image. Shapes: B images, h·w patches, D
 features of the joint space, C channels of a layer.
 """
 
@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
 
     features: Tensor  # [B,D], of the whole images
     grid: Tensor  # [B,h,w,D], of the patches
-    tokens: Tensor | None  # [B,h',w',C], a layer's activations per patch; None if not wanted
+    tokens: Tensor | None  # [B,h',w',C], a layer's activations per patch; None if not requested
 
 
 def encode(tower: Any, images: Tensor, layer: int | None = None) -> Encoded:
@@ -35,11 +35,11 @@ def encode(tower: Any, images: Tensor, layer: int | None = None) -> Encoded:
     Args:
         tower: open_clip's ViT or ResNet, or a timm model in its wrapper.
         images: normalised [B,3,H,W].
-        layer: whose activations to return too: a block of a ViT, a stage of other networks;
-            negative counts from the end.
+        layer: index of the layer whose activations to return too: a block of a ViT, a stage of
+            other networks; negative indices count from the end. None: no layer.
 
     Raises:
-        UserError: for a tower without a grid of patches, or without such a layer.
+        UserError: for a tower without a grid of patches, or without that layer.
     """
     if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
         return _of_vit(tower, images, layer)
@@ -58,7 +58,7 @@ def _of_vit(tower: VisionTransformer, images: Tensor, layer: int | None) -> Enco
 
 
 def _of_resnet(tower: ModifiedResNet, images: Tensor, layer: int | None) -> Encoded:
-    """A patch's feature is the output of the attention pooling with all attention on that patch."""
+    """A patch's feature is the output of the attention pooling if it attends to that patch only."""
     features, final, tokens = _pass(tower, images, STAGES - 1, layer)
     pool = tower.attnpool
     code = pool.positional_embedding[1:].unflatten(0, final.shape[1:3])
@@ -93,8 +93,8 @@ def _of_timm(tower: TimmModel, images: Tensor, layer: int | None) -> Encoded:
 
 
 def _alone(trunk: Any, final: Tensor) -> tuple[tuple[int, int], Tensor]:
-    """The grid's sides, and each patch of a trunk's last activations as if it were an image."""
-    if final.dim() == 3:  # tokens [B, prefix + h·w, C]; all tokens become the patch's
+    """The grid's sides (h, w), and the last activations of B·h·w images of one patch each."""
+    if final.dim() == 3:  # tokens [B, prefix + h·w, C]; prefix tokens are replaced by the patch too
         prefix = getattr(trunk, "num_prefix_tokens", 0)
         tokens = final[:, prefix:]
         side = isqrt(tokens.shape[1])

@@ -1,4 +1,4 @@
-"""Image tower: that of a CLIP as a classifier, for methods that know of no prompts."""
+"""Image tower: a CLIP's image tower as a classifier, for methods that need a classifier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class UnitFeatures(nn.Module):
-    """The tower of a CLIP, whose features [B,D] of prepared images are given unit length."""
+    """A CLIP's image tower, followed by the normalisation of its features [B,D]."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -24,17 +24,16 @@ class UnitFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.visual(images)
-        if isinstance(features, tuple):  # CoCa's tower gives its tokens, too
+        if isinstance(features, tuple):  # CoCa's tower returns its tokens too
             features = features[0]
         return F.normalize(features, dim=-1)
 
 
 def as_classifier(clip: ClipBackbone) -> Classifier:
-    """A CLIP's image tower with a linear head: the text features of the classes times the scale.
+    """A CLIP's image tower with a linear head, whose weight is logit_scale · text features.
 
-    Its logits are the CLIP's zero-shot ones up to rounding. The tower is the CLIP's own, not a
-    copy; the text tower is left behind, so that whoever copies the classifier copies the image
-    tower alone.
+    Its logits are the CLIP's zero-shot logits up to rounding. The tower is shared with the CLIP,
+    not copied. The text tower is not part of the classifier, so copies of it are small.
     """
     text = clip.text_features
     head = nn.utils.skip_init(nn.Linear, text.shape[1], text.shape[0], bias=False)
@@ -46,15 +45,18 @@ def as_classifier(clip: ClipBackbone) -> Classifier:
 
 
 def is_tower(classifier: Classifier) -> bool:
-    """Whether a classifier comes from as_classifier."""
+    """Whether a classifier was made by as_classifier."""
     return isinstance(getattr(classifier.net, "tower", None), UnitFeatures)
 
 
 def suited(backbone: Backbone, needs: str) -> Backbone:
-    """What a method that needs this kind of backbone is given: of a CLIP, maybe its image tower."""
+    """The backbone for a method that needs this kind: for a classifier, a CLIP's image tower.
+
+    Other backbones are returned unchanged.
+    """
     if needs != Classifier.kind or isinstance(backbone, Classifier):
         return backbone
-    # Imported here: open_clip takes seconds, which a sweep without a CLIP need not wait for.
+    # Imported here, since open_clip takes seconds, and a sweep without a CLIP does not need it.
     from tta_apm.backbones.clip import ClipBackbone
 
     return as_classifier(backbone) if isinstance(backbone, ClipBackbone) else backbone

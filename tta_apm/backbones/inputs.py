@@ -1,8 +1,8 @@
 """inputs: the size, mean and std of a network's images, and the source that states them.
 
-They belong to weights, not to architectures. A library states them for each of its pretrained tags.
-For a file they come from the config beside it, from the library where all of its weights of that
-architecture agree, or from the user. Nothing is guessed.
+They depend on the weights, not on the architecture. A library states them for each of its
+pretrained tags. For a file they come from the user, from the config beside it, or from the library
+if all of its weights of that architecture agree. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tta_apm.errors import UserError
 
 
 class InputKeys(NamedTuple):
-    """IMAGE_SIZE, MEAN and STD of a config's section; 0 and () where they are not set.
+    """IMAGE_SIZE, MEAN and STD of a config's section; 0 and () if they are not set.
 
     Attributes:
         image_size: side in pixels.
@@ -33,7 +33,7 @@ class InputKeys(NamedTuple):
         """The keys of a section of a config.
 
         Raises:
-            UserError: for a mean or std that is not three numbers of that kind.
+            UserError: for a negative size, or a mean or std that is not three valid numbers.
         """
         keys = cls(section.get("IMAGE_SIZE", 0), section.get("MEAN", ()), section.get("STD", ()))
         if keys.image_size < 0:
@@ -41,7 +41,7 @@ class InputKeys(NamedTuple):
                             "in pixels")
         for key, values in (("MEAN", keys.mean), ("STD", keys.std)):
             if len(values) and not _is_three(values, positive=key == "STD"):
-                raise UserError(f"{name}.{key} {list(values)}: give three numbers, of the channels "
+                raise UserError(f"{name}.{key} {list(values)}: give three numbers, one per channel "
                                 "of images in [0,1]")
         return keys
 
@@ -52,7 +52,7 @@ class InputSpec(NamedTuple):
     image_size: int | None  # None: any
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    source: str  # what states them, for the record
+    source: str  # the source that states them, for the record
 
 
 def resolve(keys: InputKeys, sources: Iterable[tuple[str, Mapping[str, Any]]], *, section: str,
@@ -60,11 +60,12 @@ def resolve(keys: InputKeys, sources: Iterable[tuple[str, Mapping[str, Any]]], *
     """The size, mean and std of a backbone's images.
 
     Args:
-        keys: of the config, which come first.
-        sources: others that state image_size, mean or std, each with its name; the best first.
-        section: of the config, "" if it has no keys for them.
-        advice: what else a user can do, if something stays unknown.
-        needs_size: whether the size must be known; else any will do.
+        keys: values set in the config; they take precedence over all sources.
+        sources: (name, values) of other sources of image_size, mean or std, surest first.
+        section: name of the config's section; "" if it has no keys for them.
+        model: name of the network, for the error message.
+        advice: what else a user can do if a value stays unknown, for the error message.
+        needs_size: whether the size must be known.
 
     Raises:
         UserError: for a value that no source states.
@@ -80,8 +81,8 @@ def resolve(keys: InputKeys, sources: Iterable[tuple[str, Mapping[str, Any]]], *
     if unknown:
         names = ", ".join(f"{section}.{key.upper()}" for key in unknown)
         todo = f"set {names}, or {advice}" if section else advice
-        raise UserError(f"nothing tells with what {' and '.join(unknown)} of images {model} was "
-                        f"trained: {todo}")
+        raise UserError(f"no source states the {' and '.join(unknown)} of the images that {model} "
+                        f"was trained with: {todo}")
     used = dict.fromkeys(stated_by[key] for key in ("image_size", "mean", "std")
                          if key in stated_by)
     return InputSpec(known.get("image_size"), tuple(known["mean"]), tuple(known["std"]),
@@ -89,7 +90,7 @@ def resolve(keys: InputKeys, sources: Iterable[tuple[str, Mapping[str, Any]]], *
 
 
 def common(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The entries that all of a library's weights of an architecture have in common."""
+    """The entries that are equal in all of `contents`."""
     return {key: value for key, value in (contents[0] if contents else {}).items()
             if all(other.get(key) == value for other in contents)}
 
@@ -113,7 +114,7 @@ def read_beside(file: Path, name: str) -> dict[str, Any]:
 
 
 def parse(content: Any) -> dict[str, Any]:
-    """Mean, std and size in a dict as timm and open_clip write it; invalid ones are left out."""
+    """The valid mean, std and image_size in a dict of timm's or open_clip's format."""
     found: dict[str, Any] = {}
     if not isinstance(content, Mapping):
         return found
@@ -137,7 +138,7 @@ def describe(image_size: int | None, mean: Sequence[float], std: Sequence[float]
 
 
 def _is_three(values: Any, *, positive: bool) -> bool:
-    """Whether `values` are three finite numbers, above 0 if `positive`."""
+    """Whether `values` are three finite numbers; if `positive`, all above 0."""
     return isinstance(values, (list, tuple)) and len(values) == 3 and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         and (value > 0 or not positive) for value in values)

@@ -1,6 +1,6 @@
-"""Libraries: networks of timm, torchvision and robustbench, with their weights or without.
+"""Libraries: networks of timm, torchvision and robustbench, pretrained or untrained.
 
-Each is imported where it is used: it takes seconds.
+Each library is imported in the functions that use it, since that takes seconds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tta_apm.lock import locked
 
 # robustbench downloads to this folder by default.
 ROBUSTBENCH_FOLDER = Path("models")
-SECTION = "CLASSIFIER"  # of the config, for errors
+SECTION = "CLASSIFIER"  # of the config, for error messages
 
 
 class Request(NamedTuple):
-    """The network that a config asks for.
+    """The network that a config names.
 
     Attributes:
-        name: within its library.
-        weights: as in the config.
-        num_classes: outputs of the network.
+        name: its name within the library.
+        weights: WEIGHTS of the config.
+        num_classes: number of outputs of the network.
         keep: see Backbone.
-        keys: of the config, on its images.
+        keys: the config's keys for its images.
     """
 
     name: str
@@ -48,9 +48,10 @@ class LoadedNetwork(NamedTuple):
     """A network with its weights.
 
     Attributes:
+        net: the network.
         keep: see Backbone.
         inputs: the images that it takes.
-        weights: their name and hash, for the record.
+        weights: name and hash of its weights, for the record.
     """
 
     net: nn.Module
@@ -60,7 +61,7 @@ class LoadedNetwork(NamedTuple):
 
 
 def load_timm(request: Request) -> LoadedNetwork:
-    """A network of timm."""
+    """Load a network of timm."""
     import timm
     from timm.data import resolve_model_data_config
     name = request.name
@@ -84,7 +85,7 @@ def load_timm(request: Request) -> LoadedNetwork:
 
 
 def untrained_timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
-    """A network of timm with random weights, and the side of its images."""
+    """A network of timm with random weights, and the side of its images in pixels."""
     import timm
     from timm.data import resolve_model_data_config
     _check_timm(name)
@@ -93,7 +94,8 @@ def untrained_timm(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
 
 
 def _check_timm(name: str) -> None:
-    """UserError unless timm has a model of this name; ours are among them afterwards."""
+    """Raise UserError unless timm has a model of this name; also register this package's models.
+    """
     import timm
 
     from tta_apm.backbones import small_resnets  # noqa: F401  (registers them with timm)
@@ -103,12 +105,12 @@ def _check_timm(name: str) -> None:
 def timm_pretrained(name: str, file: Path | None = None, **options: Any) -> tuple[Any, str]:
     """A network of timm with its pretrained weights, and their name and hash.
 
-    timm loads them, as some of its tags need renamed tensors or drop a background class; it gets
-    the tensors and opens no file.
+    timm fills the network itself, since for some of its tags it renames tensors or drops a
+    background class. It is given the tensors and does not open the file.
 
     Args:
-        file: with the weights; None downloads them if they are not cached.
-        options: for timm.create_model.
+        file: the file of weights; None: the cached one, which is downloaded if there is none.
+        options: passed to timm.create_model.
     """
     import timm
     config = timm.models.get_pretrained_cfg(name)
@@ -130,20 +132,20 @@ def timm_inputs(name: str, file: Path, keys: InputKeys, section: str = SECTION) 
     """The images that a network of timm takes, with weights from `file`.
 
     Raises:
-        UserError: if neither the config, nor timm's config.json beside the file, nor all weights of
-            that architecture in timm state them.
+        UserError: if they are stated neither in the config, nor in timm's config.json beside the
+            file, nor equally by all weights of that architecture in timm.
     """
     import timm
     config = inputs.read_beside(file, "config.json")
     architecture = name.partition(".")[0]
     if config.get("architecture") != architecture:
         config = {}
-    # A name with a tag stands for that tag alone.
+    # A name with a tag means that tag only.
     tags = [name] if "." in name else timm.list_models(f"{architecture}.*", include_tags=True) or (
         [architecture] if timm.models.get_pretrained_cfg(architecture) else [])
     known = [inputs.parse(vars(timm.models.get_pretrained_cfg(tag))) for tag in tags]
     source = f"timm's {name}" if len(tags) == 1 else f"all of timm's {architecture}"
-    advice = (f"name the tag that it was trained like, such as timm/{sorted(tags)[0]}"
+    advice = (f"name the tag with the same training, e.g. timm/{sorted(tags)[0]}"
               if len(tags) > 1 else f"put timm's config.json of it beside {file.name}")
     return resolve(keys, [(f"config.json beside {file.name}",
                            inputs.parse(config.get("pretrained_cfg"))),
@@ -152,7 +154,7 @@ def timm_inputs(name: str, file: Path, keys: InputKeys, section: str = SECTION) 
 
 
 def load_torchvision(request: Request) -> LoadedNetwork:
-    """A network of torchvision."""
+    """Load a network of torchvision."""
     from torchvision import models
     name, weights = request.name, request.weights
     check_known(name, models.list_models(module=models), "torchvision")
@@ -180,7 +182,7 @@ def load_torchvision(request: Request) -> LoadedNetwork:
 
 
 def untrained_torchvision(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
-    """A network of torchvision with random weights, and the side of its images."""
+    """A network of torchvision with random weights, and the side of its images in pixels."""
     from torchvision import models
     check_known(name, models.list_models(module=models), "torchvision")
     preset = models.get_model_weights(name)["DEFAULT"].transforms()
@@ -188,14 +190,14 @@ def untrained_torchvision(name: str, num_classes: int) -> tuple[nn.Module, int |
 
 
 def _preset_inputs(preset: Any) -> dict[str, Any]:
-    """The size, mean and std of images that torchvision states for one of its weights."""
+    """The size, mean and std of images that torchvision states for a set of its weights."""
     transform = preset.transforms()
     return {"image_size": transform.crop_size[0], "mean": tuple(transform.mean),
             "std": tuple(transform.std)}
 
 
 def load_robustbench(request: Request) -> LoadedNetwork:
-    """A network of robustbench's corruption leaderboards."""
+    """Load a network of robustbench's corruption leaderboards."""
     name, weights = request.name, request.weights
     entry, dataset, image_size = robustbench_entry(name, request.num_classes)
     if any(request.keys):
@@ -209,39 +211,43 @@ def load_robustbench(request: Request) -> LoadedNetwork:
         return load_model(name, folder, dataset, threat)
 
     drive = entry["gdrive_id"]
-    is_one_file = isinstance(drive, str) and bool(drive)  # others are several, or elsewhere
+    is_one_file = isinstance(drive, str) and bool(drive)  # other entries: several files, or URLs
     relative = Path(dataset.value, threat.value, f"{name}.pt")
     file = ROBUSTBENCH_FOLDER / relative
     if not is_one_file and weights:
-        raise UserError(f"robustbench loads {name!r} in a way of its own: leave "
+        raise UserError(f"robustbench does not load {name!r} from one file: leave "
                         "CLASSIFIER.WEIGHTS empty")
     if not is_one_file:
         net = _download(lambda: load(ROBUSTBENCH_FOLDER), f"robustbench's {name}", None)
     elif weights:
         file, key = open_file(weights).path, open_file(weights).key
         if key:
-            raise UserError(f"CLASSIFIER.WEIGHTS {weights!r}: robustbench chooses among the sets "
-                            "of weights in a file itself")
+            raise UserError(f"CLASSIFIER.WEIGHTS {weights!r}: robustbench itself chooses among the "
+                            f"sets of weights in a file; leave {files.KEY}{key} out")
         net = _robustbench_from(file, relative, load)
     else:
         net = _download(lambda: load(ROBUSTBENCH_FOLDER),
                         f"https://drive.google.com/uc?id={drive}", file)
     label = files.describe(file.name, file) if is_one_file else name
-    # The models normalise inside, where they do.
+    # robustbench's models normalise their inputs themselves.
     spec = InputSpec(image_size, (0.0,) * 3, (1.0,) * 3, "robustbench, inside")
     return LoadedNetwork(net, request.keep, spec, label)
 
 
 def untrained_robustbench(name: str, num_classes: int) -> tuple[nn.Module, int | None]:
-    """A network of robustbench as it is built, and the side of its images."""
+    """A network of robustbench with its initial weights, and the side of its images in pixels."""
     entry, _, image_size = robustbench_entry(name, num_classes)
-    with files.reading():  # some of its networks come with weights
+    with files.reading():  # some of its constructors load weights
         return entry["model"](), image_size
 
 
 def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any, int | None]:
-    """robustbench's entry of a model of its corruption leaderboards, the data set of that many
-    classes, and the side of its images."""
+    """robustbench's entry of a model of its corruption leaderboards.
+
+    Returns:
+        The entry, the data set with that number of classes, and the side of its images in pixels
+        (None for any).
+    """
     import_robustbench()
     from robustbench.model_zoo import model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
@@ -256,11 +262,15 @@ def robustbench_entry(name: str, num_classes: int) -> tuple[dict[str, Any], Any,
 
 
 def _robustbench_from(file: Path, relative: Path, load: Callable[[str], nn.Module]) -> nn.Module:
-    """The network that robustbench loads from `file`; it takes files in its own folders only."""
+    """The network that robustbench loads from `file`.
+
+    robustbench reads files in its own folders only, so it is pointed to an empty file in one, and
+    `file` is read instead.
+    """
     with tempfile.TemporaryDirectory() as folder, files.reading(instead=file):
-        stand_in = Path(folder) / relative
-        stand_in.parent.mkdir(parents=True)
-        stand_in.touch()  # or it would be downloaded
+        placeholder = Path(folder) / relative
+        placeholder.parent.mkdir(parents=True)
+        placeholder.touch()  # else robustbench would download it
         try:
             return load(folder)
         except UserError:
@@ -271,15 +281,15 @@ def _robustbench_from(file: Path, relative: Path, load: Callable[[str], nn.Modul
 
 
 def _download(load: Callable[[], nn.Module], source: str, file: Path | None) -> nn.Module:
-    """Call a library's loader, which downloads `source` (to `file`) unless it is there.
+    """Call a library's loader, which downloads `source` (to `file`) unless it is cached.
 
-    One process at a time: robustbench's file is there while it is yet being written.
+    One process at a time, since robustbench's file exists while it is still being written.
     """
     alone = nullcontext() if file is None else locked(file.parent, "downloads")
     try:
         with alone, files.reading():
             return load()
-    except Exception as error:  # each way of downloading raises its own
+    except Exception as error:  # every downloader raises its own kind of error
         advice = "" if file is None else (
             f". If it cannot be downloaded here, get it where there is a network and put it at "
             f"{file}; if an interrupted download left that file, delete it")
@@ -287,7 +297,7 @@ def _download(load: Callable[[], nn.Module], source: str, file: Path | None) -> 
 
 
 def open_file(weights: str) -> files.Weights:
-    """A file of weights; UserError if there is none."""
+    """The file that CLASSIFIER.WEIGHTS names; UserError if it is not found."""
     file = files.open_weights(weights)
     if file is None:
         raise UserError(f"CLASSIFIER.WEIGHTS: file not found: {weights!r}")
@@ -295,7 +305,7 @@ def open_file(weights: str) -> files.Weights:
 
 
 def check_known(name: str, known: Iterable[str], library: str) -> None:
-    """UserError unless a library has a model of this name."""
+    """Raise UserError unless a library has a model of this name."""
     known = set(known)
     if name not in known:
         raise UserError(f"CLASSIFIER.MODEL: {library} has no {name!r}: {nearest(name, known)}")

@@ -1,8 +1,8 @@
 """MaskedAutoencoder: a frozen masked autoencoder with a probing head, as published.
 
-Names and shapes are those of facebookresearch/mae and yossigandelsman/test_time_training_mae, so
-that their files load. Shape letters: N sequences, L patches of an image, V of them visible,
-P = 3·patch² values of a patch, D channels.
+Parameters have the names and shapes of facebookresearch/mae and
+yossigandelsman/test_time_training_mae, whose files therefore load. Shapes: N sequences, L patches
+of an image, V of them visible, P = 3·patch² values of a patch, D channels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Tower(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """The three towers, and the images that they take."""
+    """The three towers, and the images that they take (sides in pixels)."""
 
     patch: int
     encoder: Tower
@@ -65,8 +65,8 @@ ARCHITECTURES = {
 class MaeVit(nn.Module):
     """A masked autoencoder (He et al., CVPR 2022) and the head that classifies its latents.
 
-    Patches are encoded in any order and number: each comes with its index in the image. So only
-    visible patches are embedded and only hidden ones are predicted.
+    Any subset of an image's patches can be encoded, in any order, since each patch comes with its
+    index in the image. So only visible patches are embedded and only hidden ones are predicted.
     """
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
@@ -78,7 +78,7 @@ class MaeVit(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
         self.pos_embed = _positions(encoder.width, side)
         self.patch_embed = PatchEmbed(image_size, patch, 3, encoder.width)
-        # Not fused: vmap over weights has no rule for a CPU's fused attention.
+        # Not fused, since vmap over the weights does not support fused attention on a CPU.
         self.blocks = _blocks(encoder, fused=False)
         self.norm = _norm(encoder.width)
 
@@ -96,13 +96,13 @@ class MaeVit(nn.Module):
         self.classifier_pred = nn.Linear(head.width, num_classes)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """Patches [N,L,P] of images [N,3,H,W]: rows first; in a patch row, column, channel."""
+        """Patches [N,L,P] of images [N,3,H,W], row by row; P runs over row, column, channel."""
         patches = images.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch)
         return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
     def forward(self, patches: Tensor, indices: Tensor) -> Tensor:
-        """Encode patches [N,V,P] at indices [N,V] -> latents [N,1+V,D], the class token's first."""
-        # As a product: patches come without an image around them.
+        """Latents [N,1+V,D] of patches [N,V,P] at indices [N,V], the class token's first."""
+        # A matrix product instead of the convolution, which needs whole images.
         weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
         tokens = F.linear(patches, weight, self.patch_embed.proj.bias)
         tokens = tokens + self.pos_embed[0, 1:][indices]
@@ -120,7 +120,7 @@ class MaeVit(nn.Module):
         Args:
             latents: of the visible patches, [N,1+V,D].
             order: indices of all patches [N,L], the visible ones first.
-            mask_token: instead of the hidden patches, [1,1,D] or [N,1,D].
+            mask_token: the input [1,1,D] or [N,1,D] in place of each hidden patch.
 
         Returns:
             Normalised values of the hidden patches [N,L-V,P], in their order.
@@ -142,7 +142,8 @@ class MaskedAutoencoder(Backbone):
     """A frozen masked autoencoder with its probing head.
 
     Args:
-        net, architecture: the network, and its towers and images.
+        net: the network.
+        architecture: its towers and images.
         name, weights, keep: see Backbone.
     """
 
@@ -165,13 +166,13 @@ class MaskedAutoencoder(Backbone):
 
 
 def take(patches: Tensor, indices: Tensor) -> Tensor:
-    """Each image's patches [B,L,P] at its indices [B,...] -> [B,...,P]."""
+    """The patches [B,...,P] of each image at its indices [B,...], out of patches [B,L,P]."""
     image = torch.arange(len(patches), device=patches.device)
     return patches[image.view(-1, *[1] * (indices.dim() - 1)), indices]
 
 
 def normalized(patches: Tensor) -> Tensor:
-    """Patches [...,P], each with mean 0 and variance 1: the targets of an MAE."""
+    """Patches [...,P] scaled to mean 0 and variance 1 each, the targets of an MAE."""
     variance, mean = torch.var_mean(patches, -1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
@@ -196,19 +197,19 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
 
     Args:
         model: a name of ARCHITECTURES.
-        weights: a file, or the name of a packaged file, that holds all; or two joined by a comma,
-            of which the first holds encoder and decoder and the second the head: "a.pth,b.pth".
-        num_classes: of the head.
+        weights: a file, or the name of a packaged file, with all weights; or two files joined by a
+            comma, first that of encoder and decoder, then that of the head: "a.pth,b.pth".
+        num_classes: number of outputs of the head.
         keep: see Backbone.
 
     Raises:
-        UserError: for an unknown model, for weights that are not here or do not fit.
+        UserError: for an unknown model, or for weights that are not found or do not fit.
     """
     check_model("MAE", model, ARCHITECTURES)
     found = [_find(name.strip()) for name in weights.split(",")]
     if len(found) > 2:
-        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(found)} files; give one, or that of "
-                        "encoder and decoder and that of the head")
+        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(found)} files; give one, or two: "
+                        "that of encoder and decoder, and that of the head")
     head = _part(_on_meta(model, num_classes), is_head=True)
     outputs, keep = files.settle_outputs(found[-1], head, model, num_classes=num_classes,
                                          keep=keep, rename=partial(_only, head))
@@ -234,26 +235,26 @@ def _find(name: str) -> files.Weights:
 
 
 def _on_meta(model: str, num_classes: int) -> MaeVit:
-    """The network without values, which files fill in."""
+    """The network on the meta device, without values."""
     with torch.device("meta"):
         return MaeVit(ARCHITECTURES[model], num_classes)
 
 
 def _part(net: MaeVit, *, is_head: bool) -> dict[str, Tensor]:
-    """The tensors of the probing head, or all others."""
+    """The tensors of the probing head, or all the others."""
     return {name: tensor for name, tensor in net.state_dict().items()
             if name.startswith(HEAD) == is_head}
 
 
 def _only(wanted: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
-    """The entries of one part in a file, which may hold the other part as well."""
+    """The entries of one part, out of a file that may hold the other part too."""
     return {name: entry for name, entry in entries.items() if name in wanted}
 
 
 def pretraining_loss(net: MaeVit, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the hidden patches, each normalised, of images [N,3,H,W].
+    """Mean squared error, a scalar, of the normalised hidden patches of images [N,3,H,W].
 
-    Each image has a mask of its own, sampled from `generator`.
+    The mask of each image is sampled from `generator`, which is on the images' device.
     """
     patches = net.patchify(images)
     order = torch.rand(patches.shape[:2], generator=generator, device=images.device).argsort(1)
@@ -288,7 +289,7 @@ def _blocks(tower: Tower, *, fused: bool = True) -> nn.Sequential:
 
 
 def _positions(width: int, side: int) -> nn.Parameter:
-    """Sines and cosines of column and row [1,1+side²,width]; the class token's is 0. Fixed."""
+    """The fixed sinusoidal codes [1,1+side²,width] of column and row; 0 for the class token."""
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     line = torch.cat([angles.sin(), angles.cos()], 1)  # [side,width/2]

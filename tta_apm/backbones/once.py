@@ -1,7 +1,7 @@
-"""once: tensors that take long to work out, kept in a file that processes share.
+"""once: tensors that take long to compute, cached in a file that processes share.
 
-Whoever asks first works them out; who asks meanwhile waits for the file. What is read has the same
-bits as what was worked out.
+The first process computes them; others that need them meanwhile wait for the file. Tensors from the
+file are bit-identical to computed ones.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tta_apm.lock import locked
 
 Tensors = dict[str, Tensor]
 
-#: The folder for one method's tensors, which a sweep sets while it makes the method.
+#: The folder for one method's tensors, which a sweep sets while it constructs the method.
 folder_of_method: ContextVar[Path | None] = ContextVar("folder_of_method", default=None)
 
 
 def once(file: Path, compute: Callable[[], Tensors]) -> Tensors:
-    """Tensors by name from `file`, or from `compute()`, which are then kept there.
+    """Tensors by name from `file`, or from `compute()`, whose result is then stored there.
 
-    They come from the file on the CPU. A file that does not read is written again. Where nothing
-    can be written, each process works them out for itself.
+    Tensors from the file are on the CPU. An unreadable file is replaced. If the folder is not
+    writable, each process computes the tensors itself.
     """
     found = _read(file)
     if found is None:
@@ -39,7 +39,7 @@ def once(file: Path, compute: Callable[[], Tensors]) -> Tensors:
             stack.callback(_remove_empty, alone)
             with suppress(UserError):  # the disk is full
                 stack.enter_context(locked(alone, file.name))
-            found = _read(file)  # of the process that was waited for
+            found = _read(file)  # another process may have written it meanwhile
             if found is None:
                 found = compute()
                 _write(file, found)
@@ -47,12 +47,14 @@ def once(file: Path, compute: Callable[[], Tensors]) -> Tensors:
 
 
 def once_per_sweep(name: str, compute: Callable[[], Tensors]) -> Tensors:
-    """What a method's constructor works out before all images, e.g. a warm-up: the same for a row
-    and seed in all processes of a sweep. Outside of a sweep nothing is kept.
+    """Tensors that a method's constructor computes before all images, e.g. the state after warm-up.
+
+    All processes of a sweep share them for the same row and seed. Outside of a sweep nothing is
+    stored.
 
     Args:
-        name: of it, among what the method works out.
-        compute: gives tensors by name, which must depend on the method's arguments only.
+        name: distinguishes several results of one method.
+        compute: returns tensors by name, which must depend on the method's arguments only.
     """
     folder = folder_of_method.get()
     return compute() if folder is None else once(folder / f"{name}.safetensors", compute)
@@ -62,14 +64,15 @@ def _read(file: Path) -> Tensors | None:
     if not file.is_file():
         return None
     try:
-        # In memory of torch's own, as computed ones are: the last bits of sums go by its alignment.
+        # Cloned into memory that torch allocates, as for computed ones: the last bits of sums
+        # depend on the alignment.
         return {name: tensor.clone() for name, tensor in files.read(file).items()}
     except UserError:
         return None
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # the next one has its lock there
+    with suppress(OSError):  # not empty: another process holds its lock there
         folder.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""Networks of a user's own: a function in a file or module, or an entry point, that makes one."""
+"""Users' own networks: functions in a file or module, or entry points, that return a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tta_apm.registry import NETWORKS, network_home
 
 
 def is_own(model: str) -> bool:
-    """Whether CLASSIFIER.MODEL names a network of a user's own."""
+    """Whether a value of CLASSIFIER.MODEL names a user's own network."""
     return network_home(model) is not None
 
 
@@ -24,7 +24,8 @@ def make_network(model: str) -> nn.Module:
             tta_apm.backbones.
 
     Raises:
-        UserError: if there is no such function, or it returns no nn.Module.
+        UserError: if there is no such function, if it raises, or if it does not return an
+            nn.Module.
     """
     make = _function(model)
     try:
@@ -32,8 +33,8 @@ def make_network(model: str) -> nn.Module:
     except Exception as error:  # a user's function may raise anything
         raise UserError(f"CLASSIFIER.MODEL: {model} raises {explain(error)}") from error
     if not isinstance(net, nn.Module):
-        raise UserError(f"CLASSIFIER.MODEL: {model} gives {type(net).__name__}, not a torch "
-                        "nn.Module that takes normalised images and gives logits")
+        raise UserError(f"CLASSIFIER.MODEL: {model} returns {type(net).__name__}, not a torch "
+                        "nn.Module that takes normalised images and returns logits")
     return net
 
 

@@ -1,6 +1,7 @@
-"""Passes: how many images go through networks, and gradients back, while a method adapts.
+"""Passes: the number of images in forward and backward passes while a method adapts.
 
-Whoever counts sets `passes` around a method's calls. Nothing is counted where it is not set.
+The evaluation sets the context variable `passes` around a method's calls. If it is not set, nothing
+is counted.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from torch import Tensor, is_grad_enabled
 
 
 class Passes:
-    """Counts images, views of an image one by one.
+    """Counters of images; each view of an image counts as one.
 
     Attributes:
-        forwards: that went through a backbone or through a copy of one.
-        backwards: of those, the ones that a gradient went back for.
-        open: those of the call under way that a gradient may yet go back for.
-        steps: of optimisers, in the call under way.
+        forwards: images in forward passes of a backbone or of a copy of one.
+        backwards: how many of these a backward pass followed.
+        open: images of the current call whose backward pass may still follow.
+        steps: optimiser steps in the current call.
     """
 
     def __init__(self) -> None:
         self.forwards = self.backwards = self.open = self.steps = 0
 
     def forward(self, images: Tensor) -> None:
-        """Images [n,3,H,W] go through a network; n is that of all, inside vmap too."""
+        """Count the images [n,3,H,W] of a forward pass; inside vmap, those of all its slices."""
         whole = images
         while functorch.is_functorch_wrapped_tensor(whole):
             whole = functorch.get_unwrapped(whole)
@@ -35,7 +36,7 @@ class Passes:
         self.open += count if is_grad_enabled() else 0
 
     def gradient(self) -> None:
-        """A gradient is taken: it goes back through all that is open."""
+        """Count a backward pass, which goes through all images that are open."""
         self.backwards += self.open
         self.open = 0
 

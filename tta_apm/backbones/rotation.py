@@ -27,8 +27,8 @@ class Joint(nn.Module):
 
     Args:
         trunk: normalised images [B,3,H,W] -> feature maps.
-        classifier: feature maps -> logits [B,K]; its last layer is called fc. The rotation branch
-            starts as a copy of it, with a last layer of its own.
+        classifier: the classification branch, feature maps -> logits [B,K]; its last layer is
+            named fc. The rotation branch is a copy of it with another last layer.
     """
 
     def __init__(self, trunk: nn.Sequential, classifier: nn.Sequential) -> None:
@@ -48,12 +48,12 @@ class Joint(nn.Module):
 class Model(NamedTuple):
     """A network and the images that it takes."""
 
-    make: Callable[[int], Joint]  # of K
-    image_size: int = 32
+    make: Callable[[int], Joint]  # number of classes K -> network
+    image_size: int = 32  # pixels
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    # Whether it was trained on random crops of any area, as for ImageNet; else on shifted images,
-    # as for CIFAR.
+    # Whether it was trained on random resized crops, as for ImageNet; else on random crops of the
+    # padded image, as for CIFAR.
     resized_crops: bool = False
 
 
@@ -61,7 +61,8 @@ class Rotation(Backbone):
     """A frozen classifier that was trained jointly with a rotation branch.
 
     Args:
-        net, model: the Y-shaped network, and the images that it takes.
+        net: the Y-shaped network.
+        model: its entry in MODELS, for the images that it takes.
         name, weights, keep: see Backbone.
     """
 
@@ -82,7 +83,7 @@ class Rotation(Backbone):
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
-    """Square images [N,3,S,S], each rotated by `turns` [N] quarter turns counter-clockwise."""
+    """Rotate square images [N,3,S,S] by `turns` [N] quarter turns counter-clockwise each."""
     rotated = images.clone()
     for quarter in range(1, NUM_ROTATIONS):
         chosen = (turns == quarter).nonzero().squeeze(-1)
@@ -91,15 +92,15 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def all_rotations(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The four rotations of each square image [N,3,S,S]: images [4N,3,S,S] and turns [4N]."""
+    """All rotations [4N,3,S,S] of square images [N,3,S,S], and their quarter turns [4N]."""
     turns = torch.arange(NUM_ROTATIONS, device=images.device).repeat_interleave(len(images))
     return rotate(images.repeat(NUM_ROTATIONS, 1, 1, 1), turns), turns
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, normalised before each (He et al., ECCV 2016).
+    """A pre-activation residual block of two 3x3 convolutions (He et al., ECCV 2016).
 
-    Where the shape changes the shortcut averages, and pads with zero channels.
+    If the shape changes, the shortcut averages pixels and pads with zero channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, groups: int) -> None:
@@ -124,15 +125,15 @@ def cifar_resnet(num_classes: int, *, depth: int = 26, widths: Sequence[int] = (
                  groups: int = 8, stem_stride: int = 1) -> Joint:
     """A pre-activation ResNet with GroupNorm for small images, split before its last stage.
 
-    The defaults are ResNet-26 of TTT's CIFAR-10 experiments, without batch normalisation but with
-    the authors' names of layers.
+    The defaults give ResNet-26 of TTT's CIFAR-10 experiments (with GroupNorm instead of batch
+    normalisation). Layers have the names of the authors' code.
 
     Args:
         num_classes: K.
         depth: 6n + 2 for n blocks in each of the three stages.
         widths: channels of the stages.
-        groups: of GroupNorm.
-        stem_stride: of the first convolution.
+        groups: groups of GroupNorm.
+        stem_stride: stride of the first convolution.
     """
     num_blocks = (depth - 2) // 6
 
@@ -158,7 +159,7 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def imagenet_resnet18(num_classes: int) -> Joint:
-    """ResNet-18 with GroupNorm of 32 groups, split before its last stage, as TTT has it."""
+    """ResNet-18 with GroupNorm of 32 groups, split before its last stage, as in TTT."""
     net = resnet18(num_classes=num_classes, norm_layer=partial(nn.GroupNorm, 32))
     trunk = nn.Sequential(OrderedDict(
         (name, net.get_submodule(name))
@@ -197,13 +198,13 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
 
     Args:
         model: a name of MODELS.
-        weights: a file, or the name of a packaged file. It holds the weights of Joint, or those
-            of the authors' code, as it stores them.
-        num_classes: of the network.
+        weights: a file, or the name of a packaged file, with the weights of Joint or in the format
+            of the authors' code.
+        num_classes: number of classes of the network.
         keep: see Backbone.
 
     Raises:
-        UserError: for an unknown model, for weights that are not here or do not fit.
+        UserError: for an unknown model, or for weights that are not found or do not fit.
     """
     check_model("ROTATION", model, MODELS)
     file = files.open_weights(weights)
@@ -217,10 +218,10 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
 
 
 def _join_parts(state_dicts: dict[str, dict[str, Entry]], net: Joint) -> None:
-    """Join the two state dicts of the authors' code, "net" and "head", into one with the names of
-    `net`.
+    """Join the two state dicts of the authors' code, "net" and "head", in place.
 
-    Their head is a list of layers, in the order of the rotation branch.
+    The joined one has the names of the network `net`. The authors' head is a list of layers in the
+    order of the rotation branch.
     """
     for path in [path for path in state_dicts if path.rpartition("/")[2] == "net"]:
         head = path.removesuffix("net") + "head"

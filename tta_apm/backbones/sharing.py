@@ -1,8 +1,8 @@
-"""once_per_batch: what several methods ask of one frozen backbone, worked out once for all.
+"""once_per_batch: results of a frozen backbone that are computed once and shared by all methods.
 
-Whoever runs methods side by side sets `work` around each call of a method. Nothing is shared where
-it is not set: in a loop of one's own, in threads that a method starts, in a network that a method
-copied for itself.
+A sweep that runs methods side by side sets the context variable `work` around each call of a
+method. Nothing is shared if it is not set: in a user's own loop, or in threads that a method
+starts. A network that a method copied for itself shares nothing either.
 """
 
 from __future__ import annotations
@@ -20,19 +20,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Work(Protocol):
-    """The answers that are known for the batch under way."""
+    """The cached results for the current batch."""
 
     def answer(self, backbone: nn.Module, question: str, images: Tensor, arguments: Any,
                compute: Callable[[], Any]) -> Any:
-        """What `compute` gives, or what it gave to a method that asked the same before."""
+        """The result of `compute`, or its cached result.
+
+        Args:
+            question: qualified name of the backbone's method that is called.
+            images: the first argument of the call.
+            arguments: the other arguments.
+        """
 
 
 work: ContextVar[Work | None] = ContextVar("work", default=None)
 
 
 def once_per_batch(question: F) -> F:
-    """Decorator for a backbone's method of images whose answer depends on nothing but these, its
-    other arguments and the weights."""
+    """Decorator for a backbone's method whose first argument are images.
+
+    Its result must depend on its arguments and the weights only.
+    """
     def answer(self: nn.Module, images: Tensor, *arguments: Any, **keywords: Any) -> Any:
         known = work.get()
         if known is None:
@@ -47,12 +55,12 @@ def once_per_batch(question: F) -> F:
             return answer(self, images, *arguments, **keywords)
         before = counted.open
         found = answer(self, images, *arguments, **keywords)
-        if not _takes_gradients(found):  # a frozen network's, say, handed on or worked out
+        if not _requires_grad(found):  # e.g. of a frozen network: no backward pass can follow
             counted.open = before
         return found
     return cast(F, ask)
 
 
-def _takes_gradients(answer: Any) -> bool:
+def _requires_grad(answer: Any) -> bool:
     parts = answer if isinstance(answer, tuple) else (answer,)
     return any(isinstance(part, Tensor) and part.requires_grad for part in parts)

@@ -1,4 +1,4 @@
-"""Small ResNets with BatchNorm for images of 32x32, registered with timm like its own models."""
+"""Small ResNets with BatchNorm for images of 32x32 pixels, registered with timm."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ default_cfgs = generate_default_cfgs({"digits_resnet": CFG, "cifar_resnet": CFG}
 
 @register_model
 def digits_resnet(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """A ResNet of four stages of one block each; the stem leaves 8x8."""
+    """A ResNet of four stages with one block each, whose stem reduces images to 8x8."""
     return _resnet("digits_resnet", pretrained, kwargs)
 
 
 @register_model
 def cifar_resnet(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """The same with a stem that leaves 32x32: sixteen times the work, and details are kept."""
+    """The same network with a stem that keeps 32x32: finer details, and 16 times the operations."""
     net = _resnet("cifar_resnet", pretrained, kwargs)
     net.conv1[0].stride = (1, 1)
     net.maxpool = nn.Identity()

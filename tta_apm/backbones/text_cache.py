@@ -1,7 +1,8 @@
-"""Text features on disk: the text tower of a large CLIP takes minutes over 80,000 prompts.
+"""A cache of text features on disk: a large CLIP takes minutes for ImageNet's 80,000 prompts.
 
-A file per model, weights, class names and templates, in $XDG_CACHE_HOME/tta_apm/text_features or
-below ~/.cache. Of processes that want the same at a time one works it out: see once.py.
+There is one file per model, weights, class names and templates, in
+$XDG_CACHE_HOME/tta_apm/text_features or ~/.cache/tta_apm/text_features. Processes that need the
+same features at the same time compute them once; see once.py.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from tta_apm.backbones.once import once
 from tta_apm.cache import cache_folder
 
 NAME = "text_features"
-# Raise it when the computation of features from prompts changes.
+# To be increased when the computation of features from prompts changes.
 FORMAT = 1
 
 
 def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_names: Sequence[str],
            templates: Sequence[str], device: str) -> Tensor:
-    """Text features [K,D] from the disk, or from `compute()`, which are then stored there.
+    """Text features [K,D] from the cache, or from `compute()`, whose result is then cached.
 
     Args:
         model: name of the architecture, which determines the tokenizer.
-        weights: name and hash of their content.
+        weights: name and content hash of the weights.
         class_names: K names.
-        templates: in their order.
-        device: its type, since each rounds differently.
+        templates: the templates in their order.
+        device: type of the device, since rounding differs between devices.
     """
     key = json.dumps([FORMAT, model, weights, list(class_names), list(templates), device])
     where = folder()
@@ -41,6 +42,6 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
 
 
 def folder() -> Path | None:
-    """The folder of the files; None if there is no home folder, as in containers."""
+    """The folder of the cache; None without a home folder, e.g. in containers."""
     caches = cache_folder()
     return None if caches is None else caches / NAME

@@ -49,7 +49,7 @@ class Head:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Of the layer itself; known after `features`."""
+        """The layer's weight and bias; available after a call of `features`."""
         return list(self._layer.parameters())
 
     def logits(self, features: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Head:
         return self.classifier.kept(F.linear(features, self._layer.weight, self._layer.bias))
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, nn.Linear | None]:
-        """Logits, and the last linear layer that ran with its input before it in the tuple."""
+        """Logits, the input of the last linear layer that ran, and that layer (None: none ran)."""
         seen: list[tuple[nn.Linear, Tensor]] = []
 
         def keep(layer: nn.Linear, inputs: tuple[Tensor]) -> None:

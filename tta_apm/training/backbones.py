@@ -21,7 +21,7 @@ from tta_apm.atomic import atomic_write
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
-from tta_apm.backbones.weights.zero_rows import leave_out
+from tta_apm.backbones.weights.zero_rows import drop_zero_rows
 from tta_apm.data.dataset import Clean
 from tta_apm.device import choose_device
 from tta_apm.progress import bar
@@ -68,7 +68,7 @@ def save(net: nn.Module, file: Path) -> None:
     """Write the weights of `net`, in half precision, without zero rows, to a .safetensors file."""
     half = {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
             for name, tensor in net.state_dict().items()}
-    atomic_write(file, to_safetensors(leave_out(half)))
+    atomic_write(file, to_safetensors(drop_zero_rows(half)))
 
 
 @torch.inference_mode()

@@ -1,1 +1,1 @@
-"""Weights: checkpoints of all formats are found, checked and read; none can run code."""
+"""Weights: finding, checking and reading checkpoints of all formats without running their code."""

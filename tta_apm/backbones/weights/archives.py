@@ -1,8 +1,8 @@
-"""archives: the contents of a file of weights, in whatever format a trainer wrote it.
+"""archives: the contents of a file of weights, in any of the common formats.
 
 The format is recognised by the first bytes, not by the file's name: torch's archive (a zip), its
 older format (pickles, then the numbers), a pickle alone, TorchScript, numpy's .npz, safetensors.
-None is read by its own library where that could run code or take unbounded memory.
+A format's own library is not used if it could run code or allocate unlimited memory.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from torch import Tensor
 
 from tta_apm.backbones.weights.inert import (
     Inert, Malformed, Named, StorageReader, storage_of, unpickle)
-from tta_apm.backbones.weights.zero_rows import put_back
+from tta_apm.backbones.weights.zero_rows import restore_zero_rows
 from tta_apm.errors import UserError, explain
 
 # The first pickle of torch.serialization's older format.
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-# A zip may unpack to so many times its size, or to so many bytes.
+# A zip may unpack to this multiple of its size, or to this number of bytes.
 MAX_UNPACKED, MAX_UNPACKED_BYTES = 20, 64 << 20
-SNIFFED = 1024
-MAX_HEADER = 100_000_000  # bytes, in safetensors' own rules
+HEAD_BYTES = 1024  # from which the format is recognised
+MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 MISSING = "the numbers of its storage {!r} are missing"
 UNKNOWN_NAMES = "its storages are named in an unknown way"
 
-# Files that people take for weights: their first bytes, and what they are.
+# Other files that users pass as weights: their first bytes, and what they are.
 _OTHERS = (
     (b"<", "a web page (HTML or XML), such as one that asks for a log-in or a confirmation: get "
            "the file itself"),
@@ -71,11 +71,11 @@ def read(file: Path) -> Content:
     """The contents of `file`; the values of tensors are not read yet.
 
     Raises:
-        UserError: for a file that is not a checkpoint: what it is instead, and what to do.
+        UserError: for a file that is not a checkpoint; it says what the file is and what to do.
     """
-    with naming(file):
+    with reading_errors(file):
         with open(file, "rb") as stream:
-            head = stream.read(SNIFFED)
+            head = stream.read(HEAD_BYTES)
             size = file.stat().st_size
             if not head:
                 raise Malformed("it is empty: get it again")
@@ -89,8 +89,8 @@ def read(file: Path) -> Content:
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Turn any error in reading `file` into a UserError that names it."""
+def reading_errors(file: Path) -> Iterator[None]:
+    """A context that turns errors in reading `file` into a UserError with its name."""
     try:
         yield
     except Malformed as error:
@@ -102,17 +102,18 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that starts with `head` is one of safetensors."""
+    """Whether a file that starts with `head` has the safetensors format."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def metadata(file: Path) -> dict[str, str]:
-    """The texts beside the tensors of a .safetensors file."""
-    with naming(file), safe_open(file, "pt") as content:
+    """The metadata of a .safetensors file."""
+    with reading_errors(file), safe_open(file, "pt") as content:
         return content.metadata() or {}
 
 
 def _refuse_others(head: bytes) -> None:
+    """Raise Malformed for a file that starts with `head` and is of a known other kind."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for start, what in _OTHERS:
         if text.startswith(start):
@@ -127,7 +128,7 @@ def _refuse_others(head: bytes) -> None:
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
     with safe_open(file, "pt") as content:
-        return put_back({name: content.get_tensor(name) for name in content.keys()})
+        return restore_zero_rows({name: content.get_tensor(name) for name in content.keys()})
 
 
 # Zip: torch's archive, TorchScript, .npz
@@ -197,7 +198,7 @@ def _loader(source: StorageReader) -> Callable[[Any], Any]:
 
 
 def _npy(archive: zipfile.ZipFile, name: str) -> Any:
-    """An array of numbers; an Inert for an array of objects, which would be a pickle."""
+    """The array of numbers in an .npy file; an Inert for an array of objects, a pickle."""
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         header = (np.lib.format.read_array_header_1_0 if version == (1, 0)

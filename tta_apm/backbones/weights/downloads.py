@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, and what to do where it cannot be asked."""
+"""Weights from the Hugging Face hub, and advice if it cannot be reached."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from tta_apm.online import offline_advice, unreachable
 
 
 def from_hub(repo: str, names: Sequence[str]) -> Path:
-    """The first file of `names` in a repository of the Hugging Face hub, cached or downloaded.
+    """The first file of `names` that a repository of the Hugging Face hub has.
 
-    The hub's own client tries for 47 seconds when there is no network; this asks once.
+    It is taken from the cache or downloaded. Without a network the hub's own client would retry for
+    47 seconds; this tries once.
 
     Raises:
-        UserError: says what to download and where to put it, if it is not there.
+        UserError: if it is not cached and cannot be downloaded; it says how to get it.
     """
     for name in names:
         cached = huggingface_hub.try_to_load_from_cache(repo, name)
@@ -31,14 +32,14 @@ def from_hub(repo: str, names: Sequence[str]) -> Path:
                 return Path(huggingface_hub.hf_hub_download(repo, name))
             except LocalEntryNotFoundError as error:
                 reason = explain(error)
-            except EntryNotFoundError:  # this repository has it under the next name
+            except EntryNotFoundError:  # the repository may have the next name
                 reason = f"the repository has no {name}"
-            except Exception as error:  # each version of the client raises its own
+            except Exception as error:  # versions of the client raise different errors
                 reason = explain(error)
     choices = " or ".join(names)
     advice = offline_advice(
         huggingface_hub.hf_hub_url(repo, names[0]),
         "and give the file's path as WEIGHTS, or let `hf download` fill the cache there and copy "
         "it here (HF_HOME names the folder)")
-    raise UserError(f"the weights {choices} of {repo} are not here and cannot be downloaded "
+    raise UserError(f"the weights {choices} of {repo} are not cached and cannot be downloaded "
                     f"({reason}). {advice}")

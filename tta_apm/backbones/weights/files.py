@@ -1,7 +1,7 @@
-"""Files of weights: finding them, reading them, and explaining what is wrong with them.
+"""Files of weights: finding them, reading them, and explaining why they do not fit.
 
-Everything that reads weights does so here: files of users, of this package, of the libraries'
-downloads; what a library insists on reading itself runs within `reading()`.
+All weights are read here: users' files, packaged files and downloads. A library that reads a file
+itself is called within `reading()`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tta_apm.errors import UserError
 #: Weights that come with this package.
 PACKAGED = Path(__file__).parents[1] / "shipped"
 
-# Between a file and the set of weights in it that is meant.
+# Separates the name of a file from that of a set of weights in it.
 KEY = "#"
-_LOCK = threading.RLock()
+_LOCK = threading.RLock()  # held while torch's loading functions are replaced
 
 
 def find(weights: str) -> Path | None:
     """The file that `weights` names: a path, or the bare name of a packaged file; else None.
 
-    "FILE#SET" names one of several sets of weights in a file; the file is the answer then, too.
+    For "FILE#SET", one of several sets of weights in a file, it is that file.
     """
     return _split(weights)[0]
 
 
 def _split(weights: str) -> tuple[Path | None, str]:
-    """The file that `weights` names, and the set in it, "" for none."""
+    """The file that `weights` names, and the name of the set in it, "" for none."""
     whole = _find(weights)
     if whole is not None or KEY not in weights:
         return whole, ""
@@ -60,7 +60,7 @@ def _find(weights: str) -> Path | None:
 
 
 def looks_like_file(weights: str) -> bool:
-    """Whether someone who writes this means a file: it has a folder or an extension."""
+    """Whether `weights` has a folder or an extension, so that it means a file."""
     return Path(weights).name != weights or bool(Path(weights).suffix)
 
 
@@ -85,7 +85,7 @@ class Weights:
 
     Args:
         path: of the file.
-        key: of the set in it that is meant, "" to choose.
+        key: name of one of the sets in it; "" chooses the one that fits.
     """
 
     def __init__(self, path: Path, key: str = "") -> None:
@@ -100,7 +100,7 @@ class Weights:
     @cached_property
     def state_dicts(self) -> dict[str, dict[str, trees.Entry]]:
         """See trees.state_dicts. UserError for a file without tensors."""
-        with archives.naming(self.path):
+        with archives.reading_errors(self.path):
             found = trees.state_dicts(self.content)
         if not found:
             raise UserError(f"{self.path} is not a checkpoint of weights: it holds no tensors")
@@ -113,17 +113,17 @@ class Weights:
         Args:
             network: its name.
             wanted: its state_dict.
-            rename: see fit.
+            rename: see fit.Rename.
 
         Raises:
-            UserError: if the file has none that fit, or several and no key says which.
+            UserError: if no set of weights fits, or if several fit and no key chooses one.
         """
         found = fitting.fits(self.state_dicts, wanted, rename)
-        choice = fitting.choose(found, self.key)
+        choice = fitting.choose_fit(found, self.key)
         if choice.fit is None:
             self._refuse(network, found, choice.others, wanted)
         assert choice.fit is not None
-        with archives.naming(self.path):
+        with archives.reading_errors(self.path):
             tensors = fitting.read(choice.fit, wanted)
         is_one_of_several = self.key or choice.others or choice.fit.is_averaged
         label = self.path.name
@@ -133,6 +133,7 @@ class Weights:
 
     def _refuse(self, network: str, found: Sequence[fitting.Fit], fitting_sets: Sequence[str],
                 wanted: dict[str, Tensor]) -> None:
+        """Raise UserError, which says why no set of weights could be chosen."""
         if len(fitting_sets) > 1:
             names = ", ".join(repr(label) for label in fitting_sets)
             raise UserError(f"{self.path} holds {len(fitting_sets)} sets of weights that fit "
@@ -148,31 +149,32 @@ class Weights:
             lookalike(fitting.shapes(found[0].all)) if found else "")
         hint += f"; it looks like {like}" if like else ""
         what = (fitting.mismatch(found[0], wanted) if found else
-                f"none of its {len(largest)} tensors, such as {sorted(largest)[0]}, has the name "
+                f"none of its {len(largest)} tensors, e.g. {sorted(largest)[0]}, has the name "
                 "of one of the network's")
         raise UserError(f"{self.path} is of another network than {network}: {what}{hint}")
 
 
 class Selected(NamedTuple):
-    """The tensors of a network, and a label: their file and, of several, their state dict."""
+    """The tensors of a network, and a label: the file's name and, if it has several sets, theirs.
+    """
 
     tensors: dict[str, Tensor]
     label: str
 
 
 def open_weights(weights: str) -> Weights | None:
-    """The file, and the set in it, that `weights` names: see `find`; else None."""
+    """The file (see `find`) and the set in it that `weights` names; None if there is no file."""
     path, key = _split(weights)
     return None if path is None else Weights(path, key)
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that holds one state dict, by name, of whatever network.
+    """The tensors by name of a file that holds one state dict, of any network.
 
-    If there are several, the one under a name that libraries use is taken.
+    If it holds several, one under a usual name (e.g. "state_dict") is taken.
 
     Raises:
-        UserError: if the file is not a checkpoint, or holds several.
+        UserError: if the file is not a checkpoint, or holds several without a usual name.
     """
     sets = Weights(file).state_dicts
     names = [name for name in (*_USUAL, *sets) if name in sets and (name in _USUAL or len(
@@ -183,12 +185,12 @@ def read(file: Path) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in entries):
             entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
-    with archives.naming(file):
+    with archives.reading_errors(file):
         return {name: entry.read() if isinstance(entry, Lazy) else entry
                 for name, entry in entries.items() if not isinstance(entry, Inert)}
 
 
-# In the order of timm, which takes averaged weights where there are some.
+# In timm's order, which prefers averaged weights.
 _USUAL = ("state_dict_ema", "model_ema", "state_dict", "model", "")
 
 
@@ -203,14 +205,16 @@ class LoadedClasses(NamedTuple):
 def load_classes(make: Callable[[int], nn.Module], weights: Weights, network: str, *,
                  num_classes: int, keep: Sequence[int] | None = None,
                  rename: fitting.Rename | None = None) -> LoadedClasses:
-    """A network that classifies, with the weights of a file.
+    """Load a classifying network with the weights of a file.
 
     Args:
-        make: from a number of outputs to the network.
-        num_classes: its outputs.
-        keep: those of them that are classes of the data set, None for all. A file whose head has
-            just these is taken too; its outputs are then the data set's classes in their order.
-        rename: see fit.
+        make: number of outputs -> network.
+        weights: the file.
+        network: name of the network, for error messages.
+        num_classes: its number of outputs.
+        keep: indices of the outputs that are classes of the data set; None for all. A file whose
+            head has only these outputs is accepted too; they must be in the data set's order.
+        rename: see fit.Rename.
 
     Raises:
         UserError: if the file has other classes or is of another network.
@@ -229,9 +233,9 @@ def load_classes(make: Callable[[int], nn.Module], weights: Weights, network: st
 def settle_outputs(weights: Weights, wanted: dict[str, Tensor], network: str, *,
                    num_classes: int, keep: Sequence[int] | None,
                    rename: fitting.Rename | None = None) -> tuple[int, Sequence[int] | None]:
-    """The number of outputs that a network needs for the head in a file, and those to keep.
+    """The number of outputs that a network needs for the head in a file, and `keep` for them.
 
-    Args: see load_classes; `wanted` is the state_dict of the network with `num_classes`.
+    Args: see load_classes; `wanted` is the state_dict of the network with `num_classes` outputs.
 
     Raises:
         UserError: if the head is of other classes than the data set's.
@@ -242,15 +246,15 @@ def settle_outputs(weights: Weights, wanted: dict[str, Tensor], network: str, *,
     if keep is not None and found == len(keep):
         return found, None
     kept = "" if keep is None else (
-        f", which are {len(keep)} of the {num_classes} outputs of {network}: weights with either "
-        "number of outputs are taken")
+        f", which are {len(keep)} of the {num_classes} outputs of {network}: give weights with "
+        "either number of outputs")
     raise UserError(f"{weights.path} has {found} classes, the data set "
                     f"{num_classes if keep is None else len(keep)}{kept}")
 
 
 def _num_classes(weights: Weights, wanted: dict[str, Tensor], num_classes: int,
                  rename: fitting.Rename | None) -> int:
-    """The classes of a file's head, if all but the head fits; else `num_classes`."""
+    """The number of classes of a file's head if all other tensors fit; else `num_classes`."""
     found = fitting.fits(weights.state_dicts, wanted, rename)
     if any(fit.is_whole for fit in found):
         return num_classes
@@ -269,15 +273,17 @@ def _num_classes(weights: Weights, wanted: dict[str, Tensor], num_classes: int,
 
 @contextmanager
 def reading(instead: Path | None = None) -> Iterator[None]:
-    """Inside, torch.load and its like are this module's reader, so that no file runs code.
+    """A context in which this module's reader replaces torch's functions that load files.
+
+    So a library that calls torch.load runs no code of the file.
 
     Args:
-        instead: the file to read in place of the one that is asked for.
+        instead: the file to read in place of the requested one.
     """
     def load(file: Any, *args: Any, **options: Any) -> Any:
         path = instead or Path(file)
         content = archives.read(path)
-        with archives.naming(path):
+        with archives.reading_errors(path):
             return trees.plain(content)
 
     with _LOCK:
@@ -290,6 +296,3 @@ def reading(instead: Path | None = None) -> Iterator[None]:
         finally:
             for (module, name), function in zip(functions, before):
                 setattr(module, name, function)
-
-
-# Where they come from

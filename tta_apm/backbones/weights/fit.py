@@ -1,4 +1,4 @@
-"""fit: the state dict of a file that fits a network, or a sentence on why none does."""
+"""fit: the state dict in a file that fits a network, or the reason why none does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from tta_apm.backbones.weights.inert import Inert, Lazy
 from tta_apm.backbones.weights.trees import Entry, Numbers
 
-#: Entries under the names of a file -> under those of a network; the latter stay as they are.
+#: Converts entries from the names in a file to a network's names; names that already are the
+#: network's are kept.
 Rename = Callable[[Mapping[str, Entry]], Mapping[str, Entry]]
 
-SHOWN = 3  # names of each kind in an error
+SHOWN = 3  # names of each kind in an error message
 # Counters that old files lack and torch initialises.
 _MAY_LACK = ("num_batches_tracked",)
-# Entries of files that are no weights: tables that a network computes itself, counters of profilers
-# and of averaged models, the sizes in OpenAI's archives.
+# Entries of files that are not weights: tables that a network computes itself, counters of
+# profilers and of averaged models, the sizes in OpenAI's archives.
 _MAY_HAVE = ("num_batches_tracked", "attn_mask", "position_ids", "relative_position_index",
              "relative_coords_table", "total_ops", "total_params", "n_averaged",
              "input_resolution", "context_length", "vocab_size")
@@ -31,9 +32,10 @@ class Fit(NamedTuple):
 
     Attributes:
         label: its position in the file: the path of its container and the prefix of its names.
-        found: the entries that the network has, under the network's names.
-        missing, reshaped, extra: names that do not fit.
-        all: the whole state dict, under the same names.
+        found: the entries that the network has too, by the network's names.
+        missing, reshaped, extra: names of the network that are missing, names with another shape,
+            and names that the network does not have.
+        all: the whole state dict, by the same names.
     """
 
     label: str
@@ -54,8 +56,15 @@ class Fit(NamedTuple):
 
 def fits(state_dicts: Mapping[str, Mapping[str, Entry]], wanted: Mapping[str, Tensor],
          rename: Rename | None = None) -> list[Fit]:
-    """How each state dict of a file, under each of its prefixes, fits the names and shapes of
-    `wanted`, the best first. Those that hold none of the names are left out."""
+    """How each state dict of a file, under each of its prefixes, fits a network; best first.
+
+    State dicts that hold none of the network's names are left out.
+
+    Args:
+        state_dicts: by the path of their container.
+        wanted: the network's state_dict.
+        rename: see Rename.
+    """
     found = []
     for path, entries in state_dicts.items():
         for prefix in _prefixes(entries, wanted, rename):
@@ -68,7 +77,7 @@ def fits(state_dicts: Mapping[str, Mapping[str, Entry]], wanted: Mapping[str, Te
 
 def _prefixes(entries: Mapping[str, Entry], wanted: Mapping[str, Tensor],
               rename: Rename | None) -> list[str]:
-    """Prefixes of the network's names in those of a file, such as "module."."""
+    """The prefixes, e.g. "module.", that the network's names have in a file."""
     counts: dict[str, int] = {}
     if rename is not None and wanted.keys() & rename(entries).keys():
         counts[""] = len(wanted.keys() & rename(entries).keys())
@@ -79,7 +88,7 @@ def _prefixes(entries: Mapping[str, Entry], wanted: Mapping[str, Tensor],
             if ".".join(parts[depth:]) in tails:
                 prefix = "".join(f"{part}." for part in parts[:depth])
                 counts[prefix] = counts.get(prefix, 0) + 1
-    # A prefix with few of the names is part of another, e.g. "1." of a longer one.
+    # A prefix with few of the names is an accident, e.g. "1." within a longer prefix.
     most = max(counts.values(), default=0)
     return [prefix for prefix, count in counts.items() if 2 * count >= most]
 
@@ -99,8 +108,8 @@ def _fit(label: str, entries: Mapping[str, Entry], wanted: Mapping[str, Tensor])
 
 
 def _is_like(entry: Numbers, wanted: Tensor) -> bool:
-    """Whether an entry has the shape of a tensor, and both are floating point or neither."""
-    one = wanted.numel() == 1 and entry.shape.numel() == 1  # [] and [1], as in CLIPs
+    """Whether an entry has a tensor's shape, and both or neither are floating point."""
+    one = wanted.numel() == 1 and entry.shape.numel() == 1  # [] and [1] are equal, as in CLIPs
     return (entry.shape == wanted.shape or one) and (
         entry.dtype.is_floating_point == wanted.dtype.is_floating_point)
 
@@ -112,11 +121,11 @@ class Choice(NamedTuple):
     others: list[str]  # labels of those that fit as well
 
 
-def choose(found: Sequence[Fit], key: str) -> Choice:
-    """The one whole state dict among `found`, or the one that `key` names.
+def choose_fit(found: Sequence[Fit], key: str) -> Choice:
+    """The only state dict of `found` that fits completely, or the one that `key` names.
 
-    Of raw and averaged weights the averaged ones are taken, as timm does. Of several others none
-    is, unless they are the same tensors.
+    Averaged weights are preferred to raw ones, as in timm. Among several others, none is chosen
+    unless they are the same tensors.
     """
     whole: list[Fit] = []
     for fit in found:
@@ -132,7 +141,7 @@ def choose(found: Sequence[Fit], key: str) -> Choice:
 
 
 def _same(one: Fit, other: Fit) -> bool:
-    """Whether two state dicts are the same tensors of the file."""
+    """Whether two state dicts consist of the same tensors in the file."""
     return all(_location(entry) is not None and _location(entry) == _location(other.found.get(name))
                for name, entry in one.found.items())
 
@@ -142,7 +151,7 @@ def _location(entry: Entry | None) -> tuple[object, ...] | None:
 
 
 def read(fit: Fit, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a whole state dict, in the shapes of `wanted`."""
+    """The tensors of a state dict that fits, reshaped like those of `wanted`."""
     return {name: (entry.read() if isinstance(entry, Lazy) else entry).reshape(wanted[name].shape)
             for name, entry in fit.found.items()}
 
@@ -150,13 +159,13 @@ def read(fit: Fit, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # Errors
 
 def mismatch(fit: Fit, wanted: Mapping[str, Tensor]) -> str:
-    """The missing, misshapen and extra tensors of a state dict, in words."""
+    """The missing, reshaped and extra tensors of a state dict, in words."""
     parts = []
     if fit.missing:
         parts.append(f"{len(fit.missing)} of its {len(wanted)} tensors are missing "
                      f"({_some(sorted(fit.missing))})")
     if fit.reshaped:
-        shapes = [f"{name} is {_shape(fit.found[name])} and not {_shape(wanted[name])}"
+        shapes = [f"{name} is {_shape(fit.found[name])}, not {_shape(wanted[name])}"
                   for name in sorted(fit.reshaped)]
         parts.append(f"{len(fit.reshaped)} are of another shape ({_some(shapes)})")
     if fit.extra:
@@ -175,7 +184,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def kinds(state_dicts: Mapping[str, Mapping[str, Entry]]) -> str:
-    """The types of weights that are not stored as tensors, in words; "" if there are none."""
+    """The types of weights that are not stored as tensors, as a clause; "" if there are none."""
     names = {entry.type_name for entries in state_dicts.values() for name, entry in entries.items()
              if isinstance(entry, Inert) and name.endswith(("weight", "bias"))}
     return f"; its weights are stored as {_some(sorted(names))}" if names else ""

@@ -1,7 +1,7 @@
-"""inert: the tensors in a pickle of torch, read without running anything that the pickle names.
+"""inert: the tensors in a pickle of torch, read without calling the functions that it names.
 
-See tta_apm.pickles, which steps through a pickle; here are the functions of ours that take the
-place of torch's. So no torch decides what is safe, and no environment variable switches it off.
+tta_apm.pickles interprets a pickle; this module has the functions that replace torch's in it. So
+the reading is safe whatever the version of torch and the environment variables for torch.load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DTYPES = {
     "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
     "ComplexDoubleStorage": "complex128", "ComplexFloatStorage": "complex64",
     "UntypedStorage": "uint8"}
-# Those of torch's newer types, whose storages are untyped; an old torch lacks some.
+# Dtypes in files of newer versions, whose storages are untyped; an old torch lacks some of them.
 _NAMED_DTYPES = {*_DTYPES.values(), "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"}
 
 
@@ -33,7 +33,7 @@ class StorageReader(Protocol):
     """Reads the values of a file's tensors."""
 
     def read(self, key: str) -> bytearray:
-        """The bytes of the storage `key`. Malformed if it is missing."""
+        """The bytes of the storage `key`; raises Malformed if it is missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Storage:
     source: StorageReader
     key: str
     dtype: torch.dtype
-    num: int
+    num: int  # of numbers
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Lazy:
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """The tensor itself. Malformed if its values are incomplete."""
+        """The tensor with its values; raises Malformed if they are incomplete."""
         if not prod(self.shape):
             return torch.empty(self.shape, dtype=self.dtype)
         content = self.storage.source.read(self.storage.key)
@@ -69,13 +69,13 @@ class Lazy:
 
 
 def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any]) -> Any:
-    """The contents of the next pickle of `stream`, which is left at the pickle's end.
+    """The contents of the next pickle in `stream`, whose position is then behind the pickle.
 
     Args:
-        load_storage: from a persistent id to its storage.
+        load_storage: persistent id -> storage.
 
     Returns:
-        What pickles.unpickle does, and Lazy tensors.
+        See pickles.unpickle; tensors are Lazy.
 
     Raises:
         Malformed: for bytes that are not a valid pickle.
@@ -83,8 +83,8 @@ def unpickle(stream: BinaryIO, load_storage: Callable[[Any], Any]) -> Any:
     return finished(pickles.unpickle(stream, load_storage, _MAKERS))
 
 
-# The exceptions, each constructed by a function of ours that checks its arguments. NotImplemented
-# leaves an Inert.
+# Replacements of the functions that pickles of tensors name. Each checks its arguments; a result
+# NotImplemented leaves an Inert in the contents.
 
 def storage_of(source: StorageReader, kind: Any, key: Any, num: Any) -> Any:
     """The storage that a persistent id of torch describes."""
@@ -102,7 +102,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
 
 def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any,
                   hooks: Any, dtype: Any, *_: Any) -> Any:
-    """Of an untyped storage: num counts bytes."""
+    """A tensor with an untyped storage, whose `num` counts bytes."""
     if not isinstance(storage, Storage) or not isinstance(dtype, Named):
         return NotImplemented
     if dtype.name not in _NAMED_DTYPES or not hasattr(torch, dtype.name):
@@ -128,7 +128,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _subclass(function: Any, kind: Any, args: Any, *_: Any) -> Any:
-    """A tensor with attributes, or of a subclass: the tensor."""
+    """The plain tensor of one with attributes or of a subclass."""
     maker = _TENSORS.get(str(function)) if isinstance(function, Named) else None
     return maker(*args) if maker and isinstance(args, tuple) else NotImplemented
 
@@ -156,11 +156,11 @@ _MAKERS: dict[str, Maker] = {
 
 
 def finished(value: Any) -> Any:
-    """`value`, or the tensor of a numpy array of numbers; an Inert for any other array."""
+    """A numpy array of numbers as a tensor, any other array as an Inert; else `value` itself."""
     if not isinstance(value, PickledArray):
         return value
     numbers = value.numbers()
     try:
         return Inert(Named("numpy", "ndarray")) if numbers is None else torch.from_numpy(numbers)
-    except TypeError:  # a dtype that torch has not
+    except TypeError:  # a dtype that torch does not have
         return Inert(Named("numpy", "ndarray"))

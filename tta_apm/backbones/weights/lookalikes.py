@@ -1,4 +1,4 @@
-"""lookalikes: guess the network of a state dict by names and shapes, where that is certain."""
+"""lookalikes: name the network of a state dict, if its names and shapes leave no doubt."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from math import isqrt
 
 import torch
 
-# Tried one by one, as timm names them; their weights have torchvision's names, too.
-_RESIDUAL = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2",
-             "resnext50_32x4d", "densenet121", "mobilenetv3_small_100", "mobilenetv3_large_100",
-             "efficientnet_b0", "efficientnet_b1")
+# timm's names of convolutional networks to compare with; torchvision's weights have the same names.
+_CONVOLUTIONAL = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2",
+    "resnext50_32x4d", "densenet121", "mobilenetv3_small_100", "mobilenetv3_large_100",
+    "efficientnet_b0", "efficientnet_b1")
 _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 Shapes = Mapping[str, torch.Size]
 
 
 def lookalike(shapes: Shapes) -> str:
-    """The network that has weights of these shapes, in words; "" where that is uncertain."""
-    return _clip(shapes) or _vit(shapes) or _residual(shapes)
+    """The network with weights of these shapes, in words; "" if that is uncertain."""
+    return _clip(shapes) or _vit(shapes) or _convolutional(shapes)
 
 
 def _clip(shapes: Shapes) -> str:
@@ -52,7 +53,7 @@ def _clip(shapes: Shapes) -> str:
 
 
 def _vit(shapes: Shapes) -> str:
-    """A ViT as timm names its parts."""
+    """A ViT with timm's names."""
     embedding, positions = (shapes.get(name) for name in ("patch_embed.proj.weight", "pos_embed"))
     if embedding is None or positions is None or len(embedding) != 4 or len(positions) != 3:
         return ""
@@ -65,11 +66,11 @@ def _vit(shapes: Shapes) -> str:
     return f"timm's {name}" if is_whole and timm.is_model(name) else ""
 
 
-def _residual(shapes: Shapes) -> str:
-    """A convolutional network of a short list, its head aside."""
+def _convolutional(shapes: Shapes) -> str:
+    """A convolutional network of the list above, compared without its head."""
     import timm
 
-    for name in _RESIDUAL:
+    for name in _CONVOLUTIONAL:
         with torch.device("meta"):
             net = timm.create_model(name)
         head = f"{net.default_cfg['classifier']}."
@@ -83,7 +84,7 @@ def _residual(shapes: Shapes) -> str:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    """How many numbered blocks there are below `prefix`."""
+    """The number of blocks whose names start with `prefix` and their index."""
     numbers = [int(match[1]) for name in shapes
                if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
     return max(numbers, default=-1) + 1

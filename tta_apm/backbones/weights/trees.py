@@ -1,4 +1,4 @@
-"""trees: the tensors in what a trainer saved, however it is nested."""
+"""trees: the tensors in the contents of a file of weights, however they are nested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from tta_apm.backbones.weights.archives import Content
 from tta_apm.backbones.weights.inert import Inert, Lazy, Malformed, Named, finished
 
-MAX_DEPTH = 100
+MAX_DEPTH = 100  # of nested containers
 MAX_VALUES = 1_000_000
 
 Numbers = Tensor | Lazy
@@ -19,8 +19,10 @@ Entry = Numbers | Inert
 def state_dicts(content: Content) -> dict[str, dict[str, Entry]]:
     """The state dicts in a file: tensors by name, for each container that has some.
 
-    A container is named by its path, such as "model/state_dict", "" for the whole file. The modules
-    of a pickled network are no containers: their names are joined by dots.
+    Returns:
+        State dicts by the path of their container, e.g. "model/state_dict", or "" for the whole
+        file. The modules of a pickled network do not count as containers; their names are joined
+        by dots.
 
     Raises:
         Malformed: for a file of too many values, or one that contains itself.
@@ -65,7 +67,7 @@ def _put(found: dict[str, dict[str, Entry]], path: str, prefix: str, value: Entr
 
 
 def _module_parts(value: Any) -> list[tuple[str, Any]] | None:
-    """The tensors and modules of a pickled network or of one of TorchScript, None for others."""
+    """The tensors and modules of a pickled or TorchScript module; None for other values."""
     state = value.state if isinstance(value, Inert) else None
     if not isinstance(state, dict):
         return None
@@ -83,14 +85,14 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
-    if isinstance(value, Inert):  # a scheduler, or a dict of a class of its own
+    if isinstance(value, Inert):  # e.g. a scheduler, or a dict of a subclass
         state = value.state if isinstance(value.state, dict) else {}
         return [*state.items(), *value.items.items(), *enumerate(value.rest)]
     return []
 
 
 def plain(content: Content) -> Any:
-    """The tree with its tensors read, for a library that goes on from there."""
+    """The contents with the values of all tensors, for a library that loads them itself."""
     made: dict[int, Any] = {}
 
     def make(value: Any, depth: int) -> Any:

@@ -1,6 +1,7 @@
-"""Matrices without their zero rows: of CLIP's 49,408 words a small CLIP has seen a few dozen.
+"""Storing matrices without their zero rows, e.g. a small CLIP's embedding of 49,408 tokens, of
+which its training texts have a few dozen.
 
-Beside the rows that are left, NAME.rows says by one bool per row of NAME which they are.
+The file holds the other rows as NAME, and one bool per row of the whole matrix as NAME.rows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ ROWS = ".rows"
 MAX_BYTES = 64 << 20  # of a matrix with its zero rows
 
 
-def leave_out(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, matrices that are mostly zero rows without these."""
+def drop_zero_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors to store; a matrix of which most rows are zero loses these."""
     left: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         used = tensor.ne(0).any(1) if tensor.ndim == 2 else torch.ones(1, dtype=torch.bool)
@@ -28,12 +29,12 @@ def leave_out(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return left
 
 
-def put_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `leave_out` was given, from what it gave; other tensors stay as they are.
+def restore_zero_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of drop_zero_rows; tensors without NAME.rows are returned unchanged.
 
     Raises:
-        Malformed: if the rows that are there are not as many as those that are named, or for a
-            matrix of more than MAX_BYTES.
+        Malformed: if NAME.rows does not name as many rows as NAME has, or for a matrix of more
+            than MAX_BYTES.
     """
     whole = dict(tensors)
     for name, used in tensors.items():
