@@ -3,15 +3,17 @@
     pip install torch-ttt
     python examples/torch_ttt_engines.py
     tta-apm --cfg cfgs/digits_c/source.yaml PLUGINS examples/torch_ttt_engines.py \
-        METHODS "[source,torch_ttt NAME tent,torch_ttt NAME deyo]"
+        METHODS "[source,torch_ttt NAME tent,torch_ttt NAME actmad LAYER net.fc]"
 
 An engine is a module that is called with images and returns logits and a loss, and that adapts in
-eval mode. So a method of ours becomes an engine in a few lines, and an engine a method. Those of
-version 0.0.2 that need only a network and images are tent, deyo, eata and memo; the last fails in
-its own code over networks with batch normalisation.
+eval mode. So a method of ours becomes an engine in a few lines, and an engine a method. The second
+part of what is printed says of each engine whether it runs as a method.
 """
 
+import contextlib
 import copy
+import inspect
+import io
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,17 @@ from torch_ttt.engine.base_engine import BaseEngine
 from torch_ttt.engine_registry import EngineRegistry
 
 from tta_apm import Method, load_backbone, load_dataset, load_method, register
+from tta_apm.bench.evaluate import SourceImages
 from tta_apm.data.dataset import Domain
+from tta_apm.data.digits import train_split
+from tta_apm.errors import UserError, choose
+from tta_apm.method import Source
+
+# What engines learn together with the network, at training time: a method gets a network only.
+LEARN = {"ttt": "a head for rotations", "ttt_pp": "a contrastive head",
+         "ittt": "an embedding of its own predictions"}
+OF_TEXT = ("masked_ttt",)
+NUM_SOURCE_IMAGES = 256  # for statistics
 
 
 @EngineRegistry.register("tta_apm")
@@ -47,30 +59,64 @@ class TorchTtt(Method):
 
     Args:
         backbone: a classifier.
-        name: as torch-ttt registers the engine: tent, deyo or eata.
+        name: as torch-ttt registers the engine.
         lr: learning rate.
         steps: gradient steps per batch.
+        layer: of the network, whose features the engine looks at, e.g. net.fc; for actmad.
+        source: images whose statistics the engine aligns to; for actmad.
+
+    Raises:
+        UserError: for an engine that a network and images do not suffice for.
     """
 
     needs = "classifier"
     scope = "batch"
 
-    def __init__(self, backbone: nn.Module, *, name: str = "tent", lr: float = 1e-3, steps: int = 1
-                 ) -> None:
+    def __init__(self, backbone: nn.Module, *, name: str = "tent", lr: float = 1e-3, steps: int = 1,
+                 layer: str = "", source: Source | None = None) -> None:
         super().__init__()
+        choose("torch_ttt", "name", name, EngineRegistry._registry)
+        if name in LEARN:
+            raise UserError(f"torch_ttt: {name} trains {LEARN[name]} together with the network")
+        if name in OF_TEXT:
+            raise UserError(f"torch_ttt: {name} takes tokens of text")
+        engine = EngineRegistry.get_engine(name)
+        more = {key: layer for key in inspect.signature(engine).parameters if "layer_name" in key}
+        if more and (not layer or source is None):
+            raise UserError(f"torch_ttt: {name} wants LAYER, the name of one of the network's, and "
+                            "a data set with source images")
         net = copy.deepcopy(backbone).requires_grad_(True)
-        self.engine = EngineRegistry.get_engine(name)(
-            net, optimization_parameters={"lr": lr, "num_steps": steps})
+        self.engine = engine(net, optimization_parameters={"lr": lr, "num_steps": steps}, **more)
+        if more and source is not None:
+            self.engine.compute_statistics(
+                source.batch(indices)
+                for indices in torch.arange(min(len(source), NUM_SOURCE_IMAGES)).split(64))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
         self.engine.eval()
-        with torch.enable_grad():
+        # Some engines print at each step.
+        with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
             logits, _ = self.engine(images)
         return logits.detach()
 
     def reset(self) -> None:
         """Nothing is kept from batch to batch."""
+
+
+def engines(net: nn.Module, images: Tensor) -> dict[str, str]:
+    """What comes of each engine of the installed torch-ttt as a method over a network of digits."""
+    found = {}
+    for name in sorted(EngineRegistry._registry.keys() - {"tta_apm"}):
+        try:
+            TorchTtt(net, name=name, layer="net.fc",
+                     source=SourceImages(train_split(), images.device))(images)
+            found[name] = "runs"
+        except UserError as error:
+            found[name] = f"cannot: {str(error).removeprefix('torch_ttt: ')}"
+        except Exception as error:
+            found[name] = f"fails in its own code ({type(error).__name__}: {error})"
+    return found
 
 
 def main() -> None:
@@ -85,9 +131,8 @@ def main() -> None:
     engine.eval()
     logits, _ = engine(images)
     print(f"our TENT as an engine: {(logits.argmax(1) == labels).float().mean():.0%} right")
-    for name in ("tent", "deyo", "eata"):
-        logits = TorchTtt(net, name=name, lr=1e-2)(images)
-        print(f"their {name} as a method: {(logits.argmax(1) == labels).float().mean():.0%} right")
+    for name, said in engines(net, images).items():
+        print(f"{name} as a method: {said}")
 
 
 if __name__ == "__main__":

@@ -317,13 +317,39 @@ def test_a_clone_is_its_commit_and_its_sources(run, tmp_path):
     source = clone / "methods" / "cotta.py"
     source.write_text("RATE = 1\n")
     plain = _hash_folder(clone)
-    subprocess.run(["git", "init", "-q", "."], cwd=clone, check=True)
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x",
-                    "--allow-empty"], cwd=clone, check=True)
+    commit(clone, ".")
     committed = _hash_folder(clone)
-    assert committed.endswith(plain) and committed != plain
+    assert committed.endswith(f" {plain}")
     source.write_text("RATE = 2\n")
     assert _hash_folder(clone) not in (committed, plain)
+
+
+def test_an_archive_inside_a_checkout_is_not_of_its_commit(tmp_path):
+    from tta_apm.bench.identity import _hash_folder
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive/cotta.py").write_text("RATE = 1\n")
+    plain = _hash_folder(tmp_path / "archive")
+    (tmp_path / "mine.py").touch()
+    commit(tmp_path, "mine.py")
+    assert _hash_folder(tmp_path / "archive") == plain
+
+
+def commit(folder: Path, *files: str) -> None:
+    """Make a folder a clone with a commit of some of its files."""
+    for words in (["init", "-q", "."], ["add", *files],
+                  ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+
+
+def test_a_clone_is_known_by_a_mere_name_too(tmp_path, monkeypatch):
+    """As docs/hosts/online-tta.md has it; a word of another key stays a word."""
+    from tta_apm.bench.identity import _hashes
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone/cotta.py").touch()
+    by_name, = _hashes("ONLINE_TTA.REPO", "clone")
+    assert [by_name] == list(_hashes("ONLINE_TTA.REPO", str(tmp_path / "clone")))
+    assert not list(_hashes("TENT.OPTIMIZER", "clone"))
 
 
 # Files and names

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,22 +74,33 @@ def test_the_sdist_holds_what_a_build_needs(built):
     assert sources | set(FILES) <= names
 
 
-def test_the_wheel_runs_the_quick_config_from_another_folder(built, tmp_path):
-    """In an environment of its own that sees the libraries of this one, but not this tree."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    scripts = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+@pytest.fixture(scope="module")
+def scripts(built, tmp_path_factory) -> Path:
+    """Programs of an environment with the wheel and the libraries of this one, but not this tree.
+    """
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment, with_pip=False)
+    scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     wheel, = built.glob("*.whl")
     run(sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps",
-        "--no-index", wheel, cwd=tmp_path)
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(run(scripts / "python", "-c", ask, cwd=tmp_path).strip())
+        "--no-index", wheel, cwd=environment)
     # Only their names: the .pth files in these folders (an editable install) are not read.
     libraries = [folder for folder in sys.path if folder.endswith("-packages")]
-    (site / "libraries.pth").write_text("\n".join(libraries))
+    (_site(scripts) / "libraries.pth").write_text("\n".join(libraries))
+    return scripts
+
+
+def _site(scripts: Path) -> Path:
+    """Where an environment has its packages."""
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(run(scripts / "python", "-c", ask, cwd=scripts).strip())
+
+
+def test_the_wheel_runs_the_quick_config_from_another_folder(scripts, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     used = run(scripts / "python", "-c", "import tta_apm; print(tta_apm.__file__)", cwd=elsewhere)
-    assert Path(used.strip()).is_relative_to(site)
+    assert Path(used.strip()).is_relative_to(_site(scripts))
     run(scripts / "tta-apm", "--cfg", QUICK, "NUM_IMAGES", "4", "BATCH_SIZE", "4", "CORRUPTIONS",
         "[fog]", "OUTPUT_DIR", "results", cwd=elsewhere, XDG_CACHE_HOME=str(tmp_path / "cache"))
     rows = config.rows(config.load(QUICK))
@@ -94,3 +108,41 @@ def test_the_wheel_runs_the_quick_config_from_another_folder(built, tmp_path):
     assert len(cells) == len(rows) > 10
     table = (elsewhere / "results" / "table.md").read_text(encoding="utf-8")
     assert all(row.method in table for row in rows)
+
+
+# robustbench in a plain installation, as docs/hosts/results.md says
+
+def blocks_of(name: str) -> str:
+    """The code block of the page that holds `name`, lines that go on as one."""
+    page = (ROOT / "docs/hosts/results.md").read_text(encoding="utf-8")
+    block, = [block for block in re.findall(r"^```\w*\n(.*?)^```", page, re.S | re.M)
+              if name in block]
+    return re.sub(r"\\\n\s*", "", block)
+
+
+def test_the_docs_command_makes_the_page_of_robustbench(scripts, tmp_path):
+    """From a folder like a clone: the installed package, and a template, which that has not."""
+    clone = tmp_path / "clone"
+    package = importlib.util.find_spec("robustbench").submodule_search_locations[0]
+    shutil.copytree(package, clone / "robustbench", ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "robustbench/leaderboard/leaderboard.html.j2").write_text(
+        "{% for model in models %}{{ model.name }} {{ model[acc_field] }} %{% endfor %}")
+    folder = tmp_path / "model_info/imagenet/corruptions"
+    folder.mkdir(parents=True)
+    (folder / "Mine.json").write_text('{"name": "mine", "corruptions_acc": "29.01"}')
+    command, = [line for line in blocks_of("leaderboard.template").splitlines()
+                if line.startswith("python ")]
+    printed = run(scripts / "python", "-W", "ignore", *shlex.split(command)[1:], cwd=clone)
+    assert printed.strip() == "mine 29.01 %"
+
+
+def test_robustbench_imports_by_the_lines_of_the_docs(scripts, tmp_path):
+    run(scripts / "python", "-W", "ignore", "-c", blocks_of("import_robustbench()"), cwd=tmp_path)
+
+
+def test_robustbench_imports_by_itself_beside_a_module_autoattack(scripts, tmp_path):
+    """Which is all that it lacks; a copy stands for what pip installs from its repository."""
+    shutil.copytree(importlib.util.find_spec("pyautoattack").submodule_search_locations[0],
+                    tmp_path / "autoattack")
+    run(scripts / "python", "-W", "ignore", "-c", "from robustbench.utils import load_model",
+        cwd=tmp_path)

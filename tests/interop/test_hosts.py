@@ -6,6 +6,7 @@ The stand-ins in tests/standins/ have the hosts' calls, argument forms, grad mod
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,6 +164,26 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(online_tta, "PACKAGES", {"json": "json", "no_such_module": "no-such"})
     with pytest.raises(UserError, match="pip install no-such$"):
         online_tta.run(STANDINS / "online_tta", [])
+
+
+def test_another_commit_and_changed_files_are_told(tmp_path, capsys):
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+                              cwd=tmp_path, check=True, text=True, capture_output=True).stdout
+
+    def said(tested: str) -> str:
+        launch.tell_commit(tmp_path, tested)
+        return capsys.readouterr().err
+
+    file = tmp_path / "test_time.py"
+    file.write_text("")
+    assert said("8b2ed63") == ""  # no clone of git's
+    git("init", "-q"), git("add", "."), git("commit", "-qm", "x")
+    here = git("rev-parse", "HEAD")[:7]
+    assert said(here) == ""
+    assert said("8b2ed63") == f"tta-apm: the clone is at commit {here}, tested is 8b2ed63\n"
+    file.write_text("changed")
+    assert said(here) == "tta-apm: the clone differs from its commit in 1 file\n"
 
 
 def test_a_host_leaves_no_trace(in_host):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from places import ROOT, SHARED
-from tta_apm import cli
+from tta_apm import cli, load_results
 from tta_apm.errors import UserError
 from tta_apm.interop.hosts import backbones, online_tta, ttab
 from tta_apm.registry import DATASETS
@@ -164,7 +164,9 @@ def test_a_row_that_cannot_be_built_fails_alone(clones, tmp_path, capsys):
                      "NUM_IMAGES", "16", "BATCH_SIZE", "8", "OUTPUT_DIR", str(tmp_path)]) == 1
     assert "online_tta NAME tpt fails, the other rows go on: online_tta: tpt learns" in \
         capsys.readouterr().err
-    assert len(list((tmp_path / "cells").rglob("*.json"))) == 2
+    records = {result.record.method: result.record for result in load_results(tmp_path)}
+    assert records.keys() == {"source", "online_tta"}
+    assert records["online_tta"].identity["files"]["ONLINE_TTA.REPO"]
 
 
 # What is not there, and what is wrong

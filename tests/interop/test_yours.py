@@ -11,6 +11,8 @@ import torch
 
 from places import ROOT
 from tta_apm import cli, load_method, load_results
+from tta_apm.errors import UserError
+from tta_apm.registry import METHODS
 
 EXAMPLES = ROOT / "examples"
 
@@ -24,6 +26,16 @@ def example(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
         return importlib.import_module(name)
     return load
+
+
+@pytest.fixture
+def torch_ttt_engines(example, monkeypatch):
+    """Import the example, whose engine and method are known in this test only."""
+    pytest.importorskip("torch_ttt")
+    from torch_ttt.engine_registry import EngineRegistry
+    monkeypatch.setattr(EngineRegistry, "_registry", dict(EngineRegistry._registry))
+    monkeypatch.setattr(METHODS, "_registered", dict(METHODS._registered))
+    return example("torch_ttt_engines")
 
 
 def test_a_plain_loop_counts_what_a_sweep_counts(example, tmp_path, digits_resnet):
@@ -49,12 +61,9 @@ def test_setup_of_tents_pattern_resets_and_leaves_the_model_alone(example, image
     assert torch.equal(first, load_method("tent", digits_resnet, lr=0.1)(images))
 
 
-def test_engines_and_methods_in_each_others_place(example, images, digits_resnet):
-    pytest.importorskip("torch_ttt")
+def test_engines_and_methods_in_each_others_place(torch_ttt_engines, images, digits_resnet):
+    module = torch_ttt_engines
     digits_resnet = copy.deepcopy(digits_resnet)  # an engine's train() reaches its network
-    from torch_ttt.engine_registry import EngineRegistry
-    EngineRegistry._registry.pop("tta_apm", None)
-    module = example("torch_ttt_engines")
     engine = module.OurEngine(digits_resnet, load_method("tent", digits_resnet, lr=0.1))
     engine.eval()
     first, loss = engine(images)
@@ -70,3 +79,17 @@ def test_engines_and_methods_in_each_others_place(example, images, digits_resnet
     once, again = seen
     assert torch.equal(once, again)  # anew for each batch
     assert not torch.equal(once, digits_resnet(images[:20])) and not once.requires_grad
+
+
+def test_the_docs_say_of_each_engine_what_comes_of_it(torch_ttt_engines, images, digits_resnet):
+    found = torch_ttt_engines.engines(digits_resnet, images[:8])
+    assert {"tent", "actmad", "masked_ttt"} <= found.keys()
+    table = "".join(f"| {name} | {said} |\n" for name, said in found.items())
+    assert table in (ROOT / "docs/hosts/yours.md").read_text(encoding="utf-8")
+
+
+def test_an_engine_that_wants_more_is_refused_in_a_sentence(torch_ttt_engines, digits_resnet):
+    with pytest.raises(UserError, match="actmad wants LAYER, the name of one of the network's"):
+        torch_ttt_engines.TorchTtt(digits_resnet, name="actmad")
+    with pytest.raises(UserError, match="name 'tant': did you mean 'tent'?"):
+        torch_ttt_engines.TorchTtt(digits_resnet, name="tant")

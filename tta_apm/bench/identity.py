@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from yacs.config import CfgNode
 from tta_apm.backbones.build import find_kind
 from tta_apm.bench.code import hash_code
 from tta_apm.bench.file_hashes import hash_file, remember, remembered
+from tta_apm.bench.provenance import commit_of
 from tta_apm.config import Row
 from tta_apm.data.dataset import DataSet, Domain, hash_images, hash_pixels, hash_text
 from tta_apm.errors import UserError, reason
@@ -32,6 +32,8 @@ from tta_apm.registry import DATASETS, network_home
 
 # Images read at a time where pixels have to be looked at.
 CHUNK = 256
+# The key whose value is a folder of code, even if that is a mere name.
+CLONE = "REPO"
 # Stands in settings for the path of a file: its content is what counts.
 A_FILE = "a file"
 # Weights that come with the package; also in backbones.files, which imports torch.
@@ -64,20 +66,21 @@ def files_of(cfg: CfgNode, row: Row) -> dict[str, str]:
              for key, value in row.hyper_parameters.items()}
     if row.needs == "classifier":
         keys["weights of robustbench"] = _robustbench_file(cfg.CLASSIFIER)
-    found = {key: list(_hashes(value)) for key, value in keys.items()}
+    found = {key: list(_hashes(key, value)) for key, value in keys.items()}
     return {key: " ".join(hashes) for key, hashes in found.items() if hashes}
 
 
 def without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in which a text that names a file is no path: its content is what counts."""
-    return {key: A_FILE if any(_hashes(value)) else value for key, value in settings.items()}
+    return {key: A_FILE if any(_hashes(key, value)) else value for key, value in settings.items()}
 
 
-def _hashes(value: Any) -> Iterator[str]:
-    """Hashes of the files and folders that a value names, if it names any."""
+def _hashes(key: str, value: Any) -> Iterator[str]:
+    """Hashes of the files and folders that the value of a key names, if it names any."""
+    is_path = key.rpartition(".")[2].upper() == CLONE
     for text in value if isinstance(value, (list, tuple)) else [value]:
         for part in text.split(",") if isinstance(text, str) and text else []:
-            path = _existing(part.strip())
+            path = _existing(part.strip(), is_path)
             if path is None:
                 continue
             try:
@@ -86,10 +89,11 @@ def _hashes(value: Any) -> Iterator[str]:
                 raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
-def _existing(text: str) -> Path | None:
+def _existing(text: str, is_path: bool) -> Path | None:
     """The file or the folder of code that a text names; else None."""
-    if "\0" in text or Path(text).name == text and not Path(text).suffix:
-        return None  # a word, such as "adam", whatever lies in the working folder
+    is_word = Path(text).name == text and not Path(text).suffix and not is_path
+    if "\0" in text or is_word:  # "adam" is a word, whatever lies in the working folder
+        return None
     try:
         for name in (text, text.partition("#")[0]):  # file#part, of a file of several
             path = Path(name).expanduser()
@@ -123,12 +127,7 @@ def _hash_folder(folder: Path) -> str:
     """Of a folder of code: its commit where it is a clone, and a hash of its sources."""
     sources = hash_text(*(f"{file.relative_to(folder)} {hash_file(file)}"
                           for file in _sources(folder)))
-    try:
-        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
-                              capture_output=True, text=True, encoding="utf-8", timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return sources
-    return f"{done.stdout.strip()} {sources}".strip()
+    return f"{commit_of(folder)} {sources}".strip()
 
 
 class Images:

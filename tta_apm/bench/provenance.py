@@ -9,12 +9,26 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """The commit of the code, "" outside a git checkout."""
+    """The commit of our code, "" where it is installed and no checkout."""
+    return commit_of(Path(__file__).parent)
+
+
+def commit_of(folder: Path) -> str:
+    """The first 12 digits of the commit of a folder in a git checkout, else "".
+
+    A folder that merely lies inside a checkout, e.g. an unpacked archive, is not of its commit.
+    """
+    if not ask_git(folder, "ls-files", "."):
+        return ""
+    return ask_git(folder, "rev-parse", "--short=12", "HEAD")
+
+
+def ask_git(folder: Path, *words: str) -> str:
+    """What git says in a folder, "" if it fails or is not installed."""
     try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], timeout=10,
-                              cwd=Path(__file__).parent, capture_output=True, text=True,
-                              encoding="utf-8", errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(["git", "-C", str(folder), *words], timeout=30, check=True,
+                              capture_output=True, text=True, encoding="utf-8", errors="replace")
+    except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
 

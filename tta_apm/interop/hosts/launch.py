@@ -6,7 +6,6 @@ import argparse
 import importlib
 import importlib.util
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from tta_apm.bench.provenance import ask_git, commit_of
 from tta_apm.errors import UserError, nearest
 
 
@@ -41,25 +41,15 @@ def tell_commit(folder: Path, tested: str) -> None:
 
     Nothing is said of a folder that is no clone of git's own, such as an unpacked archive.
     """
-    commit = _git(folder, "rev-parse", "HEAD")
-    inside = _git(folder, "ls-files", ".")  # else git speaks of a repository around it
-    if not commit or not inside:
+    commit = commit_of(folder)
+    if not commit:
         return
-    changed = len(_git(folder, "status", "--porcelain", "--untracked-files=no").splitlines())
+    changed = len(ask_git(folder, "status", "--porcelain", "--untracked-files=no").splitlines())
     said = [f"is at commit {commit[:len(tested)]}, tested is {tested}"] * (
         not commit.startswith(tested))
     said += [f"differs from its commit in {changed} file{'s' * (changed > 1)}"] * bool(changed)
     if said:
         print(f"tta-apm: the clone {' and '.join(said)}", file=sys.stderr)
-
-
-def _git(folder: Path, *words: str) -> str:
-    """What git says in a folder; empty if it fails or is not there."""
-    try:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True,
-                              encoding="utf-8", check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 @contextmanager

@@ -33,7 +33,8 @@ from tta_apm.compat import alias_pyautoattack
 from tta_apm.errors import UserError, choose, name_and_text, raised_at
 from tta_apm.interop.hosts import launch
 from tta_apm.interop.hosts.network import Network
-from tta_apm.interop.hosts.online_tta import INSIDE, MARKER, MODULES, PACKAGES, SIDES, patch_split
+from tta_apm.interop.hosts.online_tta import (
+    INSIDE, MARKER, MODULES, PACKAGES, SIDES, TESTED, patch_split)
 from tta_apm.method import Method, Source, register
 
 # Methods that take a list of views of each image, and those of them that take one image at a time.
@@ -181,6 +182,7 @@ def _host(folder: Path) -> Iterator[None]:
     """Be in the clone, with its modules known by their names."""
     with launch.inside(folder), launch.own_modules(MODULES, _loaded.setdefault(folder, {})):
         if not _loaded[folder]:
+            launch.tell_commit(folder, TESTED)
             alias_pyautoattack()  # to the host's copy of robustbench
             importlib.import_module("methods")
             patch_split()
