@@ -28,7 +28,8 @@ SMALL = {"apm": APM,
          "ttt": dict(steps=2, num_views=4),
          "ttt_mae": dict(steps=3, masks=4),
          "ttt_mae_surviving": dict(steps=3, masks=4),
-         "ttt_online": dict(num_views=4)}
+         "ttt_online": dict(num_views=4),
+         "uda_ss": dict(epochs=1, batch_size=64, digits=True, flip=False)}
 
 
 class AllImages:
