@@ -228,7 +228,8 @@ def test_what_is_recorded_is_shown_where_the_images_are_not(run, pictures, tmp_p
 # Code
 
 @pytest.mark.parametrize("name", [
-    "data/prepare/zenodo", "data/hub", "backbones/build", "backbones/weights/downloads",
+    "data/prepare/zenodo", "data/official", "data/hub", "backbones/build",
+    "backbones/weights/downloads",
     "fields/pretrain", "training/backbones", "report/table", "cli", "config/__init__",
     "config/rows", "bench/records"])
 def test_code_without_a_say_in_numbers_is_not_in_the_closure(name):

@@ -17,9 +17,10 @@ from PIL import Image
 from tta_apm import cli
 from tta_apm.atomic import TEMPORARY
 from tta_apm.data import cifar, imagenet, imagenet_classes
-from tta_apm.data.dataset import CLEAN, Domain
-from tta_apm.data.imagenet import LAYOUTS
+from tta_apm.data.corruptions.dataset import Corrupted
+from tta_apm.data.dataset import CLEAN, Clean, Domain
 from tta_apm.data.load import load_dataset
+from tta_apm.data.official import Official, official
 from tta_apm.data.prepare.make import Making, prepare
 from tta_apm.data.provenance import MARK
 from tta_apm.errors import UserError
@@ -52,7 +53,7 @@ def cifar10(tmp_path, monkeypatch):
 @pytest.fixture
 def validation(tmp_path, monkeypatch):
     """A folder with a validation set of one image per class, of which four are robustbench's."""
-    monkeypatch.setitem(LAYOUTS, "imagenet", LAYOUTS["imagenet"]._replace(num_images=1000))
+    monkeypatch.setattr(imagenet, "imagenet", imagenet.imagenet._replace(num_images=1000))
     monkeypatch.setattr(imagenet_classes, "robustbench_images", lambda: LISTED)
     for index, wnid in enumerate(WNIDS):
         folder = tmp_path / "imagenet2012/val" / wnid
@@ -87,6 +88,27 @@ def test_cifar_is_made_as_on_the_fly_and_the_record_says_so(cifar10):
     with pytest.raises(UserError, match="not found: .*snow.npy. `tta-apm data make cifar10_c` go"):
         made.check(Domain("cifar10_c", "snow", 1))
     assert set(files_of(cifar10 / "CIFAR-10-C")) == {"contrast.npy", "fog.npy", "labels.npy", MARK}
+
+
+def test_a_data_set_of_a_stranger_is_made_as_it_declares(tmp_path, monkeypatch):
+    """One file: what reads it, with what `data make` needs to know."""
+    monkeypatch.setattr(DATASETS, "_registered", {})
+
+    def dots(data_dir):
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+        return Clean("dots", pixels, np.arange(6) % 2, ["a", "b"], "single")
+
+    @DATASETS.register("dots_c")
+    @official(Official("Dots-C", "cifar", {"dots": dots}, in_arrays=True))
+    def dots_c(*, data_dir, frost_dir):
+        return Corrupted("dots_c", dots(data_dir), constants="cifar", frost_dir=frost_dir)
+
+    assert data("make", "dots_c", "--corruptions", "fog", "--data-dir", tmp_path) == 0
+    made = np.load(tmp_path / "Dots-C/fog.npy")
+    fly = load("dots_c", tmp_path)
+    for severity in (1, 5):
+        images = fly.images(Domain("dots_c", "fog", severity), np.arange(6))
+        assert (made[(severity - 1) * 6:severity * 6] == images).all()
 
 
 def test_a_run_that_was_killed_goes_on(cifar10):

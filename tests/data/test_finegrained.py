@@ -16,7 +16,6 @@ from tta_apm.backbones.clip_templates import templates
 from tta_apm.bench.records import load_record
 from tta_apm.data import finegrained
 from tta_apm.data.dataset import CLEAN, Domain
-from tta_apm.data.finegrained import LAYOUTS
 from tta_apm.errors import UserError
 from tta_apm.registry import DATASETS
 
@@ -39,6 +38,7 @@ CLASSES = {
     "eurosat": {"Annual Crop Land": "AnnualCrop/AnnualCrop_2697.jpg",
                 "Forest": "Forest/Forest_1.jpg"},
 }
+LAYOUTS = {name: getattr(finegrained, name) for name in CLASSES}
 COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
 
@@ -67,7 +67,7 @@ def small(monkeypatch):
     """Data sets of an image per class count as whole."""
     for name, layout in LAYOUTS.items():
         count = len(CLASSES[name])
-        monkeypatch.setitem(LAYOUTS, name, layout._replace(num_classes=count, num_images=count))
+        monkeypatch.setattr(finegrained, name, layout._replace(num_classes=count, num_images=count))
 
 
 def load(name: str, data_dir: Path):
@@ -122,7 +122,7 @@ def test_the_first_images_are_of_many_classes(tmp_path, monkeypatch):
     items = [["all.jpg", label, f"class {label}"] for label in range(20) for _ in range(30)]
     split = {"train": [], "val": [], "test": items}
     (folder / LAYOUTS["dtd"].split).write_text(json.dumps(split))
-    monkeypatch.setitem(LAYOUTS, "dtd",
+    monkeypatch.setattr(finegrained, "dtd",
                         LAYOUTS["dtd"]._replace(num_classes=20, num_images=600))
     assert len(set(load("dtd", tmp_path).labels[:30])) > 10
 

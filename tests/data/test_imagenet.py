@@ -18,11 +18,12 @@ from tta_apm.data import imagenet, imagenet_classes
 from tta_apm.data.dataset import CLEAN, Domain, Outputs
 from tta_apm.data.digits import digits
 from tta_apm.data.image_files import read_images, resize_and_crop
-from tta_apm.data.imagenet import LAYOUTS
 from tta_apm.errors import UserError
 
 WNIDS = imagenet_classes.wnids()
 LISTED = imagenet_classes.robustbench_images()
+LAYOUTS = {name: getattr(imagenet, name) for name in (
+    "imagenet", "imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch")}
 FOLDERS = [(name, folder) for name, layout in LAYOUTS.items() for folder in layout.folders]
 
 
@@ -58,7 +59,7 @@ def small(monkeypatch):
     """Data sets of one image per class count as whole."""
     for name, layout in LAYOUTS.items():
         count = len(layout.classes())
-        monkeypatch.setitem(LAYOUTS, name, layout._replace(num_images=count))
+        monkeypatch.setattr(imagenet, name, layout._replace(num_images=count))
 
 
 def place_tree(tree, path):

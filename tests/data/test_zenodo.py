@@ -17,6 +17,7 @@ import pytest
 from tta_apm import cli
 from tta_apm.data import cifar
 from tta_apm.data.corruptions.constants import CORRUPTIONS
+from tta_apm.data.official import official_of
 from tta_apm.data.prepare import zenodo as download
 from tta_apm.data.prepare.zenodo import Download, unpack
 from tta_apm.data.provenance import MARK
@@ -128,7 +129,7 @@ def python_with_and_without_filter(request, monkeypatch):
 
 @pytest.mark.usefixtures("python_with_and_without_filter")
 def test_only_what_is_missing_of_imagenet_c_is_loaded(zenodo, tar_of, tmp_path):
-    for archive in download.RECORDS["imagenet_c"].archives:
+    for archive in official_of("imagenet_c").zenodo.archives:
         for index, name in enumerate(archive.folders):
             if archive.file != "weather.tar" or index < 2:
                 (tmp_path / "ImageNet-C" / name).mkdir(parents=True)

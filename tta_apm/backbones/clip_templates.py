@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # the check of a config imports this file, without torch
 IMAGENET = "imagenet"
 SAME_COSINE = 1 - 1e-6  # of two features that differ only by rounding
 
+# Names that TEMPLATES takes and records hold; any data set may use any. What only one data set
+# uses is its own attribute `templates`.
 _SETS: dict[str, tuple[str, ...]] = {
     # CLIP (Radford et al. 2021), Section 3.1.4: the default without an ensemble.
     "single": ("a photo of a {}.",),

@@ -24,7 +24,7 @@ WITHOUT_NUMBERS = frozenset(f"tta_apm.{name}" for name in (
     "bench.deeds",
     "backbones.build", "backbones.passes", "backbones.text_cache", "backbones.weights.downloads",
     "backbones.weights.lookalikes", "console", "lock", "online", "plugins", "progress", "data.hub",
-    "data.prepare", "data.provenance", "api"))
+    "data.official", "data.prepare", "data.provenance", "api"))
 # Fields of syntax trees that hold no meaning, or that some versions of Python have and others not.
 SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores", "type_params"})
 

@@ -20,7 +20,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = shared.make_parser("data get", "Download a corrupted data set from Zenodo, check it "
                                 "and unpack it.", EXAMPLES)
-    parser.add_argument("name", metavar="NAME", help="cifar10_c, cifar100_c or imagenet_c")
+    parser.add_argument("name", metavar="NAME",
+                        help="of the data set: cifar10_c, cifar100_c, imagenet_c")
     parser.add_argument("--yes", action="store_true", help="do not ask before downloading")
     data_options.add_data_dir(parser)
     return parser

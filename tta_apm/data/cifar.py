@@ -8,18 +8,19 @@ down, as some hosts have it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from tta_apm.data.arrays import check_range, open_array, read_labels
 from tta_apm.data.cifar_python import read_batch
 from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import CLEAN, Clean, DataSet, Domain, hash_files
+from tta_apm.data.official import Archive, Official, ZenodoRecord, official, registered
 from tta_apm.data.provenance import how_to_finish, read_mark
-from tta_apm.errors import UserError, corrupt
+from tta_apm.errors import UserError
 
 TEMPLATE_SET = "cifar"
 
@@ -53,6 +54,8 @@ class PythonVersion(NamedTuple):
     test: str
     train: tuple[str, ...]
     label_key: str
+    meta: str
+    names_key: str  # in `meta`, of the classes
 
 
 class Cifar(NamedTuple):
@@ -74,11 +77,19 @@ CIFAR10 = Cifar("cifar10", CIFAR10_CLASSES, "cifar-10-batches-bin", "cifar-10-bi
                 "test_batch.bin", tuple(f"data_batch_{number}.bin" for number in range(1, 6)), 1,
                 ("CIFAR-10-C", "cifar10_c"), "2535967",
                 PythonVersion(("cifar-10-batches-py", "cifar10/cifar-10-batches-py"), "test_batch",
-                              tuple(f"data_batch_{number}" for number in range(1, 6)), "labels"))
+                              tuple(f"data_batch_{number}" for number in range(1, 6)), "labels",
+                              "batches.meta", "label_names"))
 CIFAR100 = Cifar("cifar100", CIFAR100_CLASSES, "cifar-100-binary", "cifar-100-binary.tar.gz",
                  "test.bin", ("train.bin",), 2, ("CIFAR-100-C", "cifar100_c"), "3555552",
                  PythonVersion(("cifar-100-python", "cifar100/cifar-100-python"), "test",
-                               ("train",), "fine_labels"))
+                               ("train",), "fine_labels", "meta", "fine_label_names"))
+
+
+def _official(cifar: Cifar, *clean: str) -> Official:
+    """Of its corrupted version, made of one of the data sets `clean`."""
+    folder = cifar.corrupted[0]
+    return Official(folder, "cifar", {name: registered(name) for name in clean}, in_arrays=True,
+                    zenodo=ZenodoRecord(cifar.record, "", (Archive(f"{folder}.tar", (folder,)),)))
 
 
 def cifar10(*, data_dir: str, frost_dir: str | None) -> Clean:
@@ -91,11 +102,13 @@ def cifar100(*, data_dir: str, frost_dir: str | None) -> Clean:
     return _clean(CIFAR100, Path(data_dir))
 
 
+@official(_official(CIFAR10, "cifar10", "cifar10_jpeg"))
 def cifar10_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
     """The official CIFAR-10-C if its folder is there, else the same made from CIFAR-10."""
     return _corrupted(CIFAR10, Path(data_dir), frost_dir)
 
 
+@official(_official(CIFAR100, "cifar100"))
 def cifar100_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
     """The official CIFAR-100-C if its folder is there, else the same made from CIFAR-100."""
     return _corrupted(CIFAR100, Path(data_dir), frost_dir)
@@ -108,8 +121,8 @@ def cifar10_1(*, data_dir: str, frost_dir: str | None) -> Clean:
     folder = next((folder for folder in inside if (folder / files[0]).is_file()), inside[0])
     advice = ("Get cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy from the folder datasets of "
               f"https://github.com/modestyachts/CIFAR-10.1 and put them into {inside[0]}")
-    pixels = _open(folder / files[0], (NUM_CIFAR10_1, *IMAGE), advice)
-    labels = _labels(folder / files[1], [NUM_CIFAR10_1], len(CIFAR10_CLASSES), advice)
+    pixels = open_array(folder / files[0], (NUM_CIFAR10_1, *IMAGE), advice)
+    labels = read_labels(folder / files[1], [NUM_CIFAR10_1], len(CIFAR10_CLASSES), advice)
     return Clean("cifar10_1", pixels, labels, CIFAR10_CLASSES, TEMPLATE_SET,
                  source=lambda: _train(CIFAR10, Path(data_dir)))
 
@@ -141,8 +154,8 @@ class OfficialC(DataSet):
         if clean is not None and not (folder / "labels.npy").is_file():
             self.labels = clean.labels  # some copies go without
         else:
-            self.labels = _labels(folder / "labels.npy", [NUM_TEST * NUM_SEVERITIES, NUM_TEST],
-                                  len(self.class_names), self.advice)[:NUM_TEST]
+            self.labels = read_labels(folder / "labels.npy", [NUM_TEST * NUM_SEVERITIES, NUM_TEST],
+                                      len(self.class_names), self.advice)[:NUM_TEST]
 
     def images(self, domain: Domain, indices: np.ndarray) -> np.ndarray:
         if domain.severity == 0:
@@ -171,8 +184,8 @@ class OfficialC(DataSet):
         return _train(self.cifar, self.folder.parent)
 
     def _file(self, domain: Domain) -> np.ndarray:
-        return _open(self.folder / f"{domain.corruption}.npy",
-                     (NUM_TEST * NUM_SEVERITIES, *IMAGE), self.advice)
+        return open_array(self.folder / f"{domain.corruption}.npy",
+                          (NUM_TEST * NUM_SEVERITIES, *IMAGE), self.advice)
 
     def _clean(self) -> Clean:
         # Without it, this says what to get.
@@ -255,7 +268,7 @@ def _read_binary(cifar: Cifar, file: Path, num_images: int) -> tuple[np.ndarray,
                         f"{size}. {advice}")
     table = np.fromfile(file, np.uint8).reshape(num_images, -1)
     labels = table[:, cifar.label_bytes - 1].astype(np.int64)
-    _check_range(file, labels, len(cifar.class_names), advice)
+    check_range(file, labels, len(cifar.class_names), advice)
     return table[:, cifar.label_bytes:], labels
 
 
@@ -265,41 +278,5 @@ def _read_python(cifar: Cifar, file: Path, num_images: int) -> tuple[np.ndarray,
     advice = (f"Get {archive}, the Python version, from https://www.cs.toronto.edu/~kriz/cifar.html"
               f" and unpack it in {file.parent.parent}")
     pixels, labels = read_batch(file, num_images, SIDE * SIDE * 3, cifar.python.label_key, advice)
-    _check_range(file, labels, len(cifar.class_names), advice)
+    check_range(file, labels, len(cifar.class_names), advice)
     return pixels, labels
-
-
-def _open(file: Path, shape: tuple[int, ...], advice: str) -> np.ndarray:
-    """An array uint8 of `shape` that stays on disk. UserError if the file holds another one."""
-    array = _memory_map(file, advice)
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise UserError(f"{file} holds {array.dtype} {list(array.shape)} instead of uint8 "
-                        f"{list(shape)}. {advice}")
-    return array
-
-
-def _labels(file: Path, counts: Sequence[int], num_classes: int, advice: str) -> np.ndarray:
-    """Labels int64 [N], N one of `counts`. UserError if the file holds anything else."""
-    array = _memory_map(file, advice)
-    if array.dtype.kind not in "iu" or array.shape not in [(count,) for count in counts]:
-        raise UserError(f"{file} holds {array.dtype} {list(array.shape)} instead of "
-                        f"{' or '.join(map(str, counts))} whole numbers. {advice}")
-    _check_range(file, array, num_classes, advice)
-    return np.array(array, np.int64)
-
-
-def _check_range(file: Path, labels: np.ndarray, num_classes: int, advice: str) -> None:
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        raise UserError(f"{file} holds the label {wrong[0]}, but there are {num_classes} classes. "
-                        f"{advice}")
-
-
-def _memory_map(file: Path, advice: str) -> np.ndarray:
-    """The array in a .npy file, on disk and never unpickled."""
-    if not file.is_file():
-        raise UserError(f"file not found: {file}. {advice}")
-    try:
-        return np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise corrupt(file, error, f"Delete it. {advice}", kind="a .npy file") from error

@@ -7,7 +7,6 @@ list "train", "val" and "test" as [image, label, class name]; FGVC-Aircraft has 
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ GUIDE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 
 class Layout(NamedTuple):
-    """Where a data set lies and what it holds when it is whole."""
+    """A data set: where it lies and what it holds when it is whole."""
 
+    name: str
     title: str
     folder: str  # below DATA_DIR
     images: str  # folder of the images in it
@@ -39,6 +39,41 @@ class Layout(NamedTuple):
         return (f"Get its images and {self.split}, and lay them out, as {GUIDE} says under "
                 f"{self.title}")
 
+    def __call__(self, *, data_dir: str, frost_dir: str | None) -> ImageFiles:
+        """The test split; `frost_dir` is unused.
+
+        Raises:
+            UserError: if a folder, the split or an image of it is not there, or the split is not
+                whole.
+        """
+        folder = Path(data_dir) / self.folder
+        if not folder.is_dir():
+            raise UserError(f"DATASET {self.name}: {self.title} is not below DATA_DIR {data_dir} "
+                            f"(looked for {self.folder}). {self.advice}")
+        file = folder / self.split
+        try:
+            split = read_split(file) if file.suffix == ".json" else read_variants(file)
+        except FileNotFoundError as error:
+            raise UserError(f"file not found: {error.filename}. {self.advice}") from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{file} is not a split of {self.title} ({error!r}). {self.advice}") \
+                from error
+        found = len(split.class_names), len(split.files)
+        if found != (self.num_classes, self.num_images):
+            raise UserError(f"{file} lists {found[1]} test images of {found[0]} classes, but "
+                            f"{self.title} has {self.num_images} of {self.num_classes}. "
+                            f"{self.advice}")
+        images = folder / self.images
+        missing = [image for image in split.files if not (images / image).is_file()]
+        if missing:
+            raise UserError(f"{images} lacks {len(missing)} of {self.num_images} test images, such "
+                            f"as {missing[0]}. {self.advice}")
+        order = mixed(len(split.files))
+        return ImageFiles(self.name, images, [split.files[index] for index in order],
+                          np.array(split.labels, np.int64)[order], class_names=split.class_names,
+                          template_set=self.template_set, resized=RESIZED,
+                          origin=f"{self.title}, CoOp's test split")
+
 
 class Split(NamedTuple):
     """The test images of a data set."""
@@ -46,75 +81,6 @@ class Split(NamedTuple):
     files: list[str]  # below the folder of the images
     labels: list[int]
     class_names: tuple[str, ...]
-
-
-LAYOUTS = {
-    "flowers102": Layout("Flowers102", "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json",
-                         102, 2_463, "flowers102"),
-    "dtd": Layout("DTD", "dtd", "images", "split_zhou_DescribableTextures.json", 47, 1_692, "dtd"),
-    "oxford_pets": Layout("OxfordPets", "oxford_pets", "images", "split_zhou_OxfordPets.json", 37,
-                          3_669, "oxford_pets"),
-    # The middle frame of each video.
-    "ucf101": Layout("UCF101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", 101,
-                     3_783, "ucf101"),
-    "caltech101": Layout("Caltech101", "caltech-101", "101_ObjectCategories",
-                         "split_zhou_Caltech101.json", 100, 2_465, "single"),
-    "food101": Layout("Food101", "food-101", "images", "split_zhou_Food101.json", 101, 30_300,
-                      "food101"),
-    "sun397": Layout("SUN397", "sun397", "SUN397", "split_zhou_SUN397.json", 397, 19_850,
-                     "single"),
-    "fgvc_aircraft": Layout("FGVCAircraft", "fgvc_aircraft", "images", "images_variant_test.txt",
-                            100, 3_333, "fgvc_aircraft"),
-    "eurosat": Layout("EuroSAT", "eurosat", "2750", "split_zhou_EuroSAT.json", 10, 8_100,
-                      "eurosat"),
-}
-
-
-def load(name: str, *, data_dir: str, frost_dir: str | None) -> ImageFiles:
-    """The test split of a data set of LAYOUTS; `frost_dir` is unused.
-
-    Raises:
-        UserError: if a folder, the split or an image of it is not there, or the split is not whole.
-    """
-    layout = LAYOUTS[name]
-    folder = Path(data_dir) / layout.folder
-    if not folder.is_dir():
-        raise UserError(f"DATASET {name}: {layout.title} is not below DATA_DIR {data_dir} (looked "
-                        f"for {layout.folder}). {layout.advice}")
-    file = folder / layout.split
-    try:
-        split = read_split(file) if file.suffix == ".json" else read_variants(file)
-    except FileNotFoundError as error:
-        raise UserError(f"file not found: {error.filename}. {layout.advice}") from error
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{file} is not a split of {layout.title} ({error!r}). {layout.advice}") \
-            from error
-    found = len(split.class_names), len(split.files)
-    if found != (layout.num_classes, layout.num_images):
-        raise UserError(f"{file} lists {found[1]} test images of {found[0]} classes, but "
-                        f"{layout.title} has {layout.num_images} of {layout.num_classes}. "
-                        f"{layout.advice}")
-    images = folder / layout.images
-    missing = [image for image in split.files if not (images / image).is_file()]
-    if missing:
-        raise UserError(f"{images} lacks {len(missing)} of {layout.num_images} test images, such "
-                        f"as {missing[0]}. {layout.advice}")
-    order = mixed(len(split.files))
-    return ImageFiles(name, images, [split.files[index] for index in order],
-                      np.array(split.labels, np.int64)[order], class_names=split.class_names,
-                      template_set=layout.template_set, resized=RESIZED,
-                      origin=f"{layout.title}, CoOp's test split")
-
-
-flowers102 = partial(load, "flowers102")
-dtd = partial(load, "dtd")
-oxford_pets = partial(load, "oxford_pets")
-ucf101 = partial(load, "ucf101")
-caltech101 = partial(load, "caltech101")
-food101 = partial(load, "food101")
-sun397 = partial(load, "sun397")
-fgvc_aircraft = partial(load, "fgvc_aircraft")
-eurosat = partial(load, "eurosat")
 
 
 def read_split(file: Path) -> Split:
@@ -143,3 +109,23 @@ def read_variants(file: Path) -> Split:
     lines = [line.split(" ", 1) for line in file.read_text(encoding="utf-8").splitlines()]
     return Split([f"{image}.jpg" for image, _ in lines], [names.index(name) for _, name in lines],
                  tuple(names))
+
+
+flowers102 = Layout("flowers102", "Flowers102", "oxford_flowers", "jpg",
+                    "split_zhou_OxfordFlowers.json", 102, 2_463, "flowers102")
+dtd = Layout("dtd", "DTD", "dtd", "images", "split_zhou_DescribableTextures.json", 47, 1_692, "dtd")
+oxford_pets = Layout("oxford_pets", "OxfordPets", "oxford_pets", "images",
+                     "split_zhou_OxfordPets.json", 37, 3_669, "oxford_pets")
+# The middle frame of each video.
+ucf101 = Layout("ucf101", "UCF101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", 101,
+                3_783, "ucf101")
+caltech101 = Layout("caltech101", "Caltech101", "caltech-101", "101_ObjectCategories",
+                    "split_zhou_Caltech101.json", 100, 2_465, "single")
+food101 = Layout("food101", "Food101", "food-101", "images", "split_zhou_Food101.json", 101, 30_300,
+                 "food101")
+sun397 = Layout("sun397", "SUN397", "sun397", "SUN397", "split_zhou_SUN397.json", 397, 19_850,
+                "single")
+fgvc_aircraft = Layout("fgvc_aircraft", "FGVCAircraft", "fgvc_aircraft", "images",
+                       "images_variant_test.txt", 100, 3_333, "fgvc_aircraft")
+eurosat = Layout("eurosat", "EuroSAT", "eurosat", "2750", "split_zhou_EuroSAT.json", 10, 8_100,
+                 "eurosat")

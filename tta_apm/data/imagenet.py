@@ -22,6 +22,7 @@ from tta_apm.data.corruptions.constants import SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import DataSet, Domain, Outputs, hash_files
 from tta_apm.data.image_files import ImageFiles, check_classes, list_images, read_images
+from tta_apm.data.official import Archive, Official, ZenodoRecord, official
 from tta_apm.data.provenance import how_to_finish, read_mark
 from tta_apm.errors import UserError
 
@@ -29,50 +30,69 @@ TEMPLATE_SET = "imagenet"
 
 
 class Variant(NamedTuple):
-    """Where a data set lies and what it holds when it is whole."""
+    """A data set in class folders: where it lies and what it holds when it is whole."""
 
+    name: str
     title: str
     folders: tuple[str, ...]  # below DATA_DIR; the first that is there is taken
     classes: Callable[[], Sequence[str]]  # class folders, in the order of the labels
     num_images: int
     advice: str  # where to get it
 
+    def __call__(self, *, data_dir: str, frost_dir: str | None) -> ImageFiles:
+        """All of its images; `frost_dir` is unused, as in all but ImageNet-C."""
+        folder = _find(Path(data_dir), self.folders)
+        if folder is None:
+            raise UserError(_absent(self.name, self.title, data_dir, self.folders, self.advice))
+        classes = self.classes()
+        files, labels = list_images(folder, classes, self.advice)
+        if len(files) != self.num_images:
+            raise UserError(f"{folder} holds {len(files)} images, but {self.title} has "
+                            f"{self.num_images}: unpack it anew. {self.advice}")
+        names, outputs = imagenet_classes.class_names(), None
+        origin = self.title
+        if len(classes) < imagenet_classes.NUM_CLASSES:
+            index_of = {wnid: index for index, wnid in enumerate(imagenet_classes.wnids())}
+            outputs = Outputs(len(index_of), tuple(index_of[wnid] for wnid in classes))
+            names = tuple(names[index] for index in outputs.kept)
+            origin += f", {len(classes)} classes"
+        return ImageFiles(self.name, folder, files, labels, class_names=names,
+                          template_set=TEMPLATE_SET, origin=origin, outputs=outputs)
 
-LAYOUTS = {
-    "imagenet": Variant(
-        "ImageNet's validation set",
-        ("imagenet2012/val", "ILSVRC/val", "ImageNet/val", "imagenet/val", "imagenet/images/val",
-         "val"), imagenet_classes.wnids, 50_000,
-        "Get ILSVRC2012_img_val.tar from https://image-net.org and sort its images into class "
-        "folders n01440764, ..., as torchvision's ImageNet does"),
-    "imagenet_a": Variant(
-        "ImageNet-A",
-        ("imagenet-a", "imagenet/imagenet-a", "imagenet-adversarial/imagenet-a"),
-        imagenet_classes.wnids_a, 7_500,
-        "Get imagenet-a.tar of https://github.com/hendrycks/natural-adv-examples and unpack it "
-        "there"),
-    "imagenet_r": Variant(
-        "ImageNet-R",
-        ("imagenet-r", "imagenet/imagenet-r", "imagenet-rendition/imagenet-r"),
-        imagenet_classes.wnids_r, 30_000,
-        "Get imagenet-r.tar of https://github.com/hendrycks/imagenet-r and unpack it there"),
-    "imagenet_v2": Variant(
-        "ImageNet-V2 (matched frequency)",
-        ("imagenet-v2/imagenetv2-matched-frequency-format-val",
-         "imagenet/imagenetv2-matched-frequency-format-val",
-         "imagenetv2-matched-frequency-format-val",
-         "imagenetv2/imagenetv2-matched-frequency-format-val"),
-        # Its folders are class indices: "10" is class 10, though it is third in a listing.
-        lambda: [str(index) for index in range(imagenet_classes.NUM_CLASSES)], 10_000,
-        "Get imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2 "
-        "and unpack it there"),
-    "imagenet_sketch": Variant(
-        "ImageNet-Sketch",
-        ("ImageNet-Sketch/sketch", "ImageNet-Sketch", "imagenet-sketch/images"),
-        imagenet_classes.wnids, 50_889,
-        "Get ImageNet-Sketch.zip of https://github.com/HaohanWang/ImageNet-Sketch and unpack it "
-        "there"),
-}
+
+imagenet = Variant(
+    "imagenet", "ImageNet's validation set",
+    ("imagenet2012/val", "ILSVRC/val", "ImageNet/val", "imagenet/val", "imagenet/images/val",
+     "val"), imagenet_classes.wnids, 50_000,
+    "Get ILSVRC2012_img_val.tar from https://image-net.org and sort its images into class "
+    "folders n01440764, ..., as torchvision's ImageNet does")
+imagenet_a = Variant(
+    "imagenet_a", "ImageNet-A",
+    ("imagenet-a", "imagenet/imagenet-a", "imagenet-adversarial/imagenet-a"),
+    imagenet_classes.wnids_a, 7_500,
+    "Get imagenet-a.tar of https://github.com/hendrycks/natural-adv-examples and unpack it "
+    "there")
+imagenet_r = Variant(
+    "imagenet_r", "ImageNet-R",
+    ("imagenet-r", "imagenet/imagenet-r", "imagenet-rendition/imagenet-r"),
+    imagenet_classes.wnids_r, 30_000,
+    "Get imagenet-r.tar of https://github.com/hendrycks/imagenet-r and unpack it there")
+imagenet_v2 = Variant(
+    "imagenet_v2", "ImageNet-V2 (matched frequency)",
+    ("imagenet-v2/imagenetv2-matched-frequency-format-val",
+     "imagenet/imagenetv2-matched-frequency-format-val",
+     "imagenetv2-matched-frequency-format-val",
+     "imagenetv2/imagenetv2-matched-frequency-format-val"),
+    # Its folders are class indices: "10" is class 10, though it is third in a listing.
+    lambda: [str(index) for index in range(imagenet_classes.NUM_CLASSES)], 10_000,
+    "Get imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2 "
+    "and unpack it there")
+imagenet_sketch = Variant(
+    "imagenet_sketch", "ImageNet-Sketch",
+    ("ImageNet-Sketch/sketch", "ImageNet-Sketch", "imagenet-sketch/images"),
+    imagenet_classes.wnids, 50_889,
+    "Get ImageNet-Sketch.zip of https://github.com/HaohanWang/ImageNet-Sketch and unpack it "
+    "there")
 
 C_FOLDERS = ("ImageNet-C", "ILSVRC/imagenet-c")
 C_RECORD = "2235448"  # on Zenodo
@@ -80,36 +100,27 @@ C_ADVICE = (f"Get the tar files of https://zenodo.org/records/{C_RECORD} and unp
             "that there is ImageNet-C/fog/5/n01440764 (`tta-apm data get imagenet_c` does both)")
 
 
-def imagenet(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
-    """The 50,000 validation images; `frost_dir` is unused, as in all but ImageNet-C."""
-    return _image_files("imagenet", data_dir)
+def _official(chosen: Callable[[], Sequence[str] | None], zenodo: ZenodoRecord | None = None
+              ) -> Official:
+    """Of ImageNet-C, made of the validation images `chosen`, None for all."""
+    return Official(C_FOLDERS[0], "imagenet",
+                    {"imagenet": lambda data_dir: validation(str(data_dir), chosen())},
+                    zenodo=zenodo)
 
 
-def imagenet_a(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
-    """ImageNet-A: 7,500 natural adversarial images of 200 classes."""
-    return _image_files("imagenet_a", data_dir)
-
-
-def imagenet_r(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
-    """ImageNet-R: 30,000 renditions of 200 classes."""
-    return _image_files("imagenet_r", data_dir)
-
-
-def imagenet_v2(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
-    """ImageNet-V2, matched frequency: 10,000 new images."""
-    return _image_files("imagenet_v2", data_dir)
-
-
-def imagenet_sketch(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
-    """ImageNet-Sketch: 50,889 black and white sketches."""
-    return _image_files("imagenet_sketch", data_dir)
-
-
+@official(_official(lambda: imagenet_classes.robustbench_images(), ZenodoRecord(
+    C_RECORD, C_FOLDERS[0], (
+        Archive("noise.tar", ("gaussian_noise", "shot_noise", "impulse_noise")),
+        Archive("blur.tar", ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")),
+        Archive("weather.tar", ("snow", "frost", "fog", "brightness")),
+        Archive("digital.tar", ("contrast", "elastic_transform", "pixelate",
+                                "jpeg_compression"))))))
 def imagenet_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
     """RobustBench's 5,000 images of the official ImageNet-C, else made from validation images."""
     return _corrupted("imagenet_c", data_dir, frost_dir, imagenet_classes.robustbench_images())
 
 
+@official(_official(lambda: None))
 def imagenet_c_50k(*, data_dir: str, frost_dir: str | None) -> DataSet:
     """All 50,000 images of the official ImageNet-C, else made from the validation images."""
     return _corrupted("imagenet_c_50k", data_dir, frost_dir, None)
@@ -196,28 +207,6 @@ def _as_it_is(image: Image.Image) -> Image.Image:
     return image
 
 
-def _image_files(name: str, data_dir: str) -> ImageFiles:
-    """A whole data set of LAYOUTS."""
-    layout = LAYOUTS[name]
-    folder = _find(Path(data_dir), layout.folders)
-    if folder is None:
-        raise UserError(_absent(name, layout.title, data_dir, layout.folders, layout.advice))
-    classes = layout.classes()
-    files, labels = list_images(folder, classes, layout.advice)
-    if len(files) != layout.num_images:
-        raise UserError(f"{folder} holds {len(files)} images, but {layout.title} has "
-                        f"{layout.num_images}: unpack it anew. {layout.advice}")
-    names, outputs = imagenet_classes.class_names(), None
-    origin = layout.title
-    if len(classes) < imagenet_classes.NUM_CLASSES:
-        index_of = {wnid: index for index, wnid in enumerate(imagenet_classes.wnids())}
-        outputs = Outputs(len(index_of), tuple(index_of[wnid] for wnid in classes))
-        names = tuple(names[index] for index in outputs.kept)
-        origin += f", {len(classes)} classes"
-    return ImageFiles(name, folder, files, labels, class_names=names, template_set=TEMPLATE_SET,
-                      origin=origin, outputs=outputs)
-
-
 def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence[str] | None
                ) -> DataSet:
     """ImageNet-C, of the images `chosen`, None for all."""
@@ -228,7 +217,7 @@ def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence
     if folder is not None:
         files = _list_official(folder) if chosen is None else chosen
         return OfficialC(name, folder, files, imagenet_classes.class_names(), clean)
-    if _find(Path(data_dir), LAYOUTS["imagenet"].folders) is None:
+    if _find(Path(data_dir), imagenet.folders) is None:
         raise UserError(_absent(name, "ImageNet-C", data_dir, C_FOLDERS, C_ADVICE)
                         + "; or put ImageNet's validation set into imagenet2012/val, from which it "
                         "is made on the fly")
@@ -237,12 +226,12 @@ def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence
 
 def validation(data_dir: str, chosen: Sequence[str] | None) -> ImageFiles:
     """The images `chosen` of the validation set, in that order; None for all."""
-    whole = _image_files("imagenet", data_dir)
+    whole = imagenet(data_dir=data_dir, frost_dir=None)
     if chosen is None:
         return whole
     lost = set(chosen).difference(whole.files)
     if lost:
-        raise UserError(f"{whole.folder} lacks {min(lost)}. {LAYOUTS['imagenet'].advice}")
+        raise UserError(f"{whole.folder} lacks {min(lost)}. {imagenet.advice}")
     return ImageFiles(whole.name, whole.folder, chosen, _labels(chosen),
                       class_names=whole.class_names, template_set=TEMPLATE_SET,
                       origin=f"{whole.origin}, {len(chosen)} images")
@@ -252,7 +241,7 @@ def _list_official(folder: Path) -> list[str]:
     """The images that every corruption and severity of ImageNet-C has."""
     inside = next((path for path in sorted(folder.glob("*/[1-5]")) if path.is_dir()), folder)
     files, _ = list_images(inside, imagenet_classes.wnids(), C_ADVICE)
-    wanted = LAYOUTS["imagenet"].num_images
+    wanted = imagenet.num_images
     if len(files) != wanted:
         raise UserError(f"{inside} holds {len(files)} images instead of {wanted}: unpack it anew. "
                         f"{C_ADVICE}")

@@ -32,6 +32,7 @@ class Board:
     has_mce: bool = False
 
 
+# One table, no fields of the data sets: these names are others', and one set has several.
 BOARDS = {
     "cifar10_c": Board("CIFAR10-C", 10_000, "cifar10"),
     "cifar100_c": Board("CIFAR100-C", 10_000, "cifar100"),

@@ -43,6 +43,7 @@ CROSS_DATASET = PublishedTable("cross_dataset", 3, "accuracy", {"APM": "Ensemble
 _IMAGENET_C = {severity: PublishedTable(f"imagenet_c_level{severity}", number, "accuracy",
                                         {"APM": "OpenCLIP ViT-L/14"})
                for severity, number in ((1, 11), (2, 12), (3, 13), (4, 14), (5, 2))}
+# By our names here, no fields of the data sets: that a table of this paper has one is the paper's.
 CORRUPTED = {
     "cifar10_c": {
         5: PublishedTable("cifar10_c_level5", 10, "error", {"APM": "CLIP ViT-L/14"})},

@@ -11,31 +11,36 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from tta_apm.atomic import TEMPORARY, atomic_path
-from tta_apm.data import cifar, cifar_jpeg, imagenet, imagenet_classes
+from tta_apm.data import cifar, cifar_jpeg
 from tta_apm.data.corruptions.constants import CORRUPTIONS, SEVERITIES
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.corruptions.functions import frost_source
 from tta_apm.data.dataset import CLEAN, Clean, Domain
+from tta_apm.data.official import declared, official_of
 from tta_apm.data.prepare.python_version import PythonFiles
 from tta_apm.data.prepare.zenodo import gigabytes
 from tta_apm.data.provenance import Provenance, mark_folder
 from tta_apm.errors import UserError, nearest, writing
 from tta_apm.lock import locked
+from tta_apm.registry import DATASETS
 
 CHUNK = 64  # images
 JPEG_QUALITY = 85  # as in the official script
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ class Making:
             if whole.is_file():
                 yield len(labels) * len(SEVERITIES)
                 continue
-            shape = (len(SEVERITIES) * len(labels), *cifar.IMAGE)
+            image = self.dataset.images(self.domains[0], np.array([0]))[0]
+            shape = (len(SEVERITIES) * len(labels), *image.shape)
             self._require_room(math.prod(shape))
             # Written, not mapped: a full disk is then an error that can be told.
             with atomic_path(whole) as temporary, open(temporary, "wb") as file:
@@ -169,41 +175,34 @@ def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Seq
 
     Args:
         severities: 1 to 5; a file of CIFAR holds all.
-        clean: the clean images to take, where there is a choice: one of CLEAN_SETS.
+        clean: the clean images to take, where there is a choice.
 
     Raises:
-        UserError: if `name` is none of MAKERS, cannot be made as asked, or the clean images are
-            not here.
+        UserError: if `name` cannot be made, or not as asked, or the clean images are not here.
     """
-    if name not in MAKERS:
-        raise UserError(f"{name!r} has no official layout to make: {nearest(name, MAKERS)}")
-    maker = MAKERS[name]
-    if clean:
-        choices = CLEAN_SETS.get(name, {})
-        if clean not in choices:
-            raise UserError(f"--clean {clean}: {name} cannot be made of it"
-                            + (f"; {nearest(clean, choices)}" if choices else ""))
-        maker = choices[clean]
-    domains = [Domain(name, corruption, severity) for corruption in corruptions
-               for severity in sorted(severities)]
-    return maker(Path(data_dir), frost_dir, tuple(domains))
+    domains = tuple(Domain(name, corruption, severity) for corruption in corruptions
+                    for severity in sorted(severities))
+    if name in OTHER_LAYOUTS:
+        choices = OTHER_LAYOUTS[name]
+        return _choose(name, clean, choices)(Path(data_dir), frost_dir, domains)
+    official = official_of(name) if name in DATASETS.names() else None
+    if official is None:
+        raise UserError(f"{name!r} has no official layout to make: "
+                        f"{nearest(name, (*declared(), *OTHER_LAYOUTS))}")
+    if official.in_arrays and {domain.severity for domain in domains} != set(SEVERITIES):
+        raise UserError(f"a file of {official.folder} holds all severities: leave --severity away")
+    images = _choose(name, clean, official.clean)(Path(data_dir))
+    dataset = Corrupted(name, images, constants=official.constants, frost_dir=frost_dir)
+    return Making(dataset, Path(data_dir) / official.folder, domains,
+                  () if isinstance(images, Clean) else images.files)
 
 
-def _cifar_c(which: cifar.Cifar, read: Callable[..., Clean], data_dir: Path,
-             frost_dir: str | None, domains: tuple[Domain, ...]) -> Making:
-    folder = which.corrupted[0]
-    if {domain.severity for domain in domains} != set(SEVERITIES):
-        raise UserError(f"a file of {folder} holds all severities: leave --severity away")
-    clean = read(data_dir=str(data_dir), frost_dir=None)
-    dataset = Corrupted(domains[0].dataset, clean, constants="cifar", frost_dir=frost_dir)
-    return Making(dataset, data_dir / folder, domains)
-
-
-def _imagenet_c(choose: Callable[[], Sequence[str] | None], data_dir: Path, frost_dir: str | None,
-                domains: tuple[Domain, ...]) -> Making:
-    clean = imagenet.validation(str(data_dir), choose())
-    dataset = Corrupted(domains[0].dataset, clean, constants="imagenet", frost_dir=frost_dir)
-    return Making(dataset, data_dir / imagenet.C_FOLDERS[0], domains, clean.files)
+def _choose(name: str, clean: str, choices: Mapping[str, T]) -> T:
+    """What makes `name` of the images `clean`, "" for the first choice."""
+    if clean and (clean not in choices or len(choices) == 1):
+        raise UserError(f"--clean {clean}: {name} cannot be made of it"
+                        + (f"; {nearest(clean, choices)}" if len(choices) > 1 else ""))
+    return choices[clean or next(iter(choices))]
 
 
 def _without_corruptions(name: str, frost_dir: str | None, domains: tuple[Domain, ...]) -> None:
@@ -224,22 +223,16 @@ def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, 
     return Archives(data_dir, {"train": cifar.train_part(cifar.CIFAR10, data_dir), "test": test})
 
 
-_Maker = Callable[[Path, "str | None", "tuple[Domain, ...]"], "Making | Archives | PythonFiles"]
-MAKERS: dict[str, _Maker] = {
-    "cifar10_jpeg": _cifar10_jpeg,
-    "cifar10_c": partial(_cifar_c, cifar.CIFAR10, cifar.cifar10),
-    "cifar100_c": partial(_cifar_c, cifar.CIFAR100, cifar.cifar100),
-    "cifar10_python": partial(_python, cifar.CIFAR10, cifar.cifar10),
-    "cifar100_python": partial(_python, cifar.CIFAR100, cifar.cifar100),
-    "imagenet_c": partial(_imagenet_c, lambda: imagenet_classes.robustbench_images()),
-    "imagenet_c_50k": partial(_imagenet_c, lambda: None),
+_Maker = Callable[[Path, "str | None", "tuple[Domain, ...]"], "Archives | PythonFiles"]
+# What is no corrupted data set, so that no data set declares it: what other programs read, and the
+# archives that cifar10_jpeg and cifar10_jpeg_c share; by the clean images that they are made of.
+OTHER_LAYOUTS: dict[str, dict[str, _Maker]] = {
+    "cifar10_jpeg": {"cifar10": _cifar10_jpeg},
+    "cifar10_python": {
+        "cifar10": partial(_python, cifar.CIFAR10, cifar.cifar10),
+        "cifar10_jpeg": partial(_python, cifar.CIFAR10, cifar_jpeg.cifar10_jpeg, reuse=False)},
+    "cifar100_python": {"cifar100": partial(_python, cifar.CIFAR100, cifar.cifar100)},
 }
-# Of what else a set can be made: its mark and its records then say so.
-_JPEG = cifar.CIFAR10, cifar_jpeg.cifar10_jpeg
-CLEAN_SETS: dict[str, dict[str, _Maker]] = {
-    "cifar10_c": {"cifar10": MAKERS["cifar10_c"], "cifar10_jpeg": partial(_cifar_c, *_JPEG)},
-    "cifar10_python": {"cifar10": MAKERS["cifar10_python"],
-                       "cifar10_jpeg": partial(_python, *_JPEG, reuse=False)}}
 
 
 def _chunks(indices: np.ndarray) -> list[np.ndarray]:

@@ -21,7 +21,6 @@ from tta_apm.errors import writing
 from tta_apm.lock import locked
 
 PROTOCOL = 2  # as the official files have
-META = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,8 @@ class PythonFiles:
         provenance = Provenance(images=how, constants="", frost="", stored="")
         with writing(f"to {self.folder}"), locked(self.folder, repr(provenance)):
             mark_folder(self.folder, provenance)
-            name, key = META[self.which.name]
             names = [text.replace(" ", "_") for text in self.which.class_names]
-            self._save(name, {key: names})
+            self._save(self.which.python.meta, {self.which.python.names_key: names})
             pixels = self.clean.pixels.transpose(0, 3, 1, 2).reshape(len(self), -1)
             self._save(self.which.python.test, {
                 "data": np.ascontiguousarray(pixels),

@@ -1,4 +1,4 @@
-"""download: CIFAR-10-C, CIFAR-100-C and ImageNet-C from Zenodo, checked before they are unpacked.
+"""download: corrupted data sets from Zenodo, checked before they are unpacked.
 
 robustbench takes an interrupted download for a whole archive and does not check the paths of
 members. Here pooch downloads to a temporary file, size and checksum are compared with Zenodo's,
@@ -20,7 +20,7 @@ import pooch
 
 from tta_apm import __version__
 from tta_apm.atomic import TEMPORARY, atomic_path
-from tta_apm.data import cifar, imagenet
+from tta_apm.data.official import Archive, declared, official_of
 from tta_apm.data.provenance import MARK
 from tta_apm.errors import UserError, explain, nearest
 from tta_apm.lock import locked
@@ -35,38 +35,6 @@ CHUNK = 1 << 18  # bytes
 HEADERS = {"User-Agent": f"tta-apm/{__version__}"}
 
 
-class Archive(NamedTuple):
-    """A file of a record, and the folders in it."""
-
-    file: str
-    folders: tuple[str, ...]
-
-
-class ZenodoRecord(NamedTuple):
-    """A data set on Zenodo, and the folder below DATA_DIR that its archives are unpacked in."""
-
-    number: str
-    folder: str
-    archives: tuple[Archive, ...]
-
-
-def _cifar_c(which: cifar.Cifar) -> ZenodoRecord:
-    folder = which.corrupted[0]
-    return ZenodoRecord(which.record, "", (Archive(f"{folder}.tar", (folder,)),))
-
-
-RECORDS = {
-    "cifar10_c": _cifar_c(cifar.CIFAR10),
-    "cifar100_c": _cifar_c(cifar.CIFAR100),
-    "imagenet_c": ZenodoRecord(imagenet.C_RECORD, imagenet.C_FOLDERS[0], (
-        Archive("noise.tar", ("gaussian_noise", "shot_noise", "impulse_noise")),
-        Archive("blur.tar", ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")),
-        Archive("weather.tar", ("snow", "frost", "fog", "brightness")),
-        Archive("digital.tar", ("contrast", "elastic_transform", "pixelate",
-                                "jpeg_compression")))),
-}
-
-
 class Remote(NamedTuple):
     """An archive as Zenodo has it."""
 
@@ -79,7 +47,7 @@ class Download:
     """What is missing of a data set, and where it comes from.
 
     Args:
-        name: of the data set, one of RECORDS.
+        name: of the data set.
         data_dir: folder of the data sets.
 
     Attributes:
@@ -87,14 +55,17 @@ class Download:
         folder: the archives are unpacked in it.
 
     Raises:
-        UserError: for another name, and for a folder of images that were made here.
+        UserError: for a data set that declares no record, and for a folder of images that were
+            made here.
     """
 
     def __init__(self, name: str, data_dir: Path) -> None:
-        if name not in RECORDS:
-            raise UserError(f"{name!r} cannot be downloaded here ({nearest(name, RECORDS)}); "
+        official = official_of(name)
+        if official is None or official.zenodo is None:
+            known = [other for other, files in declared().items() if files.zenodo]
+            raise UserError(f"{name!r} cannot be downloaded here ({nearest(name, known)}); "
                             f"`tta-apm data check {name}` says what to get from where")
-        record = RECORDS[name]
+        record = official.zenodo
         self.page = f"{ZENODO}/records/{record.number}"
         self.record = f"{ZENODO}/api/records/{record.number}"
         self.folder = data_dir / record.folder

@@ -36,7 +36,7 @@ TESTED = "8b2ed63"
 PACKAGES = {"iopath": "iopath", "einops": "einops", "webdataset": "webdataset"}
 MODULES = ("augmentations", "conf", "datasets", "methods", "models", "robustbench", "utils")
 # Where its data sets lie in DATA_DIR, and what a corruption and severity is there; it downloads
-# those that it does not find.
+# those that it does not find. The names are the host's, as in all of this folder.
 FOLDERS = {"cifar10_c": ("CIFAR-10-C", "{}.npy"), "cifar100_c": ("CIFAR-100-C", "{}.npy"),
            "imagenet_c": ("ImageNet-C", "{}/{}")}
 
