@@ -116,7 +116,7 @@ def evaluate(method: Method, dataset: DataSet, *, corruptions: Sequence[str] = t
         MethodError: if the method breaks its contract.
     """
     from tta_apm.bench.isolation import Guard
-    from tta_apm.bench.plan import carries_on
+    from tta_apm.bench.plan import carries_state
     from tta_apm.bench.run import Run
     from tta_apm.data.streams import Stream, domains, schedule
 
@@ -126,10 +126,10 @@ def evaluate(method: Method, dataset: DataSet, *, corruptions: Sequence[str] = t
     streams = [Stream(dataset, together, num_images=num_images, batch_size=batch_size, seed=seed,
                       order=order, concentration=dirichlet)
                for together in schedule(setting, wanted)]
-    run = Run(method, Guard(seed), _device(method), carries_on(setting, method.scope))
+    run = Run(method, Guard(seed), _device(method), carries_state(setting, method.scope))
     found: dict[Domain, Evaluation] = {}
     for stream in streams:
-        for domain, evaluation in run.meet(stream).items():
+        for domain, evaluation in run.evaluate(stream).items():
             found[domain] = (found[domain].followed_by(evaluation) if domain in found
                              else evaluation)
     cells = []

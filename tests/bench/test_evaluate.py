@@ -57,8 +57,8 @@ def test_logits_and_details_may_still_hang_on_their_gradients(stream, dtype):
 
 @pytest.mark.parametrize("details, why", [
     (lambda count: {"loss": torch.zeros(count)},
-     "details 'loss', which no record holds; known: teacher_prediction, cosine"),
-    (lambda count: {"label": torch.zeros(count)}, "details 'label', which no record holds"),
+     "details 'loss', which are unknown; known: teacher_prediction, cosine"),
+    (lambda count: {"label": torch.zeros(count)}, "details 'label', which are unknown"),
     (lambda count: {"cosine": torch.zeros(())}, r"details 'cosine' of \[\] instead of \[4\]"),
     (lambda count: {"cosine": torch.zeros(count, 2)}, r"'cosine' of \[4, 2\] instead of \[4\]"),
     (lambda count: {"cosine": [0.0] * count}, r"'cosine' of list instead of \[4\]")])

@@ -96,7 +96,7 @@ def test_weights_that_are_gone_are_named(run, tmp_path):
     assert run("CLASSIFIER.WEIGHTS", str(weights))[0] == cli.OK
     weights.unlink()
     _, printed = run("CLASSIFIER.WEIGHTS", str(weights))
-    assert f"{weights} is no file that is here" in printed.err
+    assert f"{weights} is not a file that is found" in printed.err
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_images_replaced_in_place_are_seen(run, pictures):
     assert "to run" not in run(*words)[1].out  # the same images, in another order
     Image.new("RGB", (32, 32)).save(first)
     exit_code, printed = run(*words)
-    assert exit_code == cli.BAD_INPUT and "its images were others" in printed.err
+    assert exit_code == cli.BAD_INPUT and "(other images)" in printed.err
 
 
 @pytest.mark.slow

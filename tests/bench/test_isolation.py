@@ -20,7 +20,7 @@ from torch import nn
 
 from tta_apm import cli
 from tta_apm.bench.backbone_state import QuickState, backbone_state, changed_parts
-from tta_apm.bench.isolation import Guard, Trespass
+from tta_apm.bench.isolation import Guard, IsolationError
 from tta_apm.bench.process_state import SETTINGS, ProcessState
 from tta_apm.bench.randomness import Randomness, global_state
 from tta_apm.bench.records import load_predictions, load_record
@@ -65,7 +65,7 @@ def environment(monkeypatch):
 @pytest.mark.parametrize("name", TO_THE_PROCESS)
 def test_what_a_method_sets_of_the_process_is_put_back_and_told(name, environment):
     before = [setting.read() for setting in SETTINGS]
-    with pytest.raises(Trespass) as caught:
+    with pytest.raises(IsolationError) as caught:
         Guard(0).call(TO_THE_PROCESS[name])
     assert f"changed what is not its own: {name}" in str(caught.value)
     assert [setting.read() for setting in SETTINGS] == before
@@ -78,7 +78,7 @@ def test_it_is_put_back_where_the_method_fails_besides(name, environment):
         raise KeyError("of a stranger")
 
     before = [setting.read() for setting in SETTINGS]
-    with pytest.raises(Trespass) as caught:
+    with pytest.raises(IsolationError) as caught:
         Guard(0).call(deed)
     assert isinstance(caught.value.__cause__, KeyError) and name in str(caught.value)
     assert [setting.read() for setting in SETTINGS] == before
@@ -87,7 +87,7 @@ def test_it_is_put_back_where_the_method_fails_besides(name, environment):
 def test_a_closed_output_is_told_and_replaced(monkeypatch, tmp_path):
     with open(tmp_path / "out", "w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        with pytest.raises(Trespass, match=r"sys.stdout \(closed\)"):
+        with pytest.raises(IsolationError, match=r"sys.stdout \(closed\)"):
             Guard(0).call(file.close)
         print("nobody reads this", flush=True)
         sys.stdout.close()
@@ -195,7 +195,7 @@ def test_what_a_method_does_to_the_backbone_is_told(own, deed):
         backbone(torch.zeros(2, 3, 32, 32))
         guard.check()
         guard.call(TO_THE_BACKBONE[deed], backbone)
-    with pytest.raises(Trespass, match=r"what is not its own: the shared backbone \("):
+    with pytest.raises(IsolationError, match=r"what is not its own: the shared backbone \("):
         guard.check()
 
 
@@ -234,7 +234,7 @@ def test_a_thread_that_would_keep_the_process_alive_is_told():
     stop = threading.Event()
     guard = Guard(0)
     guard.call(lambda: threading.Thread(target=stop.wait, name="loiterer").start())
-    with pytest.raises(Trespass, match="loiterer was left running"):
+    with pytest.raises(IsolationError, match="loiterer was left running"):
         guard.check()
     stop.set()
 
@@ -474,10 +474,10 @@ def test_an_interrupt_is_none_of_a_methods_faults(sweep):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what, why", [
-    ("resolved_tensor", "has `resolved` 'lr' that no record holds"),
-    ("resolved_nan", "has `resolved` 'lr' that no record holds"),
-    ("resolved_inf", "has `resolved` 'lr' that no record holds"),
-    ("resolved_key", "has `resolved` 1 that no record holds"),
+    ("resolved_tensor", "has `resolved` 'lr' that a record cannot hold"),
+    ("resolved_nan", "has `resolved` 'lr' that a record cannot hold"),
+    ("resolved_inf", "has `resolved` 'lr' that a record cannot hold"),
+    ("resolved_key", "has `resolved` 1 that a record cannot hold"),
     ("resolved_list", "has `resolved` of type list instead of a dict"),
     ("details_list", "has details of type list instead of a dict"),
     ("details_nan", "has details 'cosine' that are not finite")])

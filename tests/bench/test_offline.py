@@ -91,7 +91,7 @@ def test_images_are_those_of_the_stream_in_its_order(stream):
 
 @pytest.mark.parametrize("kept, fetched_again", [(12, 8), (20, 0), (0, 20)])
 def test_pixels_are_kept_as_far_as_there_is_room(stream, monkeypatch, kept, fetched_again):
-    monkeypatch.setattr(batches, "KEPT_MB", kept * 32 * 32 * 3 / 2**20)
+    monkeypatch.setattr(batches, "CACHE_MB", kept * 32 * 32 * 3 / 2**20)
     images, fetched, original = StreamImages(stream, CPU), [], Corrupted.images
     monkeypatch.setattr(Corrupted, "images", lambda self, domain, indices: (
         fetched.extend(indices), original(self, domain, indices))[1])

@@ -16,7 +16,7 @@ from tta_apm.bench.one_pass import OnePass
 from tta_apm.bench.records import Record, load_record
 from tta_apm.bench.run import Run
 from tta_apm.bench.shared_work import SharedWork
-from tta_apm.bench.together import Room, slow_ones
+from tta_apm.bench.together import Room, slow_rows
 from tta_apm.data.corruptions.dataset import Corrupted
 from tta_apm.data.dataset import Domain
 from tta_apm.data.digits import digits_c
@@ -155,19 +155,19 @@ def test_every_method_gives_the_same_alone_together_and_in_any_order(make_method
 
     def run(name):
         backbone = backbones[METHODS.signature(name).needs]
-        return Run(make_method(name), Guard(1, backbone), torch.device("cpu"), carries_on=False)
+        return Run(make_method(name), Guard(1, backbone), torch.device("cpu"), carries_state=False)
 
     def content(evaluations):
         (evaluation,) = evaluations.values()
         return evaluation.predictions.to_bytes(), evaluation.did
 
-    alone = {name: content(run(name).meet(stream)) for name in NAMES}
+    alone = {name: content(run(name).evaluate(stream)) for name in NAMES}
     runs = {name: run(name) for name in NAMES}
     for names in (NAMES, NAMES[::-1]):
         company = [runs[name] for name in names]
         shared = SharedWork(list(backbones.values()), torch.device("cpu"))
         found = OnePass(company, stream, torch.device("cpu"), shared, Unwatched(),
-                        may_part=False).run()
+                        may_split=False).run()
         assert {name: content(found[runs[name]].evaluations) for name in NAMES} == alone
 
 
@@ -270,17 +270,17 @@ def test_quick_rows_are_recorded_before_slow_ones_where_those_take_long(sweep, t
 
 def test_slow_rows_part_only_where_a_domain_takes_long():
     seconds = [100.0, 1.0, 2.0, 0.5, 90.0]
-    assert slow_ones(0.5, seconds, num_batches=2) == set()
-    assert slow_ones(0.5, seconds, num_batches=50) == {0, 4}
-    assert slow_ones(20.0, seconds, num_batches=50) == set()  # images cost more than that
-    assert slow_ones(0.0, [5.0], num_batches=1e6) == set()
+    assert slow_rows(0.5, seconds, num_batches=2) == set()
+    assert slow_rows(0.5, seconds, num_batches=50) == {0, 4}
+    assert slow_rows(20.0, seconds, num_batches=50) == set()  # images cost more than that
+    assert slow_rows(0.0, [5.0], num_batches=1e6) == set()
 
 
 def test_room_is_a_number_of_rows_or_a_share_of_the_memory():
-    assert Room("2", free_mb=1).holds([50, 50]) and not Room("2", free_mb=1e9).holds([1, 1, 1])
-    assert Room("auto", free_mb=1000).holds([100, 90])
-    assert not Room("auto", free_mb=1000).holds([100, 110])
-    assert Room("auto", free_mb=1000).holds([900])  # a single row runs in any case
+    assert Room("2", free_mb=1).fits([50, 50]) and not Room("2", free_mb=1e9).fits([1, 1, 1])
+    assert Room("auto", free_mb=1000).fits([100, 90])
+    assert not Room("auto", free_mb=1000).fits([100, 110])
+    assert Room("auto", free_mb=1000).fits([900])  # a single row runs in any case
 
 
 def test_what_others_hold_is_in_no_ones_peak(sweep, tmp_path):

@@ -58,7 +58,7 @@ def shared(backbone):
 
 def ask(shared, function, *arguments):
     """A turn in which a method calls `function`; gives its result and what it is charged."""
-    with torch.no_grad(), shared.turn() as turn:
+    with torch.no_grad(), shared.call() as turn:
         return function(*arguments), turn
 
 

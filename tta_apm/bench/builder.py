@@ -1,4 +1,4 @@
-"""Builder: backbones and methods of a sweep, on its device."""
+"""Builder: build the backbones and methods of a sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tta_apm.backbones.image_tower import suited
 from tta_apm.backbones.once import folder_of_method
 from tta_apm.bench import measure
 from tta_apm.bench.evaluate import SourceImages
-from tta_apm.bench.isolation import Guard, MethodError, Trespass
+from tta_apm.bench.isolation import Guard, MethodError, IsolationError
 from tta_apm.bench.run import Run
 from tta_apm.bench.series import Series
 from tta_apm.data.dataset import DataSet, hash_text
@@ -28,19 +28,20 @@ from tta_apm.registry import METHODS
 
 
 class RowError(UserError):
-    """A method that cannot be built over its backbone, which is there."""
+    """A method cannot be built, although its backbone could."""
 
 
 class Builder:
-    """Makes runs, and keeps the backbones that they share.
+    """Builds runs, and keeps the backbones that they share.
 
     Args:
-        once_folder: for what methods work out before all images: other processes of the sweep, and
-            this one when it builds a run again, read it there. None keeps nothing.
+        once_folder: the folder for results of one-time setup (e.g. text features), so that neither
+            another process of the sweep nor a second build of a run computes them again. None
+            stores nothing.
 
     Attributes:
-        runs: those that were built and not yet released.
-        held_mb: what each row that was ever built holds, by its text.
+        runs: the runs that were built and not yet released.
+        held_mb: the memory that a row holds, by its text, for all rows built so far.
     """
 
     def __init__(self, cfg: CfgNode, dataset: DataSet, device: torch.device,
@@ -54,11 +55,11 @@ class Builder:
         self.held_mb: dict[str, float] = {}
 
     def run_of(self, series: Series) -> Run:
-        """The run of a row and seed: built now, unless it is there.
+        """The run of a row and seed; it is built at the first call.
 
         Raises:
-            Trespass: if the method's constructor changed what is not its own.
-            RowError: if the method cannot be built, whatever it raises.
+            IsolationError: if the method's constructor changed what is not its own.
+            RowError: if the method's constructor raises any other error.
             UserError: if its backbone cannot be built.
         """
         if series not in self.runs:
@@ -67,26 +68,26 @@ class Builder:
         return self.runs[series]
 
     def keep(self, wanted: Collection[Series]) -> None:
-        """Release all runs but those that are wanted."""
+        """Release all runs but the wanted ones."""
         unwanted = self.runs.keys() - set(wanted)
         for series in unwanted:
             del self.runs[series]
         if unwanted:
-            gc.collect()  # hooks and the method they are of hold one another
+            gc.collect()  # hooks and their methods form reference cycles
 
     def release(self, series: Series) -> None:
         """Release one run."""
         self.keep([other for other in self.runs if other is not series])
 
     def forget(self, backbone: torch.nn.Module | None) -> None:
-        """Drop a backbone that was changed, and release the runs that share it."""
+        """Drop a backbone, e.g. one that a method has changed, and release the runs that use it."""
         self.backbones = {kind: other for kind, other in self.backbones.items()
                           if other is not backbone}
         self.keep([series for series, run in self.runs.items()
                    if run.guard.backbone is not backbone])
 
     def backbone(self, kind: str, beside: Collection[str] = ()) -> Backbone:
-        """The backbone of a kind, on the device; of the others there, only those `beside` it."""
+        """The backbone of a kind, on the device; all but those in `beside` leave the device."""
         measure.keep_only([kind, *beside], self.backbones, self.device)
         if kind not in self.backbones:
             section = self.cfg[kind.upper()]
@@ -98,13 +99,13 @@ class Builder:
 
     @cached_property
     def source(self) -> SourceImages | None:
-        """The images that the backbones learnt from, read once for all methods that ask."""
+        """The labelled source images, or None; read once for all methods that need them."""
         source = self.dataset.source()
         return None if source is None else SourceImages(source, self.device)
 
     @property
     def template_set(self) -> str:
-        """The prompt templates of a CLIP."""
+        """The name of the prompt templates of a CLIP."""
         chosen: str = self.cfg.TEMPLATES
         return self.dataset.template_set if chosen == "auto" else chosen
 
@@ -132,11 +133,11 @@ class Builder:
             except BaseException as error:
                 if guard.backbone_changes():
                     self.forget(backbone)
-                raise guard.blamed(error)
+                raise guard.with_backbone_changes(error)
             finally:
                 folder_of_method.reset(token)
             held_mb = max(0.0, measure.memory_in_use_mb(self.device) - before)
-            return Run(method, guard, self.device, series.carries_on, held_mb)
+            return Run(method, guard, self.device, series.carries_state, held_mb)
         except (MethodError, KeyboardInterrupt):
             raise
         except UserError as error:
@@ -148,8 +149,8 @@ class Builder:
             raise (RowError if row.needs in self.backbones else UserError)(text) from error
 
     def _folder_of(self, series: Series) -> Path | None:
-        """Where the method of a row and seed keeps what it works out before all images. Other
-        machines, threads and versions of torch round differently."""
+        """The folder for the one-time setup of a row and seed. It depends on device, threads and
+        torch's version, which may change the rounding."""
         if self.once_folder is None:
             return None
         first = next(iter(series.cells.values()))
@@ -158,9 +159,9 @@ class Builder:
 
 
 def explained(error: BaseException) -> str:
-    """The error in one line, with the line that raised it unless it is a sentence of ours."""
+    """An error in one line; with the file and line that raised it if it is not our own error."""
     text = text_of(error)
-    if isinstance(error, Trespass) and error.__cause__:
+    if isinstance(error, IsolationError) and error.__cause__:
         return f"{text}; then it failed: {explained(error.__cause__)}"
     if isinstance(error, (UserError, MethodError)):
         return text

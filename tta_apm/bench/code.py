@@ -1,9 +1,9 @@
-"""Code: what of the source text makes a row's numbers, as one hash. Imports no torch.
+"""Code: one hash of all source code that decides a row's numbers. Imports no torch.
 
-It is the import closure of a few modules (the method's, `evaluate`, the data set's, the
-backbone's), each as its syntax tree without comments, docstrings and the paths of modules. So a
-comment or a file that moves changes nothing, and neither does an edit in what none of them imports:
-pretraining, reports, the command line.
+It covers the import closure of a few modules (the method's, `evaluate`, the data set's, the
+backbone's), each as its syntax tree without comments, docstrings and module paths. So the hash does
+not change if a comment is edited or a file is moved, nor if code changes that none of them imports,
+e.g. pretraining, reports and the command line.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-# Imported by modules of the closure, but without a say in any number: errors and names, writing,
-# downloads, the stopwatch, the record. What is forgotten here only makes a hash change too often.
+# Modules that the closure imports but that decide no number: errors, names, writing, downloads,
+# measurements, records. A module that is missing here only makes hashes change too often.
 WITHOUT_NUMBERS = frozenset(f"tta_apm.{name}" for name in (
     "errors", "registry", "atomic", "cache", "config", "bench.measure", "bench.records",
-    "bench.deeds",
+    "bench.counts",
     "backbones.build", "backbones.passes", "backbones.text_cache", "backbones.weights.downloads",
     "backbones.weights.lookalikes", "console", "lock", "online", "plugins", "progress", "data.hub",
     "data.official", "data.prepare", "data.provenance", "api"))
-# Fields of syntax trees that hold no meaning, or that some versions of Python have and others not.
+# Fields of syntax trees without meaning, or which only some versions of Python have.
 SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores", "type_params"})
 
 
 class Import(NamedTuple):
-    """One import statement: the modules that it may mean, and the names that it brings."""
+    """One import statement: the modules that it may import, and the names that it binds."""
 
     modules: tuple[str, ...]
     names: str
 
 
 class ParsedFile(NamedTuple):
-    """What is known of a source file."""
+    """A parsed source file."""
 
-    digest: str  # of its tree, without imports of modules that are followed
+    digest: str  # a hash of its syntax tree without import statements
     imports: tuple[Import, ...]
 
 
 def hash_code(roots: Iterable[str | Path]) -> str:
-    """Hash of the import closure of `roots`, 16 hexadecimal digits.
+    """A hash of the import closure of `roots`, 16 hexadecimal digits.
 
     Args:
         roots: names of modules, or paths of source files.
@@ -56,7 +56,7 @@ def hash_code(roots: Iterable[str | Path]) -> str:
 
 
 def closure_files(root: str | Path) -> set[Path]:
-    """The source files that the closure of a module holds."""
+    """The source files in the import closure of a module."""
     file = root if isinstance(root, Path) else find_module(root)
     found: set[Path] = set()
     waiting = [file] if file and file.is_file() else []
@@ -69,7 +69,7 @@ def closure_files(root: str | Path) -> set[Path]:
 
 
 def _closure(root: str | Path) -> set[str]:
-    """A line for each file, and one for each import of one by another."""
+    """The closure as lines: one for each file, and one for each import between files."""
     lines = set()
     for file in closure_files(root):
         source = _read(file, file.stat().st_mtime_ns)
@@ -98,12 +98,13 @@ def _targets(statement: Import, file: Path, home: Path) -> Iterator[Path]:
 
 @cache
 def _resolve(name: str, home: Path) -> Path | None:
-    """The file of a module that is followed: of this package, of its neighbours or of a user's."""
+    """The file of a module if it belongs to this package, its extensions or a user's code; None for
+    libraries and for WITHOUT_NUMBERS."""
     if any(name == quiet or name.startswith(f"{quiet}.") for quiet in WITHOUT_NUMBERS):
         return None
     file = find_module(name)
     if file is None:
-        beside = home.joinpath(*name.split(".")).with_suffix(".py")  # of a plugin's own folder
+        beside = home.joinpath(*name.split(".")).with_suffix(".py")  # in the folder of a plugin
         file = beside if beside.is_file() else None
     if file is None or file.name == "__init__.py" and name.split(".")[0].startswith("tta_apm"):
         return None
@@ -113,7 +114,7 @@ def _resolve(name: str, home: Path) -> Path | None:
 
 @cache
 def find_module(name: str) -> Path | None:
-    """The source file of a module, looked up without importing it or what it lies in."""
+    """The source file of a module, found without importing it or its parent packages."""
     top, *inner = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -137,7 +138,7 @@ def _libraries() -> tuple[Path, ...]:
 
 @cache
 def _is_library(file: Path) -> bool:
-    """Whether a file was installed by somebody: its version stands in the record."""
+    """Whether a file belongs to an installed package, whose version is in the record."""
     inside = file.resolve()
     return "site-packages" in inside.parts or any(
         folder in inside.parents for folder in _libraries())
@@ -145,22 +146,22 @@ def _is_library(file: Path) -> bool:
 
 @cache
 def _home(file: Path) -> Path:
-    """The folder whose files belong together with `file`: of its package, or its own."""
+    """The folder of the code that belongs with `file`: that of its package, or its own folder."""
     home = file.parent
     while (home / "__init__.py").is_file() and home.parent != home:
         home = home.parent
-    # An installed package is its own home, not the folder of all installed ones.
+    # For an installed package, that package and not the folder of all installed ones.
     package = file.parent if home == file.parent else home / file.relative_to(home).parts[0]
     return package if _is_library(file) else home
 
 
 @cache
 def _read(file: Path, time_ns: int) -> ParsedFile:
-    """What is known of a file as it is at that time."""
+    """Parse a file; `time_ns`, its modification time, makes the cache notice changes."""
     package = _package(file)
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # it is told where it is imported
+    except (SyntaxError, ValueError):  # the import of the file reports it
         return ParsedFile(hashlib.sha256(file.read_bytes()).hexdigest()[:16], ())
     imports: list[Import] = []
     digest = hashlib.sha256("\n".join(_meaning(tree, imports, package)).encode())
@@ -168,22 +169,22 @@ def _read(file: Path, time_ns: int) -> ParsedFile:
 
 
 def _package(file: Path) -> str:
-    """The dotted name of the package that a file lies in, "" outside of any."""
+    """The dotted name of the package that contains a file; "" outside of a package."""
     parts: list[str] = []
     folder = file.parent
     while (folder / "__init__.py").is_file():
         parts.insert(0, folder.name)
         folder = folder.parent
-    # Where a package is installed under another name than its folder's.
+    # setup.cfg installs this folder under another name.
     if parts[:1] == ["baselines"]:
         parts[0] = "tta_apm_baselines"
     return ".".join(parts)
 
 
 def _meaning(node: ast.AST, imports: list[Import], package: str) -> Iterator[str]:
-    """The tree as lines, the same in every version of Python; imports are put aside."""
+    """A syntax tree as lines that do not depend on Python's version; imports go to `imports`."""
     if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-        return  # never runs
+        return  # never executed
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         found = list(_imports(node, package))
         imports += found

@@ -1,4 +1,4 @@
-"""evaluate: run a method over a stream. The one place where labels meet logits."""
+"""Evaluate: run a method over a stream. The only place where labels meet logits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tta_apm.bench import measure
-from tta_apm.bench.batches import Handed, StreamImages, batches_ahead, to_device
-from tta_apm.bench.deeds import Deeds
+from tta_apm.bench.batches import BatchOnDevice, StreamImages, batches_ahead, to_device
+from tta_apm.bench.counts import Counts
 from tta_apm.bench.isolation import Guard, MethodError
 from tta_apm.bench.records import Predictions
 from tta_apm.bench.shared_work import SharedWork
@@ -21,7 +21,7 @@ from tta_apm.data.dataset import CLEAN, DataSet, Domain, hash_images
 from tta_apm.data.streams import Batch, Stream
 from tta_apm.method import Method
 
-# What a method may tell of each image besides its logits: the columns that may be missing.
+# The details that a method may give of each image beside its logits: the optional columns.
 DETAILS = tuple(field.name for field in fields(Predictions) if field.default is None)
 # Columns of Predictions, by name.
 Columns = dict[str, np.ndarray]
@@ -29,14 +29,14 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of a method on the images of one domain.
+    """The results of a method on the images of one domain.
 
     Args:
-        image_hashes: of each image's pixels, [N], in the order of the predictions.
-        seconds: adapt + predict, of an offline method with what it prepared; in a stream of
-            several domains, the images' share.
-        peak_memory_mb: the most that was in use while the method ran, less what others held.
-        did: what the method did, counted: see deeds.DEEDS; the images' share, as of seconds.
+        image_hashes: a hash of each image's pixels, [N], in the order of the predictions.
+        seconds: adapt + predict, including `prepare` of an offline method. In a stream of several
+            domains, the share of the domain's images.
+        peak_memory_mb: the peak memory during the method's calls, without that of other methods.
+        did: the counts of the method's work, see counts.COUNTED; shared out as `seconds`.
     """
 
     predictions: Predictions
@@ -47,11 +47,11 @@ class Evaluation:
 
     @property
     def images_hash(self) -> str:
-        """Of the images, whatever their order and however often each was seen."""
+        """A hash of the set of images, independent of order and repetitions."""
         return hash_images(self.image_hashes.tolist())
 
     def followed_by(self, other: Evaluation) -> Evaluation:
-        """Both as one: a domain that a stream visits twice."""
+        """Join the results of two visits of a domain."""
         return Evaluation(Predictions.joined([self.predictions, other.predictions]),
                           np.concatenate([self.image_hashes, other.image_hashes]),
                           self.seconds + other.seconds,
@@ -60,15 +60,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """One method on one stream: it is given the batches, and its predictions are collected. One
-    that is offline is given the whole stream first.
+    """Runs one method over one stream, batch by batch, and collects its predictions.
 
-    Labels are looked up after a call, so that no frame holds them while the method runs.
+    Labels are looked up after a call, so that no stack frame holds them while the method runs.
 
     Args:
-        method: on `device`, reset beforehand by the caller where the setting asks for it.
-        guard: of the method's run.
-        shared: the work that the method shares with others on the same batch.
+        method: on `device`; the caller has reset it if the setting asks for that.
+        guard: that of the method's run.
+        shared: the backbone's results that the method shares with others on the same batch.
     """
 
     def __init__(self, method: Method, stream: Stream, device: torch.device, guard: Guard,
@@ -81,65 +80,66 @@ class Evaluator:
         self.outputs: list[Columns] = []
         self.image_hashes: list[bytes] = []
         self.seconds = self.peak_mb = 0.0
-        self.deeds = Deeds()
+        self.counts = Counts()
 
     def prepare(self, others_mb: float = 0.0) -> None:
-        """Show all images of the stream to an offline method; nothing for others.
+        """Let an offline method adapt to all images of the stream; does nothing for other methods.
 
         Args:
-            others_mb: as of `meet`.
+            others_mb: as for `step`.
 
         Raises:
-            Trespass if the method changed the process; and whatever the method raises.
+            IsolationError: if the method changed the process.
+            Exception: whatever the method raises.
         """
         if self.method.scope != "domain":
             return
-        self.deeds.hear(self.guard.call(getattr, self.method, "did"))
+        self.counts.note(self.guard.call(getattr, self.method, "did"))
         images = StreamImages(self.stream, self.device)
         stopwatch = measure.Stopwatch(self.device)
         measure.reset_peak_memory(self.device)
-        with torch.no_grad(), self.deeds.of_call(len(images)):
+        with torch.no_grad(), self.counts.during_call(len(images)):
             self.guard.call(stopwatch.time, self.method.prepare, images)
         self.seconds += stopwatch.seconds - images.stopwatch.seconds
         self.peak_mb = max(self.peak_mb, measure.peak_memory_mb(self.device) - others_mb)
 
-    def meet(self, handed: Handed, others_mb: float = 0.0) -> int:
-        """Adapt to a batch and predict it; returns how many predictions are right.
+    def step(self, batch: BatchOnDevice, others_mb: float = 0.0) -> int:
+        """Adapt to a batch and predict it; returns the number of right predictions.
 
         Args:
-            others_mb: what other methods hold of the device's memory: no part of this one's peak.
+            others_mb: the device memory of other methods, which is not part of this one's peak.
 
         Raises:
-            MethodError: if logits are not [B,K] or not finite, or for details that no record
-                holds; Trespass if the method changed the images that it was handed, or the
-                process; and whatever the method raises.
+            MethodError: if the logits are not finite or not [B,K], or the details are invalid.
+            IsolationError: if the method changed its images or the process.
+            Exception: whatever the method raises.
         """
         if not self.outputs:
-            self.deeds.hear(self.guard.call(getattr, self.method, "did"))
+            self.counts.note(self.guard.call(getattr, self.method, "did"))
         stopwatch = measure.Stopwatch(self.device)
-        others_mb += self.shared.size_mb + handed.spare_mb
+        others_mb += self.shared.size_mb + batch.copy_mb
         measure.reset_peak_memory(self.device)
         try:
-            with (torch.no_grad(), self.shared.turn() as turn,
-                  self.deeds.of_call(len(handed))):
-                logits = self.guard.call(stopwatch.time, self.method, handed.hand_out())
-        except Exception as error:  # others are handed the images next
-            handed.check(error)
+            with (torch.no_grad(), self.shared.call() as charge,
+                  self.counts.during_call(len(batch))):
+                logits = self.guard.call(stopwatch.time, self.method, batch.view())
+        except Exception as error:  # other methods get the same images next
+            batch.check(error)
             raise
-        handed.check()
-        self.seconds += stopwatch.seconds + turn.seconds
-        peak_mb = max(turn.peak_mb, measure.peak_memory_mb(self.device))
+        batch.check()
+        self.seconds += stopwatch.seconds + charge.seconds
+        peak_mb = max(charge.peak_mb, measure.peak_memory_mb(self.device))
         self.peak_mb = max(self.peak_mb, peak_mb - others_mb)
         details = self.guard.call(getattr, self.method, "details")
-        output = _output(logits, details, len(handed), len(self.stream.dataset.class_names))
+        output = _output(logits, details, len(batch), len(self.stream.dataset.class_names))
         self.outputs.append(output)
-        self.image_hashes += handed.batch.hashes
-        labels = self.stream.dataset.labels[handed.batch.indices]
+        self.image_hashes += batch.loaded.hashes
+        labels = self.stream.dataset.labels[batch.loaded.indices]
         return int((output["prediction"] == labels).sum())
 
     def evaluations(self) -> dict[Domain, Evaluation]:
-        """What came of it, for each of the stream's domains, once all batches are met."""
-        self.deeds.hear(self.guard.call(getattr, self.method, "did"))
+        """The results for each domain of the stream, after its last batch."""
+        self.counts.note(self.guard.call(getattr, self.method, "did"))
         stream = self.stream
         predictions = Predictions(stream.indices, stream.dataset.labels[stream.indices],
                                   **_joined(self.outputs))
@@ -147,33 +147,36 @@ class Evaluator:
         of_domain = [stream.domain_indices == index for index in range(len(stream.domains))]
         shares = [float(mask.mean()) for mask in of_domain]
         return {domain: Evaluation(predictions.chosen(mask), hashes[mask], self.seconds * share,
-                                   self.peak_mb, self.deeds.share(share))
+                                   self.peak_mb, self.counts.share(share))
                 for domain, mask, share in zip(stream.domains, of_domain, shares)}
 
 
 def evaluate(method: Method, stream: Stream, device: torch.device,
              progress: Callable[[int, int], None] = lambda images, correct: None,
              guard: Guard | None = None) -> dict[Domain, Evaluation]:
-    """Adapt to and predict every batch of `stream`; what came of it, for each of its domains.
+    """Adapt to and predict every batch of `stream`.
 
     Args:
-        method: on `device`, reset beforehand by the caller where the setting asks for it.
-        progress: called after each batch with its number of images and of right predictions.
-        guard: of the method's run; one of its own by default.
+        method: on `device`; the caller has reset it if the setting asks for that.
+        progress: called after each batch with its numbers of images and of right predictions.
+        guard: that of the method's run; a new one by default.
+
+    Returns:
+        The results for each domain of the stream.
 
     Raises:
-        MethodError, Trespass: as Evaluator.meet.
+        MethodError, IsolationError: as Evaluator.step.
     """
     evaluator = Evaluator(method, stream, device, guard or Guard(seed=0), SharedWork((), device))
     evaluator.prepare()
     for batch in batches_ahead(stream, device):
-        progress(len(batch.indices), evaluator.meet(Handed(batch, device)))
+        progress(len(batch.indices), evaluator.step(BatchOnDevice(batch, device)))
     return evaluator.evaluations()
 
 
 def _output(logits: Tensor, details: Mapping[str, Tensor], num_images: int,
             num_classes: int) -> Columns:
-    """What a record keeps of a batch, checked."""
+    """The predictions and details of a batch, checked, as arrays [num_images]."""
     check_logits(logits, num_images, num_classes)
     confidence, prediction = logits.detach().float().softmax(-1).max(-1)
     return {"prediction": prediction.cpu().numpy(), "confidence": confidence.cpu().numpy(),
@@ -181,7 +184,7 @@ def _output(logits: Tensor, details: Mapping[str, Tensor], num_images: int,
 
 
 def _joined(outputs: Sequence[Columns]) -> Columns:
-    """Those of all batches in one."""
+    """Concatenate the columns of all batches."""
     names = {name for output in outputs for name in output}
     for name in sorted(names):
         if not all(name in output for output in outputs):
@@ -191,20 +194,24 @@ def _joined(outputs: Sequence[Columns]) -> Columns:
 
 def warm_up(method: Method, batches: Iterable[Batch], device: torch.device,
             guard: Guard | None = None) -> float | None:
-    """Run `method` on the first of `batches`, reset it, return its GFLOPs per image: None where
-    they are not counted, as of an offline method, whose work is done before.
+    """Run `method` on the first of `batches` and reset it.
 
-    On a GPU it takes the whole batch, so that what is set up per shape is set up.
+    On a GPU it gets the whole batch, so that everything that depends on the shape is set up.
+
+    Returns:
+        GFLOPs per image; None if they cannot be counted, or for an offline method, whose work is
+        done in `prepare`.
     """
     guard = guard or Guard(seed=0)
-    # torch imports what it counts with at the first count, and sets the environment meanwhile.
+    # The first count makes torch import modules that set environment variables: do it outside of
+    # the guard.
     measure.count_gflops(lambda: torch.zeros(1, 1) @ torch.zeros(1, 1))
     images = to_device(next(iter(batches)).images, device)
-    # One image where it is adapted to alone: torch counts the gradient of a convolution vmapped
-    # over B images' weights B times too often. Others may need the statistics of a batch.
+    # A single image for scope "image": torch counts the gradient of a convolution that is vmapped
+    # over the weights of B images B times too often. Other methods may need batch statistics.
     few = images[:1 if method.scope == "image" else 8]
     with torch.no_grad():
-        if device.type == "cuda":  # before counting: a first call may run to size its chunks
+        if device.type == "cuda":  # uncounted: the first call may run extra passes to size chunks
             guard.call(method, images)
         gflops = guard.call(measure.count_gflops, lambda: method(few))
     guard.call(method.reset)
@@ -212,7 +219,7 @@ def warm_up(method: Method, batches: Iterable[Batch], device: torch.device,
 
 
 class SourceImages:
-    """A clean data set as a method takes it: see method.Source."""
+    """A clean data set as a method.Source."""
 
     def __init__(self, dataset: DataSet, device: torch.device) -> None:
         self.dataset = dataset
@@ -229,13 +236,13 @@ class SourceImages:
 
 
 def checked_details(details: Mapping[str, Tensor], num_images: int) -> Columns:
-    """Details of `num_images` images as arrays [num_images]. MethodError for any others."""
+    """A method's details as arrays [num_images]; MethodError if they are invalid."""
     if not isinstance(details, Mapping):
         raise MethodError(f"has details of type {type(details).__name__} instead of a dict")
     arrays = {}
     for name, value in details.items():
         if name not in DETAILS:
-            raise MethodError(f"has details {name!r}, which no record holds; known: "
+            raise MethodError(f"has details {name!r}, which are unknown; known: "
                               f"{', '.join(DETAILS)}")
         if not isinstance(value, Tensor) or value.shape != (num_images,):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -249,12 +256,12 @@ def checked_details(details: Mapping[str, Tensor], num_images: int) -> Columns:
 
 
 def checked_resolved(resolved: Any) -> dict[str, Any]:
-    """What a method resolved, if a record can hold it. MethodError for anything else."""
+    """Return a method's `resolved`; MethodError if a record cannot hold it."""
     if not isinstance(resolved, dict):
         raise MethodError(f"has `resolved` of type {type(resolved).__name__} instead of a dict")
     for key, value in resolved.items():
         if not isinstance(key, str) or not _is_plain(value):
-            raise MethodError(f"has `resolved` {key!r} that no record holds: numbers must be "
+            raise MethodError(f"has `resolved` {key!r} that a record cannot hold: numbers must be "
                               "finite, and other values text, true, false, none or lists of these")
     return resolved
 

@@ -1,4 +1,4 @@
-"""Hashes of files' content, each file read once as long as its size and time stay. No torch."""
+"""File hashes: hash the content of files, with a cache by path, size and time. No torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from tta_apm.atomic import atomic_path
 from tta_apm.cache import cache_folder
 
-# A file that was written within so many seconds before it was read may be written again in the
-# same tick of the file system's clock: its hash is used, but not remembered.
+# A file that was just written may be written again within the same tick of the file system's
+# clock: its hash is cached only if the last write is older than this.
 SETTLED_SECONDS = 2.0
 HASH = re.compile("[0-9a-f]{16}")
 
 
 def hash_file(path: Path) -> str:
-    """Short sha256 of a file's content, 16 hexadecimal digits.
+    """A sha256 of a file's content, cut to 16 hexadecimal digits.
 
-    It is remembered in the user's cache under the file's path, size, time and number; a cache
-    that is damaged or cannot be written costs reading the file again.
+    The hash is cached under the file's path, size, time and inode. If the cache is corrupt or
+    cannot be written, the file is read again.
 
     Raises:
         OSError: if the file cannot be read.
@@ -43,7 +43,7 @@ def hash_file(path: Path) -> str:
 
 
 def remembered(key: str) -> str:
-    """What is remembered under `key`, "" if nothing is."""
+    """The hash that is cached under `key`, "" if there is none."""
     note = _note(key)
     with suppress(OSError, UnicodeDecodeError):
         text = note.read_text(encoding="ascii") if key and note else ""
@@ -52,7 +52,7 @@ def remembered(key: str) -> str:
 
 
 def remember(key: str, short: str) -> None:
-    """Keep a hash of 16 hexadecimal digits; a folder that cannot be written to is done without."""
+    """Cache a hash of 16 hexadecimal digits; nothing is cached if the folder is not writable."""
     note = _note(key)
     if key and note:
         with suppress(OSError), atomic_path(note) as temporary:
@@ -60,7 +60,7 @@ def remember(key: str, short: str) -> None:
 
 
 def _note(key: str) -> Path | None:
-    """A small file for each key, so that no two runs write one for different keys."""
+    """The cache file of a key; one for each key, so that runs do not overwrite each other's."""
     caches = cache_folder()
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return None if caches is None else caches / "hashes" / name

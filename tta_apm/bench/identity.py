@@ -1,12 +1,13 @@
-"""Identity: what makes the numbers of a cell, by content. Imports no torch.
+"""Identity: everything that decides the numbers of a cell, by content. Imports no torch.
 
-Four parts, kept in the cell's record:
-- settings: the row's hyper-parameters and all of the config that decides the numbers;
+It has four parts, which are kept in the cell's record:
+- settings: the row's hyper-parameters and all config values that decide the numbers;
 - files: a hash of each file that the row reads (weights, contexts) and of each folder of code;
-- data: labels, class names, prompts, how the images were made, and what tells cheaply that the
-  images are as they were (names, sizes and times of their files). Where that differs, the pixels
-  are read and compared with the hash in the record: a copy of a folder is the same data.
-- code: the import closure of the method, `evaluate`, the data set and the backbone (see code.py).
+- data: labels, class names, prompts, how the images were made, and a signature that is cheap to
+  compute (names, sizes and times of the image files). If the signature differs, the pixels are
+  read and compared with the hash in the record, so that a copy of a folder is the same data;
+- code: a hash of the import closure of the method, `evaluate`, the data set and the backbone (see
+  code.py).
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from tta_apm.data.dataset import DataSet, Domain, hash_images, hash_pixels, hash
 from tta_apm.errors import UserError, reason
 from tta_apm.registry import DATASETS, network_home
 
-# Images read at a time where pixels have to be looked at.
+# Images per read when pixels are hashed.
 CHUNK = 256
-# The key whose value is a folder of code, even if that is a mere name.
+# The key whose value is always a folder of code, even if it is a single word.
 CLONE = "REPO"
-# Stands in settings for the path of a file: its content is what counts.
+# Replaces the path of a file in settings: its content decides, which is in `files`.
 A_FILE = "a file"
-# Weights that come with the package; also in backbones.files, which imports torch.
+# Weights that ship with the package; backbones.files has the same, but imports torch.
 PACKAGED = Path(__file__).parents[1] / "backbones" / "shipped"
 
 
 def code_of(cfg: CfgNode, row: Row) -> str:
-    """Hash of the code that makes the numbers of a row on the config's data set."""
+    """A hash of the code that decides the numbers of a row on the config's data set."""
     between = "" if row.needs == row.signature.needs else "tta_apm.backbones.image_tower"
     return _code_of(row.signature.source, find_kind(row.needs).module, between,
                     DATASETS.home(cfg.DATASET), network_home(cfg[row.needs.upper()].MODEL) or "")
@@ -54,12 +55,12 @@ def _code_of(*roots: str | Path) -> str:
 
 
 def files_of(cfg: CfgNode, row: Row) -> dict[str, str]:
-    """Hashes of the files that a row reads, by the key that names them.
+    """Hashes of the files that a row reads, by the config keys that name them.
 
-    A folder of code, such as a clone, is identified by its commit and what was changed since.
+    A folder of code, e.g. a clone, has its commit and a hash of its sources.
 
     Raises:
-        UserError: if a file that is there cannot be read.
+        UserError: if an existing file cannot be read.
     """
     keys = {f"{row.needs.upper()}.{key}": value for key, value in cfg[row.needs.upper()].items()}
     keys |= {f"{row.method.upper()}.{key.upper()}": value
@@ -71,12 +72,12 @@ def files_of(cfg: CfgNode, row: Row) -> dict[str, str]:
 
 
 def without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which a text that names a file is no path: its content is what counts."""
+    """Settings in which each value that names a file is replaced by A_FILE."""
     return {key: A_FILE if any(_hashes(key, value)) else value for key, value in settings.items()}
 
 
 def _hashes(key: str, value: Any) -> Iterator[str]:
-    """Hashes of the files and folders that the value of a key names, if it names any."""
+    """The hashes of the files and folders that the value of a key names; none for other values."""
     is_path = key.rpartition(".")[2].upper() == CLONE
     for text in value if isinstance(value, (list, tuple)) else [value]:
         for part in text.split(",") if isinstance(text, str) and text else []:
@@ -90,12 +91,12 @@ def _hashes(key: str, value: Any) -> Iterator[str]:
 
 
 def _existing(text: str, is_path: bool) -> Path | None:
-    """The file or the folder of code that a text names; else None."""
+    """The file or the folder of code that a text names; None for other texts."""
     is_word = Path(text).name == text and not Path(text).suffix and not is_path
-    if "\0" in text or is_word:  # "adam" is a word, whatever lies in the working folder
+    if "\0" in text or is_word:  # e.g. "adam", even if the working folder has a file of that name
         return None
     try:
-        for name in (text, text.partition("#")[0]):  # file#part, of a file of several
+        for name in (text, text.partition("#")[0]):  # file#part names a part of a file
             path = Path(name).expanduser()
             if path.is_file() or path.is_dir() and any(_sources(path)):
                 return path
@@ -108,7 +109,7 @@ def _existing(text: str, is_path: bool) -> Path | None:
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    """The files of code and settings in a folder, sorted; hidden ones left out."""
+    """The files of code and settings in a folder, sorted, without hidden ones."""
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(above, name) for name in sorted(names)
@@ -116,7 +117,7 @@ def _sources(folder: Path) -> Iterator[Path]:
 
 
 def _robustbench_file(section: Mapping[str, Any]) -> str:
-    """The file that robustbench loads where no WEIGHTS are given, "" for other models."""
+    """The file that robustbench loads if WEIGHTS is empty; "" for other models."""
     family, _, name = section["MODEL"].partition("/")
     if family != "robustbench" or section["WEIGHTS"]:
         return ""
@@ -124,18 +125,18 @@ def _robustbench_file(section: Mapping[str, Any]) -> str:
 
 
 def _hash_folder(folder: Path) -> str:
-    """Of a folder of code: its commit where it is a clone, and a hash of its sources."""
+    """The commit of a folder of code, if it is a clone, and a hash of its sources."""
     sources = hash_text(*(f"{file.relative_to(folder)} {hash_file(file)}"
                           for file in _sources(folder)))
     return f"{commit_of(folder)} {sources}".strip()
 
 
 class Images:
-    """What the images of a data set are, asked once for each domain.
+    """Identifies the images of a data set, once for each domain.
 
     Args:
-        dataset: to be looked at.
-        count: images per domain, the first of the data set; -1 takes all.
+        dataset: the data set.
+        count: images per domain, from the start of the data set; -1 for all.
         template_set: a name of prompt templates, "auto" for the data set's own.
     """
 
@@ -144,7 +145,7 @@ class Images:
         self.count = len(dataset.labels) if count < 0 else count
         self.prompts = template_set
         if template_set == "auto":
-            # A set of ours is code; what a data set brings is its own.
+            # A named set is covered by the hash of the code, a data set's own templates are not.
             self.prompts = (hash_text(*dataset.templates) if dataset.templates
                             else dataset.template_set)
         self.labels = hash_text(json.dumps(dataset.labels[:self.count].tolist()))
@@ -152,20 +153,20 @@ class Images:
         self._pixels: dict[Domain, str] = {}
 
     def data_of(self, domain: Domain, needs: str) -> dict[str, str]:
-        """What identifies a domain, in parts that can be named."""
+        """The identity of a domain's data, in named parts; `needs` is the kind of backbone."""
         data = {"labels": self.labels, "class names": self.class_names,
                 "images": self.dataset.describe(domain),
                 "signature": self.dataset.signature(domain, self.count) or ""}
         return {**data, "prompts": self.prompts} if find_kind(needs).has_prompts else data
 
     def hash_of(self, domain: Domain) -> str:
-        """Of the pixels, as a record has it: reads and, where they are made, makes the images."""
+        """The hash of a domain's pixels, as in records; reads or makes the images if needed."""
         if domain not in self._pixels:
             self._pixels[domain] = remembered(self._key(domain)) or self._read(domain)
         return self._pixels[domain]
 
     def _key(self, domain: Domain) -> str:
-        """Where the hash of a domain's pixels is remembered: "" for nowhere."""
+        """The key under which the hash of a domain's pixels is cached; "" if it cannot be."""
         signature = self.dataset.signature(domain, self.count)
         code = hash_code([DATASETS.home(domain.dataset)])
         return hash_text(signature, str(domain), str(self.count), code) if signature else ""
@@ -180,7 +181,7 @@ class Images:
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """How one identity differs from another, each part in words: "LR 0.001, now 0.01"."""
+    """The differences of two identities in words, e.g. "LR 0.001, now 0.01"."""
     changes = []
     for part in ("settings", "files", "data"):
         now, before = wanted.get(part, {}), found.get(part, {})
@@ -202,7 +203,7 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
 def _changed_settings(key: str, before: Any, now: Any) -> list[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return [f"{name.upper()} {now.get(name)} is no file that is here"
+        return [f"{name.upper()} {now.get(name)} is not a file that is found"
                 if before.get(name) == A_FILE else
                 f"{name.upper()} {before.get(name)}, now {now.get(name)}"
                 for name in sorted({*before, *now}) if before.get(name) != now.get(name)]

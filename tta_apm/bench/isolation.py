@@ -1,4 +1,4 @@
-"""Guard: what stands around every call into a method, so that no row depends on its company."""
+"""Isolation: Guard wraps every call into a method, so that no row's numbers depend on another."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from tta_apm.bench.process_state import ProcessState
 from tta_apm.bench.randomness import Randomness
 
 T = TypeVar("T")
-# So many of the parts that changed are named.
-MAX_NAMED = 3
+MAX_NAMED = 3  # of the changed parts of a backbone, in an error
 
 
 class MethodError(RuntimeError):
-    """A method broke its contract: wrong shape, logits that are not finite, unknown details."""
+    """A method broke its contract, e.g. its logits have a wrong shape or are not finite."""
 
 
-class Trespass(MethodError):
+class IsolationError(MethodError):
     """A method changed what is not its own."""
 
     def __init__(self, changes: Sequence[str]) -> None:
@@ -30,38 +29,37 @@ class Trespass(MethodError):
 
 
 class Guard:
-    """Keeps the method of one run from all that others use.
+    """Isolates the method of one run from everything that runs share.
 
-    What a method sets of the process (ProcessState) is put back after the call and is an error.
-    What it draws from the global random numbers of Python, numpy and torch is none: it draws from
-    a stream of its own that begins at the run's seed, and nobody else's numbers move. The backbone
-    and threads are looked at by `check`: a backbone that was changed cannot be put back, so that
-    whoever catches the error must build it anew.
+    If a method changes the state of the process (ProcessState), the change is undone after the call
+    and is an error. It may use the global random generators of Python, numpy and torch: inside its
+    calls they are its own, seeded with the run's seed. `check` finds changes of the backbone and
+    threads that still run. A changed backbone cannot be restored: the caller must build a new one.
 
-    One process cannot keep a method from everything, e.g. from the labels in the memory of its
-    caller or from the functions of a library.
+    The isolation is not complete: a method could still read the labels in its caller's memory or
+    replace functions of a library.
 
     Args:
-        seed: of the random numbers.
-        backbone: that the method shares with others, as it is before the first call.
+        seed: that of the random generators.
+        backbone: the backbone that the method shares with others, in its initial state.
     """
 
     def __init__(self, seed: int, backbone: nn.Module | None = None) -> None:
         self.seed = seed
         self.backbone = backbone
         self.state = None if backbone is None else backbone_state(backbone)
-        self.threads: set[threading.Thread] = set()  # that were started in its calls
+        self.threads: set[threading.Thread] = set()  # those started inside calls
         self.restart()
 
     def restart(self) -> None:
-        """Begin the random numbers at the seed again."""
+        """Seed the random generators again."""
         self.randomness = Randomness(self.seed)
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
-        """What `function(*arguments)` gives, with the process as it was.
+        """Return `function(*arguments)`, and restore the state of the process.
 
         Raises:
-            Trespass: if it set something of the process; from what it raised itself, if anything.
+            IsolationError: if the function changed that state; caused by its own error, if any.
         """
         before, threads = ProcessState(), set(threading.enumerate())
         try:
@@ -70,37 +68,37 @@ class Guard:
         except BaseException as error:
             changes = before.restore()
             if changes and not isinstance(error, KeyboardInterrupt):
-                raise Trespass(changes) from error
+                raise IsolationError(changes) from error
             raise
         finally:
             self.threads |= set(threading.enumerate()) - threads
         changes = before.restore()
         if changes:
-            raise Trespass(changes)
+            raise IsolationError(changes)
         return result
 
     def check(self) -> None:
-        """Raise Trespass if the backbone is no longer what it was or a thread was left running."""
+        """Raise IsolationError if the backbone has changed or a thread of a call still runs."""
         changes = [*self.backbone_changes(), *self._threads_left()]
         if changes:
-            raise Trespass(changes)
+            raise IsolationError(changes)
 
     def check_threads(self) -> None:
-        """Raise Trespass if one of the calls left a thread running."""
+        """Raise IsolationError if a thread of a call still runs."""
         if changes := self._threads_left():
-            raise Trespass(changes)
+            raise IsolationError(changes)
 
-    def blamed(self, error: BaseException) -> BaseException:
-        """The error of a method in no company: with what it did to the backbone, if anything."""
+    def with_backbone_changes(self, error: BaseException) -> BaseException:
+        """`error`, or an IsolationError caused by it if the method has changed the backbone."""
         changes = self.backbone_changes()
-        if not changes or isinstance(error, (Trespass, KeyboardInterrupt)):
+        if not changes or isinstance(error, (IsolationError, KeyboardInterrupt)):
             return error
-        trespass = Trespass(changes)
-        trespass.__cause__ = error
-        return trespass
+        changed = IsolationError(changes)
+        changed.__cause__ = error
+        return changed
 
     def backbone_changes(self) -> list[str]:
-        """What has changed in the backbone since the guard was made; empty if nothing has."""
+        """The changes of the backbone since the guard was made; empty if there are none."""
         if self.backbone is None or self.state is None:
             return []
         parts = changed_parts(self.state, backbone_state(self.backbone))
@@ -108,7 +106,7 @@ class Guard:
         return [f"the shared backbone ({', '.join(parts[:MAX_NAMED])}{more})"] if parts else []
 
     def _threads_left(self) -> list[str]:
-        """Threads that would keep the process alive; those of executors end with it."""
+        """The threads of calls that would keep the process alive; those of executors do not."""
         return [f"the threads of the process ({thread.name} was left running)"
                 for thread in self.threads - set(executors._threads_queues)
                 if thread.is_alive() and not thread.daemon]

@@ -1,4 +1,4 @@
-"""Cost: seconds, peak memory and FLOPs of what a method does to a batch."""
+"""Measure: seconds, peak memory and FLOPs of a method's calls."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self._start
 
     def time(self, function: Callable[..., T], *arguments: object) -> T:
-        """What `function(*arguments)` gives, timed."""
+        """Return `function(*arguments)`, timed."""
         with self:
             return function(*arguments)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the work that `device` has been given."""
+    """Wait until `device` has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -51,14 +51,14 @@ def reset_peak_memory(device: torch.device) -> None:
     elif _CLEAR_REFS.exists():
         try:
             _CLEAR_REFS.write_text("5", encoding="ascii")
-        except OSError:  # not allowed in some containers: the peak is then the process's
+        except OSError:  # forbidden in some containers: the peak is then that of the whole process
             pass
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak in MiB since the reset: allocated on a GPU; resident in the whole process on a CPU.
+    """Peak memory in MiB since the reset: allocated on a GPU, or resident in the process on a CPU.
 
-    0 where neither can be read.
+    0 if it cannot be read.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MB
@@ -66,14 +66,14 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def memory_in_use_mb(device: torch.device) -> float:
-    """As peak_memory_mb, of this moment."""
+    """As peak_memory_mb, at this moment."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / MB
     return _of_process("VmRSS:")
 
 
 def _of_process(key: str) -> float:
-    """What Linux tells of the process's memory, in MiB; 0 elsewhere."""
+    """A value of /proc/self/status in MiB; 0 on systems without it."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
@@ -87,25 +87,23 @@ MB = 2**20
 
 
 def size_mb(network: nn.Module) -> float:
-    """The parameters and buffers of `network` in MiB, those that occur twice counted once."""
+    """The size of the parameters and buffers of `network` in MiB; shared ones count once."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return sum(tensor.nbytes for tensor in tensors.values()) / MB
 
 
 def keep_only(wanted: Collection[str], networks: Mapping[str, nn.Module],
               device: torch.device) -> None:
-    """Keep those of `networks` that are `wanted` on `device`, and put the others aside.
-
-    On a CPU all stay as they are.
-    """
+    """Move the `wanted` networks to `device` and all others to the CPU."""
     if device.type == "cpu":
         return
     for name, network in sorted(networks.items(), key=lambda item: item[0] in wanted):
-        network.to(device if name in wanted else "cpu")  # first those that make room
+        network.to(device if name in wanted else "cpu")  # the unwanted first, to free memory
 
 
 class Flops(NamedTuple):
-    """Floating point operations, two per multiply-add; products only."""
+    """Floating point operations of products (linear, convolution, attention), two per
+    multiply-add."""
 
     forward: float
     backward: float
@@ -116,12 +114,13 @@ class Flops(NamedTuple):
 
 
 def count_flops(run: Callable[[], object]) -> Flops | None:
-    """What `run` computes, forward passes and gradients apart.
+    """Count the FLOPs of `run` with torch's counter.
 
-    Only products are counted (linear, convolution, attention), as torch's counter does. None
-    before torch 2.3, which cannot be kept from attention kernels that the counter does not see.
     The gradient of a convolution that was vmapped over B sets of weights is counted B times too
-    often: give methods that adapt each image alone a single image.
+    often: give methods that adapt to each image alone a single image.
+
+    Returns:
+        None before torch 2.3, which uses attention kernels that the counter does not see.
     """
     if torch.__version__ < "2.3":
         run()
@@ -133,14 +132,14 @@ def count_flops(run: Callable[[], object]) -> Flops | None:
 
 
 def count_gflops(run: Callable[[], object]) -> float | None:
-    """10⁹ floating point operations of `run`, forward and backward: see count_flops."""
+    """The FLOPs of `run`, forward and backward, in 10⁹; see count_flops."""
     flops = count_flops(run)
     return None if flops is None else flops.total / 1e9
 
 
 @contextmanager
 def _gradients_counted(counter: FlopCounterMode) -> Iterator[list[float]]:
-    """Lists what each gradient that is taken meanwhile adds to `counter`."""
+    """A list that collects what each backward pass inside the `with` block adds to `counter`."""
     counts: list[float] = []
 
     @contextmanager
@@ -155,7 +154,7 @@ def _gradients_counted(counter: FlopCounterMode) -> Iterator[list[float]]:
 
 @contextmanager
 def around_gradients(watch: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Puts `watch()` around each gradient that is taken meanwhile, by vmap's programs too."""
+    """Enter `watch()` around each backward pass inside the `with` block, also under vmap."""
     def watched(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **keywords: Any) -> Any:
@@ -163,8 +162,8 @@ def around_gradients(watch: Callable[[], AbstractContextManager[object]]) -> Ite
                 return function(*args, **keywords)
         return run
 
-    # torch tells nobody that a backward pass starts, so wrap the two functions that start one;
-    # Tensor.backward calls the first.
+    # torch has no hook for the start of a backward pass, so wrap the two functions that start one
+    # (Tensor.backward calls the first).
     kept = torch.autograd.backward, torch.autograd.grad
     torch.autograd.backward, torch.autograd.grad = (watched(function) for function in kept)
     try:
@@ -175,7 +174,7 @@ def around_gradients(watch: Callable[[], AbstractContextManager[object]]) -> Ite
 
 @contextmanager
 def _countable_attention() -> Iterator[None]:
-    """Fused attention kernels are invisible to the counter: use the plain ones meanwhile."""
+    """Use plain attention kernels inside the `with` block: the counter does not see fused ones."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

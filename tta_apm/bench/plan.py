@@ -1,4 +1,4 @@
-"""Cell: one method × domain × seed of a sweep; and which of them are done. Imports no torch."""
+"""Plan: the cells that a config asks for, and which of them are missing. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import domains, schedule
 from tta_apm.errors import UserError
 
-# Longest name of a row's folder; what is longer is cut and told apart by a hash.
+# Characters of the name of a row's folder; a longer name is cut and gets a hash.
 MAX_NAME = 150
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is to be run: a row of METHODS on a domain with a seed."""
+    """A cell to run: a row of METHODS on a domain with a seed."""
 
     row: Row
     domain: Domain
     seed: int
-    identity: dict[str, Any]  # what makes the numbers: see identity.py
+    identity: dict[str, Any]  # everything that decides the numbers: see identity.py
 
     @property
     def name(self) -> str:
-        """Path below the folder of cells, without ending."""
+        """The path of its files below the folder of cells, without suffix."""
         settings = self.identity["settings"]
         return (f"{settings['setting']}-{file_name(settings['order'])}/{file_name(self.row.text)}/"
                 f"{self.domain}-seed{self.seed}")
@@ -43,17 +43,17 @@ class Cell:
         return hash_bytes(json.dumps(self.identity, sort_keys=True).encode())
 
     def path(self, folder: Path) -> Path:
-        """Its files below the results folder, without ending."""
+        """The path of its files below the results folder, without suffix."""
         return folder / "cells" / self.name
 
     def record_file(self, folder: Path) -> Path:
-        """Its record below the results folder."""
+        """The path of its record below the results folder."""
         path = self.path(folder)
         return path.with_name(path.name + ".json")
 
 
 def file_name(text: str) -> str:
-    """A name for files of `text`: other texts have others, even where case does not count."""
+    """A file name for `text`; different texts get different names, even if case is ignored."""
     # With signs: -1 and 1, 1e-3 and 1e+3 are different rows.
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", text)
     method, _, values = text.partition(" ")
@@ -66,11 +66,11 @@ def plan(cfg: CfgNode, dataset: DataSet | None = None) -> list[Cell]:
     """The cells that a config asks for, in the order in which they run.
 
     Args:
-        dataset: that the config names; None where it is not here, so that nothing is known of its
-            images.
+        dataset: the data set of the config; None if it is not found: the cells' identities then
+            have no data.
 
     Raises:
-        UserError: for rows whose files could not be told apart, or files that cannot be read.
+        UserError: if two rows would share files, or a file cannot be read.
     """
     wanted = domains(cfg.DATASET, cfg.CORRUPTIONS, cfg.SEVERITY)
     images = None if dataset is None else Images(dataset, cfg.NUM_IMAGES, cfg.TEMPLATES)
@@ -89,7 +89,7 @@ def plan(cfg: CfgNode, dataset: DataSet | None = None) -> list[Cell]:
 
 
 def _as_recorded(identity: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a record: tuples are lists there."""
+    """The identity as it is read from a record, where tuples are lists."""
     content: dict[str, Any] = json.loads(json.dumps(identity))
     return content
 
@@ -103,8 +103,8 @@ def _check_names(cells: Sequence[Cell]) -> None:
                             f"files {cell.name}: leave one of them out")
 
 
-def carries_on(setting: str, scope: str) -> bool:
-    """Whether a method of `scope` starts a stream from the state that the one before it left."""
+def carries_state(setting: str, scope: str) -> bool:
+    """Whether a method of `scope` carries its state from one stream to the next."""
     return setting != "reset_each_domain" and scope == "stream"
 
 
@@ -113,27 +113,27 @@ def missing(cells: Sequence[Cell], folder: Path, *, redo: bool = False,
     """The cells that are not recorded below `folder`.
 
     Args:
-        redo: count a cell that was made of something else, or is not whole, as missing.
-        images: whose pixels are compared with a record's where nothing cheaper tells.
+        redo: also return the cells whose record is corrupt or has another identity.
+        images: the images, whose pixels are compared with the record if signatures differ.
 
     Raises:
-        UserError: for files that are none of a sweep or not whole, and, unless `redo`, for cells
-            that were made of something else.
+        UserError: if a file is corrupt or does not belong to a sweep; and, unless `redo`, if the
+            record of a cell has another identity.
     """
     absent: list[Cell] = []
-    other: list[tuple[Cell, Record]] = []  # made of something else
-    whole: list[tuple[Cell, Record]] = []
+    other: list[tuple[Cell, Record]] = []  # with another identity
+    same: list[tuple[Cell, Record]] = []
     paths = [cell.record_file(folder) for cell in cells]
     records = _load(folder, may_be_damaged=set(paths) if redo else set())
     for cell, path in zip(cells, paths):
         record = records.get(path)
         if record is None:
             absent.append(cell)
-        elif _made_of_the_same(cell, record, images):
-            whole.append((cell, record))
+        elif _has_identity(cell, record, images):
+            same.append((cell, record))
         else:
             other.append((cell, record))
-    other += _after(other, whole)
+    other += _dependent(other, same)
     if other and not redo:
         cell, record = other[0]
         raise UserError(
@@ -145,7 +145,11 @@ def missing(cells: Sequence[Cell], folder: Path, *, redo: bool = False,
 
 
 def _load(folder: Path, may_be_damaged: Collection[Path]) -> dict[Path, Record]:
-    """The whole records below `folder`; UserError that counts those that are not."""
+    """The records below `folder` by path.
+
+    Raises:
+        UserError: if a record or its predictions are corrupt, unless it is in `may_be_damaged`.
+    """
     records: dict[Path, Record] = {}
     damaged: list[UserError] = []
     for path in find_records(folder / "cells"):
@@ -162,22 +166,22 @@ def _load(folder: Path, may_be_damaged: Collection[Path]) -> dict[Path, Record]:
     return records
 
 
-def _after(other: Sequence[tuple[Cell, Record]], whole: Sequence[tuple[Cell, Record]]
-           ) -> list[tuple[Cell, Record]]:
-    """Those of `whole` whose method has met the images of one of `other` on its way."""
+def _dependent(other: Sequence[tuple[Cell, Record]], same: Sequence[tuple[Cell, Record]]
+               ) -> list[tuple[Cell, Record]]:
+    """Those of `same` whose method saw the domain of one of `other` before, in carried state."""
     changed = {(cell.row.text, cell.seed, str(cell.domain)) for cell, _ in other}
-    return [(cell, record) for cell, record in whole
+    return [(cell, record) for cell, record in same
             if any((cell.row.text, cell.seed, domain) in changed
                    for stream in cell.identity["settings"].get("streams", ()) for domain in stream)]
 
 
-def _made_of_the_same(cell: Cell, record: Record, images: Images | None) -> bool:
-    """Whether a record's numbers would come again, as far as can be told."""
+def _has_identity(cell: Cell, record: Record, images: Images | None) -> bool:
+    """Whether a record has the identity of a cell, so that a new run would give its numbers."""
     wanted, found = dict(cell.identity), dict(record.identity)
     data, before = dict(wanted.pop("data")), dict(found.pop("data", {}))
     if wanted != found:
         return False
-    if not data:  # the images are not here
+    if not data:  # the images are not found
         return True
     signature, known = data.pop("signature"), before.pop("signature", None)
     if data != before:
@@ -187,15 +191,15 @@ def _made_of_the_same(cell: Cell, record: Record, images: Images | None) -> bool
 
 
 def _difference(cell: Cell, record: Record) -> str:
-    """How the cell that is wanted differs from the one that is there."""
+    """How the identity of a wanted cell differs from that of its record."""
     if not record.identity:
-        return "by version 0.1.0, whose records do not tell what they were made of"
+        return "by version 0.1.0, whose records have no hashes of weights, images and code"
     changes = differences(cell.identity, record.identity)
     if changes == ["other code"]:
         return "with other code"
     if changes == ["other signature"]:
-        changes = ["its images were others"]
-    return f"under another config or of other files ({'; '.join(changes)})"
+        changes = ["other images"]
+    return f"under another config or from other files ({'; '.join(changes)})"
 
 
 def _settings(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
@@ -209,7 +213,7 @@ def _settings(cfg: CfgNode, row: Row, domain: Domain, wanted: Sequence[Domain],
         "setting": cfg.SETTING, "order": order_of(cfg), "batch_size": cfg.BATCH_SIZE, "seed": seed}
     streams = schedule(cfg.SETTING, wanted)
     last = max(index for index, stream in enumerate(streams) if domain in stream)
-    first = 0 if carries_on(cfg.SETTING, row.scope) else last
+    first = 0 if carries_state(cfg.SETTING, row.scope) else last
     if row.scope != "image":  # the streams seen before
         settings["streams"] = [[str(other) for other in stream]
                                for stream in streams[first:last + 1]]

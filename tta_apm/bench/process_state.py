@@ -1,6 +1,6 @@
-"""ProcessState: what all rows of a sweep share besides backbone and images, read and put back.
+"""ProcessState: the settings of the process that all rows of a sweep share, read and restored.
 
-Anything here that one method sets would change the numbers, the time or the output of the others.
+If a method changed one of them, the numbers, the time or the output of other methods would change.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from torch.optim import optimizer as torch_optimizer
 
 
 class Setting(NamedTuple):
-    """One thing that belongs to the whole process.
+    """One setting of the process.
 
     Args:
-        name: what a sentence calls it.
-        read: its value; equal values mean that nothing has changed.
-        write: put a value back.
-        tell: what has changed between two values, for the sentence; None is never told.
+        name: for errors.
+        read: returns its value; equal values mean that nothing has changed.
+        write: restores a value.
+        difference: the difference of two values, for errors; None if a change is not an error.
     """
 
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], object]
-    tell: Callable[[Any, Any], str] | None = lambda before, after: f"{after!r}, was {before!r}"
+    difference: Callable[[Any, Any], str] | None = (
+        lambda before, after: f"{after!r}, was {before!r}")
 
 
 class ProcessState:
-    """The state of the process at the time of construction."""
+    """The settings of the process at the time of construction."""
 
     def __init__(self) -> None:
         self.values = [_value(setting) for setting in SETTINGS]
 
     def restore(self) -> list[str]:
-        """Put back all that has changed since; says what that was, each with its two values."""
+        """Restore all settings that have changed since; returns the changes that are errors."""
         found = changes = self._changes()
         for _ in range(ROUNDS):
             for setting, before, _ in changes:
@@ -51,35 +52,36 @@ class ProcessState:
                     setting.write(before)
             if changes:
                 changes = self._changes()
-        return [f"{setting.name} ({setting.tell(before, after)})"
-                for setting, before, after in found if setting.tell is not None]
+        return [f"{setting.name} ({setting.difference(before, after)})"
+                for setting, before, after in found if setting.difference is not None]
 
     def _changes(self) -> list[tuple[Setting, Any, Any]]:
-        """The settings that have another value now, with both."""
+        """The settings that have changed, each with its value before and now."""
         now = [(setting, before, _value(setting))
                for setting, before in zip(SETTINGS, self.values)]
         return [change for change in now if change[1] != change[2]]
 
 
-# To set one of torch's precisions sets others along: it takes a second round to put all back.
+# Setting one of torch's precisions changes others, so restoring all takes more than one round.
 ROUNDS = 3
 
 
 def _value(setting: Setting) -> Any:
-    """None where it cannot be told, as torch's precisions where two ways to set them were mixed."""
+    """The value of a setting; None if it cannot be read, e.g. a precision of torch after two ways
+    of setting it were mixed."""
     try:
         return setting.read()
     except (RuntimeError, OSError):
         return None
 
 
-# Settings of torch that are plain attributes. Each torch has some of them.
+# Settings of torch that are plain attributes; a version of torch may lack some.
 ATTRIBUTES = ("backends.cudnn.enabled", "backends.cudnn.benchmark", "backends.cudnn.deterministic",
               "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
               "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
               "backends.mkldnn.enabled", "backends.opt_einsum.enabled",
               "utils.deterministic.fill_uninitialized_memory")
-# The newer names, or else the older ones: torch refuses to read some after both were used.
+# Only the newer or only the older names are used: torch refuses to read some after both were used.
 NEW_PRECISIONS = ("backends.fp32_precision", "backends.cuda.matmul.fp32_precision",
                   "backends.cudnn.fp32_precision", "backends.cudnn.conv.fp32_precision",
                   "backends.cudnn.rnn.fp32_precision", "backends.mkldnn.fp32_precision",
@@ -117,7 +119,7 @@ def _of_torch() -> Iterator[Setting]:
             yield Setting(f"torch's {kernel} kernels of attention",
                           getattr(torch.backends.cuda, f"{kernel}_sdp_enabled"),
                           getattr(torch.backends.cuda, f"enable_{kernel}_sdp"))
-    if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on the same for all devices
+    if hasattr(torch, "get_autocast_dtype"):  # since torch 2.4 these functions take a device
         for device in ("cpu", "cuda"):
             yield Setting(f"torch's autocast on {device}",
                           partial(torch.is_autocast_enabled, device),
@@ -141,7 +143,7 @@ def _set_default_device(kind: str) -> None:
 
 
 def _flushes_denormals() -> bool:
-    """torch has no function that tells."""
+    """Whether torch flushes denormal numbers to 0, which no function of torch returns."""
     return not (torch.tensor(1e-42, device="cpu", dtype=torch.float32) * 1).item()
 
 
@@ -171,7 +173,7 @@ def _of_the_process() -> Iterator[Setting]:
     yield Setting("a handler of signals", lambda: {number: signal.getsignal(number)
                                                    for number in _SIGNALS},
                   _set_handlers, _other_keys)
-    # A library that is imported late may add filters: they are put back, and it is no fault.
+    # An import may add filters: they are removed, but it is not an error.
     yield Setting("the filters of warnings", lambda: list(warnings.filters), _set_filters, None)
 
 
@@ -199,7 +201,7 @@ def _set_stream(name: str, value: tuple[Any, bool]) -> None:
     stream, closed = value
     if closed or not stream.closed:
         setattr(sys, name, stream)
-    elif getattr(sys, name) is stream:  # it cannot be opened again
+    elif getattr(sys, name) is stream:  # a closed stream cannot be reopened
         setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w",
                                 encoding="utf-8"))
 
@@ -216,7 +218,7 @@ def _set_filters(value: list[Any]) -> None:
 
 
 def torch_settings() -> list[Any]:
-    """The values of all that decides how torch computes; equal lists mean the same numbers."""
+    """The values of all settings of torch; equal lists mean that it computes the same numbers."""
     return [_value(setting) for setting in OF_TORCH]
 
 

@@ -1,4 +1,4 @@
-"""Progress: what a sweep shows while it runs."""
+"""Progress: the progress bar and the lines that a sweep prints."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar over the images of a sweep, each counted once for each row; and one line for each
-    finished cell."""
+    """A bar over the images of all rows, and one line for each finished cell."""
 
     def __init__(self, total: int) -> None:
         self.bar = bar(total, "img")
-        self.settled = 0  # images of which all is known
-        self.shown = 0  # of images
-        self.seen = self.correct = 0
+        self.finished = 0  # images of cells that are recorded or failed
+        self.shown = 0  # images that the bar shows
+        self.seen = self.correct = 0  # images of the current stream
         self.waits = False
 
     def __enter__(self) -> Progress:
@@ -34,33 +33,33 @@ class Progress:
         self.bar.close()
 
     def start(self, rows: Sequence[Row], domains: Sequence[Domain]) -> None:
-        """A stream of `domains` begins, for `rows`."""
+        """Start a stream of `domains` for `rows`."""
         self.seen = self.correct = 0
-        who = rows[0].text if len(rows) == 1 else f"{len(rows)} rows"
-        where = str(domains[0]) if len(domains) == 1 else f"{len(domains)} domains"
-        self.bar.set_description(f"{who} {where}")
+        run = rows[0].text if len(rows) == 1 else f"{len(rows)} rows"
+        on = str(domains[0]) if len(domains) == 1 else f"{len(domains)} domains"
+        self.bar.set_description(f"{run} {on}")
 
     def update(self, images: int, correct: int) -> None:
-        """A row has met so many images, of which it got so many right."""
+        """Count images that a row has predicted, and those of them that are right."""
         self.seen += images
         self.correct += correct
         self.bar.set_postfix_str(f"error {1 - self.correct / self.seen:.1%}", refresh=False)
         self._show(self.shown + images)
 
     def wait(self, num_cells: int) -> None:
-        """Other processes run what is left, so many cells."""
+        """Say that other processes run the `num_cells` cells that are left."""
         if not self.waits:
             print(f"{num_cells} cells are being run by other processes: waiting for them",
                   file=sys.stderr, flush=True)
         self.waits = True
 
-    def settle(self, images: int) -> None:
-        """So many more images are done with: recorded or failed."""
-        self.settled += images
+    def count_finished(self, images: int) -> None:
+        """Count images of cells that were recorded or failed."""
+        self.finished += images
 
     def end(self) -> None:
-        """The stream is over: what was met of it in vain is taken back."""
-        self._show(self.settled)
+        """End a stream: the bar goes back over images that must be run again."""
+        self._show(self.finished)
 
     def _show(self, images: int) -> None:
         self.bar.update(images - self.shown)
@@ -78,7 +77,7 @@ class Progress:
 
 
 def line_of(cell: Cell, predictions: Predictions | None = None, seconds: float = 0.0) -> str:
-    """A cell in a line, with what came of it."""
+    """A line for a cell, with its results if there are any."""
     line = f"{cell.row.text:<16} {str(cell.domain):<20} seed {cell.seed:<4}"
     if predictions is None:
         return line

@@ -1,4 +1,4 @@
-"""Randomness: a stream of global random numbers of one's own, beside everybody else's."""
+"""Randomness: a separate state of the global random generators, for the calls of one method."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 
 
 class Randomness:
-    """The global random numbers of Python, numpy and torch, inside `with` a stream of its own.
+    """A state of the global generators of Python, numpy and torch, which applies in `with` blocks.
 
-    Whoever draws inside begins at `seed`, goes on where it stopped, and moves nobody else's.
+    It starts at `seed` and continues from block to block. The state outside is restored after each
+    block.
     """
 
     def __init__(self, seed: int) -> None:
         before = global_state()
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # it takes no longer ones
+        np.random.seed(seed % 2**32)  # numpy takes no larger seeds
         torch.manual_seed(seed)
         self.state = global_state()
         _set_state(before)
@@ -33,13 +34,13 @@ class Randomness:
 
 
 def global_state() -> tuple[Any, ...]:
-    """Where the global generators of Python, numpy and torch stand, those of GPUs included."""
+    """The states of the global generators of Python, numpy and torch, also on GPUs."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
 def same_state(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    """Whether the generators stand where they stood."""
+    """Whether two states of `global_state` are equal."""
     (python, numpy, torch_, cuda), (python2, numpy2, torch2, cuda2) = first, second
     return (python == python2 and numpy[2] == numpy2[2] and bool((numpy[1] == numpy2[1]).all())
             and torch.equal(torch_, torch2) and len(cuda) == len(cuda2)

@@ -1,7 +1,7 @@
-"""Record and Predictions: what one cell of a sweep leaves on disk. Imports no torch.
+"""Record and Predictions: the files of one cell of a sweep. Imports no torch.
 
-A cell is a method under a protocol × domain × seed. Its files, <cell>.npz and <cell>.json, are
-written aside and renamed, the record last: a cell is whole or absent.
+A cell is row × domain × seed. Its predictions, <cell>.npz, and its record, <cell>.json, are written
+atomically, the record last: a cell is complete or absent.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from tta_apm.atomic import atomic_write, is_temporary
 from tta_apm.errors import UserError, corrupt, reason
 
-# Bytes of the arrays of a cell: 44 for an image, of which the largest data set has 50,000.
+# Bytes of the arrays of a cell. An image takes 44, and the largest data set has 50,000 images.
 MAX_UNPACKED = 1 << 28
 
 
-# Fields that records of earlier versions have not.
+# Fields that records of earlier versions lack.
 LATER = frozenset({"identity", "preprocessing", "did", "crowded"})
 
 
@@ -33,21 +33,21 @@ LATER = frozenset({"identity", "preprocessing", "did", "crowded"})
 class Record:
     """One cell, flat. Error and accuracy are not stored: they follow from the predictions."""
 
-    row: str  # the method as the config names it, with its overrides: "apm STEPS 10"
+    row: str  # the entry of METHODS, e.g. "apm STEPS 10"
     method: str
     hyper_parameters: dict[str, Any]
-    scope: str  # what a result depends on: see Method.scope
-    survives: str  # from image to image: "nothing", "weights"
+    scope: str  # see Method.scope
+    survives: str  # see Method.survives
     backbone: str
     weights: str
-    templates: str  # prompt set, "" where there are no prompts
-    resolution: int  # side in pixels that the backbone works at, 0 = that of the images
+    templates: str  # the name of the prompt templates, "" without prompts
+    resolution: int  # side in pixels of the backbone's images, 0: that of the data set's images
     dataset: str
     corruption: str
     severity: int
     images_from: str
     num_images: int
-    images_hash: str  # of the pixels, whatever their order
+    images_hash: str  # of the pixels, independent of their order
     setting: str
     order: str  # of the stream
     batch_size: int
@@ -55,21 +55,21 @@ class Record:
     num_correct: int
     seconds: float  # adapt + predict, synchronised, after warm-up
     peak_memory_mb: float
-    gflops_per_image: float | None  # 2 per multiply-add, forward and backward; None: uncounted
+    gflops_per_image: float | None  # 2 per multiply-add, forward and backward; None: not counted
     device: str
-    fingerprint: str  # of everything in the config that decides the numbers
-    code: str  # hash of the sources that make the numbers
+    fingerprint: str  # a hash of `identity`
+    code: str  # a hash of the code that decides the numbers
     commit: str
     predictions_hash: str
     versions: dict[str, str] = field(default_factory=dict)
-    # How the backbone makes images ready: size, mean, std, who told them, the activation if it
-    # cannot be seen in the weights. "" in records of 0.1.0.
+    # The backbone's preprocessing: size, mean, std, where these are from, and the activation if
+    # the weights do not show it. "" in records of version 0.1.0.
     preprocessing: str = ""
-    # What made the numbers, in parts: see identity.py. Empty in records of version 0.1.0.
+    # Everything that decides the numbers: see identity.py. Empty in records of version 0.1.0.
     identity: dict[str, Any] = field(default_factory=dict)
-    # What the method did, over all images: see deeds.DEEDS. Empty in older records.
+    # Counts of the method's work over all images: see counts.COUNTED. Empty in older records.
     did: dict[str, float] = field(default_factory=dict)
-    # Whether other processes ran cells on the same device or cores, so that the seconds say little.
+    # Whether other processes used the same device or cores: the seconds are then too high.
     crowded: bool = False
 
 
@@ -81,8 +81,8 @@ class Predictions:
         index: position in the data set, int64 [N].
         label, prediction: classes, int64 [N].
         confidence: softmax probability of the prediction, float32 [N].
-        teacher_prediction: int64 [N], for methods with a teacher, else None.
-        cosine: of the student's and the teacher's feature at the end, float32 [N], or None.
+        teacher_prediction: int64 [N]; None for a method without a teacher.
+        cosine: between the final features of student and teacher, float32 [N], or None.
     """
 
     index: np.ndarray
@@ -94,13 +94,13 @@ class Predictions:
 
     @classmethod
     def joined(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Several as one, in their order."""
+        """Concatenate predictions."""
         columns = [part._columns() for part in parts]
         return cls(**{name: np.concatenate([column[name] for column in columns])
                       for name in columns[0]})
 
     def chosen(self, mask: np.ndarray) -> Predictions:
-        """Those of the images that `mask` bool [N] is true for."""
+        """The predictions of the images where `mask`, bool [N], is true."""
         return Predictions(**{name: column[mask] for name, column in self._columns().items()})
 
     def correct(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class Predictions:
         return (self.prediction == self.label)[np.argsort(self.index, kind="stable")]
 
     def teacher_correct(self) -> np.ndarray | None:
-        """Whether each of the teacher's predictions is right, bool [N], ordered by index."""
+        """As `correct`, for the teacher's predictions; None without a teacher."""
         if self.teacher_prediction is None:
             return None
         return (self.teacher_prediction == self.label)[np.argsort(self.index, kind="stable")]
@@ -121,8 +121,7 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Predictions:
-        """Read an .npz file. ValueError, KeyError, TypeError or BadZipFile if it is none of ours.
-        """
+        """Read an .npz file. ValueError, KeyError, TypeError or BadZipFile if it is invalid."""
         check_npz(content)
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
             predictions = cls(**{name: arrays[name] for name in arrays.files})
@@ -130,7 +129,7 @@ class Predictions:
         return predictions
 
     def _check(self) -> None:
-        """ValueError that names the column that no run leaves."""
+        """Raise ValueError for a column of invalid shape, type or values."""
         for name, column in self._columns().items():
             floats = name in ("confidence", "cosine")
             if column.ndim != 1 or len(column) != len(self.index) or not len(column):
@@ -138,21 +137,21 @@ class Predictions:
             if column.dtype.kind not in ("f" if floats else "iu"):
                 raise ValueError(f"{name} is {column.dtype}")
             low, high = (-1.001, 1.001) if floats else (0, 1 << 31)
-            if not ((column >= low) & (column <= high)).all():  # nor is NaN
+            if not ((column >= low) & (column <= high)).all():  # also for NaN
                 raise ValueError(f"{name} has values out of range")
 
     def _columns(self) -> dict[str, np.ndarray]:
-        """The arrays that are there."""
+        """The columns that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def save_cell(path: Path, record: Record, content: bytes) -> None:
     """Write a cell: `content` (Predictions.to_bytes) to path.npz, then its record to path.json.
 
-    A record that is there goes first, so that at no moment it stands beside other predictions.
+    An old record is removed first, so that it never exists beside the new predictions.
 
     Raises:
-        ValueError, TypeError: for a record that JSON cannot hold; nothing is touched then.
+        ValueError, TypeError: if JSON cannot hold the record; no file is changed then.
         UserError: if a file cannot be written.
     """
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False)
@@ -163,8 +162,8 @@ def save_cell(path: Path, record: Record, content: bytes) -> None:
 
 def remove_cell(path: Path) -> None:
     """Remove a cell's record, then its predictions. UserError if they cannot be removed."""
-    for ending in (".json", ".npz"):
-        _remove(path.with_name(path.name + ending))
+    for suffix in (".json", ".npz"):
+        _remove(path.with_name(path.name + suffix))
 
 
 def _remove(file: Path) -> None:
@@ -175,12 +174,12 @@ def _remove(file: Path) -> None:
 
 
 def load_record(path: Path) -> Record:
-    """Read <cell>.json. UserError naming the file if it is truncated or not one of ours."""
+    """Read <cell>.json. UserError if it is incomplete or not a record."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Record)}
         if not isinstance(content, dict) or known - set(content) - LATER or set(content) - known:
-            raise ValueError("it has not the fields of a record")
+            raise ValueError("it does not have the fields of a record")
         record = Record(**content)
         _check_fields(record)
         return record
@@ -190,12 +189,12 @@ def load_record(path: Path) -> Record:
 
 
 def _check_fields(record: Record) -> None:
-    """ValueError that names the field whose value no run leaves."""
+    """Raise ValueError for a field of invalid type or value."""
     for name, kinds in _KINDS.items():
         value = getattr(record, name)
         if not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
             raise ValueError(f"{name} is {type(value).__name__}")
-        if isinstance(value, (int, float)) and not 0 <= value < 1 << 63:  # nor is NaN
+        if isinstance(value, (int, float)) and not 0 <= value < 1 << 63:  # also for NaN
             raise ValueError(f"{name} is out of range")
     if not 0 <= record.severity <= 5:
         raise ValueError(f"severity is {record.severity}")
@@ -206,7 +205,7 @@ def _check_fields(record: Record) -> None:
         raise ValueError(f"num_correct is {record.num_correct} of {record.num_images} images")
 
 
-# The types of a record's fields, as JSON gives them.
+# The types of a record's fields, as read from JSON.
 _NUMBER = (int, float)
 _TYPES: dict[str, Any] = {"str": str, "bool": bool, "int": int, "float": _NUMBER,
                           "float | None": (*_NUMBER, type(None))}
@@ -215,7 +214,7 @@ _KINDS: dict[str, Any] = {field.name: _TYPES.get(str(field.type), dict)
 
 
 def load_predictions(path: Path, record: Record) -> Predictions:
-    """Read <cell>.npz of `record`, which lies at <cell>.json. UserError if it is not whole."""
+    """Read <cell>.npz of `record`, which is at path <cell>.json. UserError if it is corrupt."""
     file = path.with_suffix(".npz")
     try:
         content = file.read_bytes()
@@ -228,11 +227,11 @@ def load_predictions(path: Path, record: Record) -> Predictions:
 
 
 def find_records(folder: Path) -> Iterator[Path]:
-    """The record files below `folder`, sorted; folders that are links are followed.
+    """The record files below `folder`, sorted; links to folders are followed.
 
     Raises:
-        UserError: for a file that is none of ours, a folder that cannot be read, a link to nothing
-            or in a circle.
+        UserError: if a file does not belong to a sweep, a folder cannot be read, or a link is
+            broken or circular.
     """
     yield from sorted(_records(folder, ())) if os.path.lexists(folder) else ()
 
@@ -247,7 +246,7 @@ def _records(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot look for cells in {folder}: {reason}") from error
     for path in entries:
-        # What systems and file managers leave in a folder: .DS_Store, .nfs000..., Thumbs.db.
+        # Files of operating systems and file managers: .DS_Store, .nfs000..., Thumbs.db.
         if path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini") \
                 or is_temporary(path):
             continue
@@ -262,13 +261,13 @@ def _records(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def check_npz(content: bytes) -> None:
-    """ValueError for an archive whose arrays are far larger than itself. BadZipFile for none."""
+    """Raise ValueError for an archive of more than MAX_UNPACKED bytes, BadZipFile for others."""
     with zipfile.ZipFile(BytesIO(content)) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > MAX_UNPACKED:
-        raise ValueError(f"it unpacks to {size} bytes, more than any run leaves")
+        raise ValueError(f"it unpacks to {size} bytes, more than any run writes")
 
 
 def hash_bytes(content: bytes) -> str:
-    """Short sha256 of `content`, 16 hexadecimal digits."""
+    """A sha256 of `content`, cut to 16 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()[:16]

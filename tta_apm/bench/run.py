@@ -1,4 +1,4 @@
-"""Run: one method over its streams, in a sweep or in somebody's Python."""
+"""Run: one method over its streams, in a sweep or through the Python interface."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tta_apm.bench import measure
-from tta_apm.bench.batches import Handed, Loaded, batches_ahead
+from tta_apm.bench.batches import BatchOnDevice, LoadedBatch, batches_ahead
 from tta_apm.bench.evaluate import Evaluation, Evaluator, checked_resolved, warm_up
 from tta_apm.bench.isolation import Guard
 from tta_apm.bench.shared_work import SharedWork
@@ -19,42 +19,44 @@ from tta_apm.method import Method
 
 
 class Run:
-    """A method that meets one stream after the other.
+    """Runs a method over one stream after the other.
 
     Args:
         method: on `device`.
-        guard: of its run.
-        carries_on: whether a stream starts from the state that the one before it left.
-        held_mb: what it holds of the device's memory.
+        guard: isolates its calls.
+        carries_state: whether a stream starts from the state after the previous one.
+        held_mb: the device memory that the method holds, in MiB.
 
     Attributes:
-        gflops: per image, once the first stream was met; None where they are not counted.
-        seconds: of its last batch.
+        gflops: per image, after the first stream; None if they are not counted.
+        seconds: those of the last batch.
     """
 
-    def __init__(self, method: Method, guard: Guard, device: torch.device, carries_on: bool,
+    def __init__(self, method: Method, guard: Guard, device: torch.device, carries_state: bool,
                  held_mb: float = 0.0) -> None:
         self.method = method
         self.guard = guard
         self.device = device
-        self.carries_on = carries_on
+        self.carries_state = carries_state
         self.held_mb = held_mb
         self.gflops: float | None = None
         self.seconds = 0.0
         self._is_warm = False
         self._is_at_start = True
 
-    def begin(self, stream: Stream, first: Loaded, shared: SharedWork | None = None,
+    def begin(self, stream: Stream, first: LoadedBatch, shared: SharedWork | None = None,
               others_mb: float = 0.0) -> None:
-        """Get ready for a stream: warm up on the first one's first batch, reset where the setting
-        asks for it, show an offline method all images.
+        """Begin a stream: warm up if it is the first one, reset if the setting asks for it, and let
+        an offline method adapt to all images.
 
         Args:
-            shared: what it shares with others, None for no company.
-            others_mb: what others hold of the device's memory.
+            first: the first batch of the stream.
+            shared: the backbone's results that are shared with other runs; None without others.
+            others_mb: the device memory of other methods, in MiB.
 
         Raises:
-            MethodError, and whatever the method raises.
+            MethodError: if the method breaks its contract.
+            Exception: whatever the method raises.
         """
         shared = shared or SharedWork((), self.device)
         self.evaluator = Evaluator(self.method, stream, self.device, self.guard, shared)
@@ -63,31 +65,33 @@ class Run:
                 batch = Batch(first.pixels.numpy(), first.indices)
                 self.gflops = warm_up(self.method, [batch], self.device, self.guard)
                 self._is_warm = True
-            if self._is_at_start or not self.carries_on:
+            if self._is_at_start or not self.carries_state:
                 self.guard.restart()
                 self.guard.call(self.method.reset)
             self.evaluator.prepare(others_mb)
         self._is_at_start = False
 
-    def turn(self, handed: Handed, others_mb: float = 0.0) -> int:
-        """Adapt to the stream's next batch and predict it; returns how many are right.
+    def step(self, batch: BatchOnDevice, others_mb: float = 0.0) -> int:
+        """Adapt to the stream's next batch and predict it; returns the number of right predictions.
 
         Args:
-            others_mb: as of `begin`.
+            others_mb: as for `begin`.
 
         Raises:
-            as Evaluator.meet.
+            MethodError, Exception: as Evaluator.step.
         """
         before = self.evaluator.seconds
         with self._weighed():
-            correct = self.evaluator.meet(handed, others_mb)
+            correct = self.evaluator.step(batch, others_mb)
         self.seconds = self.evaluator.seconds - before
         return correct
 
     @contextmanager
     def _weighed(self) -> Iterator[None]:
-        """Adds to `held_mb` what is left in memory of the calls inside. On a CPU nothing is added:
-        what is resident there says too little of one method among several."""
+        """Add the memory that calls inside the `with` block leave allocated to `held_mb`.
+
+        On a CPU nothing is added: resident memory cannot be attributed to one of several methods.
+        """
         if self.device.type == "cpu":
             yield
             return
@@ -97,33 +101,36 @@ class Run:
         self.held_mb += measure.memory_in_use_mb(self.device) - shared.size_mb - before
 
     def end(self) -> dict[Domain, Evaluation]:
-        """What came of the stream.
+        """End a stream; returns the results for each of its domains.
 
         Raises:
-            MethodError: for threads that were left running.
+            MethodError: if a thread of the method still runs.
         """
         self.guard.check_threads()
         return self.evaluator.evaluations()
 
     def resolved(self) -> dict[str, Any]:
-        """What the method chose itself of its hyper-parameters. MethodError for no such thing."""
+        """See Method.resolved; MethodError if a record cannot hold it."""
         return checked_resolved(self.guard.call(getattr, self.method, "resolved"))
 
     def rewind(self) -> None:
-        """Go back to the start: the next stream is met as the first was."""
+        """Go back to the start: the next stream begins with a reset."""
         self._is_at_start = True
 
-    def meet(self, stream: Stream,
-             progress: Callable[[int, int], None] = lambda images, correct: None
-             ) -> dict[Domain, Evaluation]:
-        """Adapt to and predict all of a stream, in no company.
+    def evaluate(self, stream: Stream,
+                 progress: Callable[[int, int], None] = lambda images, correct: None
+                 ) -> dict[Domain, Evaluation]:
+        """Adapt to and predict a whole stream, without other runs.
+
+        Args:
+            progress: called after each batch with its numbers of images and of right predictions.
 
         Raises:
-            MethodError: as Evaluator.meet, and whatever the method raises.
+            MethodError, Exception: as Evaluator.step.
         """
         for index, batch in enumerate(batches_ahead(stream, self.device)):
             if index == 0:
                 self.begin(stream, batch)
-            progress(len(batch.indices), self.turn(Handed(batch, self.device)))
+            progress(len(batch.indices), self.step(BatchOnDevice(batch, self.device)))
         self.guard.check()
         return self.end()

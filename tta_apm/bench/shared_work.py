@@ -1,10 +1,12 @@
-"""SharedWork: what methods that run side by side ask of a frozen backbone, once for each batch.
+"""SharedWork: compute what several methods ask of a frozen backbone once for each batch.
 
-Each method is charged as if it were alone: the seconds that its questions took whoever asked them
-first, and the memory that they took. An answer is handed on only where it would be the same to the
-bit: for the same images and arguments, while the backbone and torch's settings are as they were
-when the sweep began, and from a network that draws no random numbers and keeps nothing in mind.
-Everyone gets a copy, so that nobody can write to another's.
+A call of a backbone is a question, its result an answer (see backbones.sharing). The first method
+that asks computes the answer; others that ask the same get a copy. Each method is charged the time
+and memory of its questions as if it ran alone.
+
+An answer is shared only if every method would compute it bit for bit: for the same images and
+arguments, with the backbone and torch's settings unchanged since the sweep began, and from a
+network that neither uses random numbers nor changes its state.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from tta_apm.bench.process_state import OF_TORCH, torch_settings
 from tta_apm.bench.randomness import global_state, same_state
 
 
-class Turn:
-    """What one call of a method is charged beyond what was measured.
+class Charge:
+    """What a call of a method is charged beyond its own measured time and memory.
 
     Attributes:
-        seconds: of the answers that it was handed, less those of looking them up.
-        peak_mb: of the device's memory, while an answer was or would have been worked out.
+        seconds: the time to compute the answers that it got, minus the time to look them up.
+        peak_mb: the peak device memory while its answers were, or would have been, computed.
     """
 
     def __init__(self) -> None:
@@ -38,10 +40,12 @@ class Turn:
 
 
 class Answer(NamedTuple):
-    """What a backbone answered, and what that cost.
+    """The result of a backbone's call, and its cost.
 
     Args:
-        extra_mb: of memory, beyond what was in use.
+        content: a tensor, None, or a tuple of these.
+        seconds: the time to compute it.
+        extra_mb: the peak memory of the computation beyond what was in use before.
         forwards: images that went through the backbone.
     """
 
@@ -52,10 +56,11 @@ class Answer(NamedTuple):
 
 
 class SharedWork:
-    """The answers for the batch under way.
+    """The answers for the current batch.
 
     Args:
-        backbones: frozen ones that several methods use, as they are before the first call.
+        backbones: the frozen backbones that several methods use, in their initial state.
+        device: where they are.
     """
 
     def __init__(self, backbones: Sequence[nn.Module], device: torch.device) -> None:
@@ -66,34 +71,34 @@ class SharedWork:
         self.answers: dict[Any, Answer] = {}
 
     def begin(self, images: Tensor) -> None:
-        """A batch begins, whose images on the device these are: older answers are forgotten."""
+        """Begin a batch, given its images on the device; older answers are dropped."""
         self.images = images if self.states else None
         self.answers.clear()
 
     def end(self) -> None:
-        """The batch is over."""
+        """End the batch."""
         self.images = None
         self.answers.clear()
 
     @property
     def size_mb(self) -> float:
-        """Of the answers that are kept."""
+        """The memory of the kept answers, in MiB."""
         return sum(_num_bytes(known.content) for known in self.answers.values()) / measure.MB
 
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
-        """A method's call, inside which its questions are answered from here."""
-        self._turn = Turn()
+    def call(self) -> Iterator[Charge]:
+        """Answer the questions of a method's call, which runs inside the `with` block."""
+        self._charged = Charge()
         token = work.set(self if self.images is not None else None)
         try:
-            yield self._turn
+            yield self._charged
         finally:
             work.reset(token)
 
     def answer(self, backbone: nn.Module, question: str, images: Tensor, arguments: Any,
                compute: Callable[[], Any]) -> Any:
         """See backbones.sharing.Work."""
-        measure.synchronize(self.device)  # for what the method did before, which is its own
+        measure.synchronize(self.device)  # do not measure the method's own work before
         began = time.perf_counter()
         key = self._key(backbone, question, images, arguments)
         if key is None:
@@ -107,31 +112,31 @@ class SharedWork:
             if (counted := passes.get()) is not None:
                 counted.forwards += known.forwards
         measure.synchronize(self.device)
-        self._turn.seconds += seconds - (time.perf_counter() - began)
+        self._charged.seconds += seconds - (time.perf_counter() - began)
         return content
 
     def _key(self, backbone: nn.Module, question: str, images: Tensor, arguments: Any) -> Any:
-        """What tells the answer to a question; None for one that is not to be shared."""
+        """The key of an answer; None if it must not be shared."""
         if id(backbone) not in self.states or not self._is_of_batch(images):
             return None
-        if not self._is_undisturbed(backbone):
+        if not self._is_unchanged(backbone):
             return None
         memory = (images.storage_offset(), tuple(images.shape), images.stride(), images._version)
         return (id(backbone), question, repr(arguments), memory, torch.is_inference_mode_enabled())
 
     def _is_of_batch(self, images: Tensor) -> bool:
-        """Whether `images` are the batch under way or a part of it."""
+        """Whether `images` are the current batch or a view of a part of it."""
         assert self.images is not None
         if type(images) is not Tensor or images.requires_grad or images.dtype != self.images.dtype:
             return False
         try:
             address = images.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError):  # inside vmap, say
+        except (RuntimeError, NotImplementedError):  # e.g. inside vmap
             return False
         return address == self.images.untyped_storage().data_ptr()
 
-    def _is_undisturbed(self, backbone: nn.Module) -> bool:
-        """Whether backbone and torch's settings are as at the start; grad mode makes no odds."""
+    def _is_unchanged(self, backbone: nn.Module) -> bool:
+        """Whether the backbone and torch's settings, except grad mode, are as at the start."""
         now = torch_settings()
         return (all(before == after for index, (before, after) in enumerate(zip(self.settings, now))
                     if index != GRAD_MODE)
@@ -139,7 +144,7 @@ class SharedWork:
 
     def _compute(self, key: Any, backbone: nn.Module, compute: Callable[[], Any]
                  ) -> tuple[Any, float]:
-        """The answer, worked out and kept, and the seconds that it took."""
+        """Compute an answer and keep it if it may be shared; returns it and its seconds."""
         random = global_state()
         before = measure.memory_in_use_mb(self.device)
         self._charge(measure.peak_memory_mb(self.device))
@@ -153,22 +158,22 @@ class SharedWork:
         peak = measure.peak_memory_mb(self.device)
         self._charge(peak)
         if (_can_be_copied(content) and same_state(random, global_state())
-                and self._is_undisturbed(backbone)):
+                and self._is_unchanged(backbone)):
             self.answers[key] = Answer(_copied(content), seconds, max(0.0, peak - before),
                                        counted.forwards - forwards)
         return content, seconds
 
     def _charge(self, peak_mb: float) -> None:
-        self._turn.peak_mb = max(self._turn.peak_mb, peak_mb)
+        self._charged.peak_mb = max(self._charged.peak_mb, peak_mb)
 
 
-# Its index among torch's settings.
+# The index of grad mode in `torch_settings()`.
 GRAD_MODE = [setting.name for setting in OF_TORCH].index("torch's grad mode")
 
 
 def _can_be_copied(content: Any) -> bool:
-    """Whether copies are as good as what was worked out: tensors without a gradient, laid out the
-    same, or tuples of these."""
+    """Whether a copy is equivalent: for tensors without gradient whose copy has the same strides,
+    None, and tuples of these."""
     if isinstance(content, tuple):
         return all(map(_can_be_copied, content))
     return content is None or (type(content) is Tensor and not content.requires_grad

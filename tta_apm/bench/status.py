@@ -1,4 +1,4 @@
-"""Status: how far a sweep is, read off its folder. Imports no torch."""
+"""Status: how far a sweep is, read from its folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Status:
     """How far a sweep is.
 
     Args:
-        folder: of the results.
-        num_cells: that its config asks for.
-        done: names of the cells that are recorded.
-        failed: of those that failed in the last run, with the reasons.
-        missing: of all others.
-        running: who is at work there: host, pid, device, the cells that each has claimed, and since
-            when it does what.
-        cells_per_minute: recorded since the first of them began, None where nobody is at work or
-            none is recorded.
-        seconds_left: at this rate, for the missing cells.
+        folder: the results folder.
+        num_cells: the number of cells that its config asks for.
+        done: the names of the recorded cells.
+        failed: the names of the cells that failed in the last run, with the reasons.
+        missing: the names of all other cells.
+        running: the processes that run cells: host, pid, device, since when, their claimed cells
+            and since when they run those.
+        cells_per_minute: the rate since the first of these processes began; None if there is none
+            or no cell was recorded since.
+        seconds_left: the time for the missing cells at this rate.
     """
 
     folder: str
@@ -42,10 +42,10 @@ class Status:
 
 
 def find_status(folder: Path) -> Status:
-    """The status of a sweep whose OUTPUT_DIR is `folder`. Images are not looked at.
+    """The status of a sweep whose OUTPUT_DIR is `folder`. Images are not checked.
 
     Raises:
-        UserError: if no sweep has begun there, or a file is incomplete or not one of a sweep.
+        UserError: if no sweep has begun there, or a file is corrupt or does not belong to a sweep.
     """
     file = folder / "config.yaml"
     if not file.is_file():
@@ -66,11 +66,11 @@ def find_status(folder: Path) -> Status:
 
 
 def _rate(cells: list[Cell], absent: set[str], folder: Path, since: str) -> float | None:
-    """Cells per minute that were recorded since a time."""
+    """Cells recorded per minute since the time `since`; None if there are none."""
     start = time.mktime(time.strptime(since, "%Y-%m-%d %H:%M:%S"))
     times = [cell.record_file(folder).stat().st_mtime for cell in cells
              if cell.name not in absent]
     recent = [moment for moment in times if moment >= start]
-    # Up to the last one: what is under way counts for nothing yet.
+    # Up to the last record: the time after it is that of unfinished cells.
     minutes = (max(recent, default=start) - start) / 60
     return len(recent) / minutes if minutes > 0 else None

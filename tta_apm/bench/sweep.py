@@ -1,4 +1,4 @@
-"""Sweep: run the missing cells, rows side by side, one record each, and report on the way."""
+"""Sweep: run missing cells, with rows side by side, and write a record for each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tta_apm.backbones.build import find_kind
 from tta_apm.bench.builder import Builder, RowError, explained
 from tta_apm.bench.claims import ONCE, Claims, Taken
 from tta_apm.bench.evaluate import Evaluation
-from tta_apm.bench.isolation import MethodError, Trespass
-from tta_apm.bench.one_pass import OnePass, Outcome, Spoiled
+from tta_apm.bench.isolation import MethodError, IsolationError
+from tta_apm.bench.one_pass import OnePass, Outcome, BackboneChanged
 from tta_apm.bench.plan import Cell, order_of
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.provenance import commit, versions
@@ -36,24 +36,24 @@ from tta_apm.names import clean, clean_lines
 
 # Rows that run side by side.
 Group = list[Series]
-WAIT_SECONDS = 0.5  # between looks at what other processes have left
+WAIT_SECONDS = 0.5  # between checks whether other processes have left cells to run
 
 
 class Sweep:
-    """The cells of a config that are yet to run.
+    """Runs the missing cells of a config.
 
-    Rows of one seed meet the same streams. They run side by side as far as TOGETHER and the memory
-    allow: each batch is fetched once and handed to every row that still wants it. A cell is
-    recorded when its rows are through its domain. Every call into a method goes through a Guard, so
-    that no row's numbers depend on the others.
+    Rows of one seed have the same streams. They run side by side, as many as TOGETHER and the
+    memory allow: each batch is loaded once and given to every row that needs it. A cell is recorded
+    when its row has finished its domain. Every call into a method goes through a Guard, so that no
+    row's numbers depend on the others.
 
     Args:
-        cfg: as `config.load` gives it.
-        cells: all that the config asks for, in order.
-        todo: those of them to run.
-        folder: of the results.
-        dataset: whose domains the cells name.
-        claims: of this process on the folder.
+        cfg: the config, from `config.load`.
+        cells: all cells of the config, in order.
+        todo: the cells to run.
+        folder: the results folder.
+        dataset: the data set of the config.
+        claims: this process's claims on the folder.
     """
 
     def __init__(self, cfg: CfgNode, cells: Sequence[Cell], todo: Sequence[Cell],
@@ -67,23 +67,24 @@ class Sweep:
         self.claims = claims
         self.builder = Builder(cfg, dataset, self.device, folder / ONCE)
         self.failed: dict[str, str] = {}  # names of cells, with the reasons
-        self.slowness: Counter[Series] = Counter()  # how often a row has left the quicker ones
-        self.alone: set[Series] = set()  # rows that find no room beside others, or spoil theirs
+        self.slowness: Counter[Series] = Counter()  # how often a row has left faster ones
+        self.alone: set[Series] = set()  # rows that must run without others
         self.commit = commit()
         self.versions = versions()
 
     def run(self) -> dict[str, str]:
-        """Run the cells, as far as no other process does; returns once all are recorded or failed:
-        the names of those that failed, with the reasons.
+        """Run the cells that no other process runs, and wait until all are recorded or failed.
+
+        Returns:
+            The names of the cells that failed, with the reasons.
 
         Raises:
-            UserError: before anything runs, for a backbone that cannot be built, and where no
-                method can.
+            UserError: before anything runs, if a backbone or all methods cannot be built.
         """
         set_num_workers(0 if self.cfg.NUM_WORKERS == "auto" else int(self.cfg.NUM_WORKERS))
         every = [series for series in Series.of(self.cells, self.cfg.SETTING)
                  if series.needed(self.todo)]
-        # An offline row would have the online ones wait until it has seen all images of a domain.
+        # Online rows would have to wait until an offline row has seen all images of a domain.
         self.slowness.update(series for series in every if series.row.scope == "domain")
         room = Room(self.cfg.TOGETHER, free_memory_mb(self.device))
         if self.claims.is_first:
@@ -95,20 +96,20 @@ class Sweep:
                 self.has_taken = False
                 groups = deque(self._groups(every, room))
                 while groups:
-                    later = self._run(groups.popleft())
+                    later = self._run_group(groups.popleft())
                     groups.extendleft(reversed([*self._groups(later, room)]))
-                if self.todo and not self.has_taken:  # others are at it
+                if self.todo and not self.has_taken:  # other processes run all that is left
                     self.progress.wait(len(self.todo))
                     time.sleep(WAIT_SECONDS)
         return {cell.name: self.failed[cell.name] for cell in self.cells
                 if cell.name in self.failed}
 
     def _check(self, every: Sequence[Series], room: Room) -> None:
-        """Build the method of each row: a bad setting is told now, not after an hour. A row that
-        cannot be built fails alone, in its turn.
+        """Build the method of each row, so that errors are reported now and not after hours.
 
-        The rows of the first group are kept, as building may take minutes. The others are
-        released, as they would take memory from those that run.
+        A row that cannot be built is reported here and fails later by itself. The first rows that
+        fit side by side are kept, since building may take minutes; the others are released, to
+        leave the memory to the rows that run.
         """
         kept: Group = []
         firsts: dict[str, Series] = {}
@@ -123,9 +124,9 @@ class Sweep:
                 if len(broken) == len(firsts):
                     raise next(iter(broken.values()))
                 continue
-            except MethodError:  # no setting is bad: the row fails by name in its turn
+            except MethodError:  # not an error of the config: the row fails when it runs
                 continue
-            if room.holds([self.builder.held_mb[other.row.text] for other in (*kept, series)]):
+            if room.fits([self.builder.held_mb[other.row.text] for other in (*kept, series)]):
                 kept.append(series)
             self.builder.keep(kept)
         for text, reason in broken.items():
@@ -133,8 +134,10 @@ class Sweep:
                   file=sys.stderr)
 
     def _groups(self, every: Sequence[Series], room: Room) -> Iterator[Group]:
-        """The rows of each seed that are yet to run, in order, as many together as there is room
-        for; but slow rows apart from quick ones, and alone those that could not be together."""
+        """The rows that are yet to run, in groups of rows of one seed that fit side by side.
+
+        Slow rows are in groups of their own, and rows in `alone` without others.
+        """
         left = [series for series in every if series.needed(self.todo)]
         for seed, slowness in sorted({(series.seed, self.slowness[series]) for series in left},
                                      key=lambda key: (self.cfg.SEEDS.index(key[0]), key[1])):
@@ -147,21 +150,24 @@ class Sweep:
                     continue
                 held_mb = [self.builder.held_mb.get(other.row.text, 0.0)
                            for other in (*group, series)]
-                if group and not room.holds(held_mb):
+                if group and not room.fits(held_mb):
                     yield group
                     group = []
                 group.append(series)
             if group:
                 yield group
 
-    def _run(self, group: Group) -> list[Series]:
-        """Run rows side by side over their streams, as far as no other process has them; returns
-        those that must run later, apart from the others."""
+    def _run_group(self, group: Group) -> list[Series]:
+        """Run rows side by side over the units that no other process runs.
+
+        Returns:
+            The rows that must run later, because they are slow or must run alone.
+        """
         self.builder.keep(group)
         slowness = self.slowness[group[0]]
         together = list(group)
         members: list[Member] = []
-        may_part = True
+        may_split = True
         for index in range(len(group[0].streams)):
             members += self._members(self._take(together, index), alone=len(group) == 1)
             present = [member for member in members if index in member.needed]
@@ -169,16 +175,16 @@ class Sweep:
                 continue
             shared = SharedWork(_shared_backbones(present), self.device)
             try:
-                self._pass(index, present, shared, may_part=may_part)
-            except Spoiled:
+                self._run_stream(index, present, shared, may_split=may_split)
+            except BackboneChanged:
                 for member in members:
                     self.builder.forget(member.run.guard.backbone)
-                    self._give_back(member)
+                    self._release(member)
                 self.alone.update(together)
                 break
             finally:
                 self.progress.end()
-            may_part = False
+            may_split = False
             members = [member for member in members if member.needed]
             together = [series for series in together if self.slowness[series] == slowness
                         and (series not in self.alone or len(group) == 1)]
@@ -186,8 +192,8 @@ class Sweep:
                 or series in self.alone and len(group) > 1]
 
     def _take(self, group: Group, index: int) -> list[tuple[Series, list[int]]]:
-        """The rows of a group that have a unit which begins with the stream at `index` and is not
-        another process's, each with the unit."""
+        """Claim the group's units that begin with the stream at `index`; returns the claimed ones,
+        each with its row."""
         self.claims.me.device = str(self.device)
         open_units = [(series, unit) for series in group for unit in series.units(self.todo)]
         wanted = [(series, unit) for series, unit in open_units if unit[0] == index]
@@ -195,22 +201,22 @@ class Sweep:
             return []
         taken = self.claims.take([series.names(unit, self.todo) for series, unit in wanted],
                                  {series.names(unit, self.todo) for series, unit in open_units})
-        self._heed(taken)
+        self._skip_done(taken)
         self.has_taken |= bool(taken.units)
-        return [wanted[place] for place in taken.units]
+        return [wanted[number] for number in taken.units]
 
-    def _heed(self, taken: Taken) -> None:
-        """Leave to others what they have done."""
+    def _skip_done(self, taken: Taken) -> None:
+        """Remove the cells from `todo` that other processes have recorded or failed."""
         elsewhere = self.todo & {*taken.done, *taken.failed}
         self.todo -= elsewhere
         self.failed.update({name: taken.failed[name] for name in elsewhere & {*taken.failed}})
-        self.progress.settle(self.num_images * len(elsewhere))
+        self.progress.count_finished(self.num_images * len(elsewhere))
 
     def _members(self, taken: Sequence[tuple[Series, list[int]]], *, alone: bool) -> list[Member]:
-        """The rows with their runs. One that cannot be built fails by name; one that finds too
-        little memory beside the others is left for later."""
+        """Build the runs of claimed units. A row that cannot be built fails; one that lacks memory
+        beside the others is run later, alone."""
         able = list(taken)
-        # Twice: a row that changes the backbone makes those built before it unusable.
+        # Twice, since a row that changes the backbone releases the runs that were built before.
         for series, unit in [*taken, *taken]:
             if (series, unit) not in able:
                 continue
@@ -226,18 +232,18 @@ class Sweep:
         self.progress.end()
         return [Member(series, self.builder.run_of(series), unit) for series, unit in able]
 
-    def _pass(self, index: int, members: Sequence[Member], shared: SharedWork, *, may_part: bool
-              ) -> None:
-        """One stream for all that need it.
+    def _run_stream(self, index: int, members: Sequence[Member], shared: SharedWork, *,
+                    may_split: bool) -> None:
+        """Run the stream at `index` for all members.
 
         Raises:
-            Spoiled: see OnePass.
+            BackboneChanged: as OnePass.
         """
         series = members[0].series
         stream = self._stream(series.streams[index], series.seed)
         self.progress.start([member.series.row for member in members], stream.domains)
         by_run = {member.run: member for member in members}
-        one = OnePass(list(by_run), stream, self.device, shared, self.progress, may_part=may_part)
+        one = OnePass(list(by_run), stream, self.device, shared, self.progress, may_split=may_split)
         for run, outcome in one.run().items():
             self._record(by_run[run], index, outcome)
         for run, error in one.failed.items():
@@ -245,14 +251,14 @@ class Sweep:
         for run in one.slow:
             run.rewind()
             self.slowness[by_run[run].series] += 1
-            self._give_back(by_run[run])
-        for run in one.cramped:
+            self._release(by_run[run])
+        for run in one.out_of_memory:
             self.builder.release(by_run[run].series)
             self.alone.add(by_run[run].series)
-            self._give_back(by_run[run])
+            self._release(by_run[run])
 
-    def _give_back(self, member: Member) -> None:
-        """Leave what is yet to come of a unit for later, or for others."""
+    def _release(self, member: Member) -> None:
+        """Give up the claim on the rest of a unit, to run it later or leave it to others."""
         self.claims.release(member.series.names(member.needed, self.todo))
         member.needed = []
 
@@ -263,17 +269,17 @@ class Sweep:
 
     @property
     def num_images(self) -> int:
-        """Of a domain."""
+        """The number of images of a domain."""
         return self.cfg.NUM_IMAGES if self.cfg.NUM_IMAGES > 0 else len(self.dataset.labels)
 
     def _num_images(self, series: Series, indices: Sequence[int]) -> int:
-        """Of some of its streams."""
+        """The number of images in some streams of a series."""
         return self.num_images * sum(len(series.streams[index]) for index in indices)
 
     def _record(self, member: Member, index: int, outcome: Outcome) -> None:
         """Save the cells that a stream completes."""
         member.needed.remove(index)
-        self.progress.settle(self._num_images(member.series, [index]))
+        self.progress.count_finished(self._num_images(member.series, [index]))
         for domain, part in outcome.evaluations.items():
             evaluation = member.collector.add(domain, part)
             if evaluation is not None:
@@ -284,7 +290,7 @@ class Sweep:
         if cell.name in self.todo:
             try:
                 self._save(cell, evaluation, resolved, run)
-            except UserError:  # the disk: it fails all cells
+            except UserError:  # a full disk would fail all cells
                 raise
             except Exception as error:
                 self._fail(cell, error)
@@ -294,11 +300,11 @@ class Sweep:
         self.progress.finish(cell, evaluation)
 
     def _drop(self, member: Member, index: int, error: BaseException) -> None:
-        """A row failed in the stream at `index`: so do all streams that depend on that."""
+        """Fail a row in the stream at `index` and in all streams that depend on it."""
         lost = [index]
-        if isinstance(error, Trespass):
+        if isinstance(error, IsolationError):
             lost = member.series.needed(self.todo)
-        elif member.series.carries_on:
+        elif member.series.carries_state:
             lost = list(member.needed)
         member.needed = [other for other in member.needed if other not in lost]
         self._fail_streams(member.series, lost, error)
@@ -306,17 +312,15 @@ class Sweep:
             self.builder.forget(member.run.guard.backbone)
 
     def _fail_streams(self, series: Series, indices: Sequence[int], error: BaseException) -> None:
-        """Fail all domains of the streams at `indices`."""
-        self.progress.settle(self._num_images(series, indices))
+        """Fail the cells of the streams at `indices`."""
+        self.progress.count_finished(self._num_images(series, indices))
         for domain in dict.fromkeys(domain for index in indices
                                     for domain in series.streams[index]):
             self._fail(series.cells[domain], error)
 
     def _fail(self, cell: Cell, error: BaseException) -> None:
         self.progress.fail(cell, explained(error))
-        # One that is there already was run through for its state only; and a domain that is visited
-        # twice may fail twice.
-        if cell.name in self.todo:
+        if cell.name in self.todo:  # else it was run for its state only, or has failed before
             self.todo.remove(cell.name)
             self.failed[cell.name] = explained(error)
             self.claims.fail(cell.name, explained(error))
@@ -348,13 +352,13 @@ class Sweep:
 
 
 class Member:
-    """A row with a seed on its way through the streams of a unit.
+    """A row with a seed that goes through the streams of a unit.
 
     Args:
-        unit: indices of the streams.
+        unit: the indices of the streams.
 
     Attributes:
-        needed: indices of the streams that are still to be met.
+        needed: the indices of the streams that are yet to run.
     """
 
     def __init__(self, series: Series, run: Run, unit: Sequence[int]) -> None:
@@ -365,7 +369,7 @@ class Member:
 
 
 def _shared_backbones(members: Sequence[Member]) -> list[Backbone]:
-    """Those that several rows use."""
+    """The backbones that several members use."""
     users = Counter(member.run.guard.backbone for member in members)
     return [backbone for backbone, count in users.items()
             if count > 1 and isinstance(backbone, Backbone)]

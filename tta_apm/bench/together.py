@@ -1,4 +1,4 @@
-"""Together: which rows run side by side (TOGETHER), by memory and by time."""
+"""Together: decide which rows run side by side (TOGETHER), by memory and by time."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from pathlib import Path
 
 import torch
 
-# Of the free memory, what rows that run side by side may hold; the rest is for the peak of the one
-# whose turn it is: methods plan with three quarters (toolbox.episodes.chunk_size).
+# The share of the free memory that rows side by side may hold. The rest is for the peak of the row
+# that runs: methods plan with three quarters of it (toolbox.episodes.chunk_size).
 SHARE = 1 / 5
-# Rows that are within this factor of the quickest, its images included, are in no one's way.
+# A row is not slow if its time is within this factor of the fastest row's, including loading.
 SIMILAR = 10.0
-# Seconds that rows may take together for a domain before the slow ones part from the quick ones.
+# Rows stay together if a domain takes at most so many seconds for all of them.
 MAX_SECONDS = 600.0
 
 
 class Room:
-    """How many rows there is room for.
+    """Decides how many rows fit side by side.
 
     Args:
-        together: the config's TOGETHER: "auto" for as many as the free memory holds, or a number.
-        free_mb: the memory that is free before any method is there.
+        together: the config's TOGETHER: "auto" for as many as fit the free memory, or a number.
+        free_mb: the free memory before any method is built, in MiB.
     """
 
     def __init__(self, together: str, free_mb: float) -> None:
-        self.most = None if together == "auto" else int(together)
+        self.max_rows = None if together == "auto" else int(together)
         self.limit_mb = SHARE * free_mb
 
-    def holds(self, held_mb: Sequence[float]) -> bool:
-        """Whether rows that hold so much each fit, at their number."""
-        if self.most is not None:
-            return len(held_mb) <= self.most
+    def fits(self, held_mb: Sequence[float]) -> bool:
+        """Whether rows that hold `held_mb` MiB each fit together."""
+        if self.max_rows is not None:
+            return len(held_mb) <= self.max_rows
         return len(held_mb) <= 1 or sum(held_mb) <= self.limit_mb
 
 
-def slow_ones(fetching: float, seconds: Sequence[float], num_batches: float) -> set[int]:
-    """The indices of the rows that should not hold up the recording of the others.
+def slow_rows(fetching: float, seconds: Sequence[float], num_batches: float) -> set[int]:
+    """The indices of the slow rows, which would delay the records of the others.
 
-    A domain is recorded when all rows of a pass are through it. Rows stay together if that takes up
-    to ten minutes; beyond, the slow ones make another pass later, which costs them less than a
-    tenth of their own time.
+    A domain is recorded when all rows of a pass have finished it. If that takes longer than
+    MAX_SECONDS, the slow rows make a pass of their own later. Loading the images again then costs
+    them less than a tenth of their own time.
 
     Args:
-        fetching: seconds that it took to get a batch.
-        seconds: that each row took for it.
-        num_batches: in a domain.
+        fetching: seconds to load a batch.
+        seconds: those of each row for that batch.
+        num_batches: the number of batches in a domain.
     """
     order = sorted(range(len(seconds)), key=seconds.__getitem__)
     total = fetching
@@ -58,7 +58,8 @@ def slow_ones(fetching: float, seconds: Sequence[float], num_batches: float) -> 
 
 
 def free_memory_mb(device: torch.device) -> float:
-    """Of the device, or of the machine as far as this process may use it; inf if it is unknown."""
+    """The free memory, in MiB, of a GPU, or of the machine within this process's limits; infinity
+    if it is unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + unused) / 2**20
@@ -72,8 +73,8 @@ def free_memory_mb(device: torch.device) -> float:
 
 
 def _left_to_the_group() -> list[float]:
-    """What the limits of the process's control groups leave, e.g. a Slurm job's or a container's,
-    in MiB."""
+    """The free memory within the limits of the process's control groups, e.g. those of a Slurm job
+    or a container, in MiB."""
     found: list[float] = []
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import untrained
 from tta_apm.backbones.image_tower import suited
 from tta_apm.bench import measure
-from tta_apm.bench.deeds import Deeds
+from tta_apm.bench.counts import Counts
 from tta_apm.bench.measure import Flops
 from tta_apm.config import Row
 from tta_apm.errors import UserError
@@ -98,12 +98,12 @@ class Costs:
             method.reset()
         gc.collect()
         measure.reset_peak_memory(self.device)
-        stopwatch, deeds = measure.Stopwatch(self.device), Deeds()
-        deeds.hear(method.did)
-        with torch.no_grad(), deeds.of_call(len(images)), stopwatch:
+        stopwatch, counts = measure.Stopwatch(self.device), Counts()
+        counts.note(method.did)
+        with torch.no_grad(), counts.during_call(len(images)), stopwatch:
             method(images)
-        deeds.hear(method.did)
-        did = deeds.share(1 / len(images))
+        counts.note(method.did)
+        did = counts.share(1 / len(images))
         return MethodCost(
             row.text, backbone.name, sum(value.numel() for value in backbone.parameters()),
             adapted, row.hyper_parameters.get("steps"), *per_step, *flops,

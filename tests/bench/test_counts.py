@@ -1,4 +1,4 @@
-"""Deeds: a record tells what a method did, alone and in company, and pays nothing for it."""
+"""Counts: a record tells what a method did, alone and in company, and pays nothing for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from small_methods import SMALL
 from tta_apm import cli
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.bench.deeds import DEEDS, Deeds
+from tta_apm.bench.counts import COUNTED, Counts
 from tta_apm.bench.isolation import Guard, MethodError
 from tta_apm.bench.records import load_record
 from tta_apm.bench.run import Run
@@ -35,8 +35,8 @@ def stream(*domains, num_images=24, batch_size=8):
 def did(method, stream_=None):
     """What a method did to 24 images, per image."""
     stream_ = stream_ or stream()
-    run = Run(method, Guard(0), CPU, carries_on=False)
-    [evaluation] = run.meet(stream_).values()
+    run = Run(method, Guard(0), CPU, carries_state=False)
+    [evaluation] = run.evaluate(stream_).values()
     return {name: count / len(stream_) for name, count in evaluation.did.items()}
 
 
@@ -151,7 +151,7 @@ def test_a_gradient_without_the_backbone_goes_back_for_nobody(digits_resnet):
 
 
 @pytest.mark.parametrize("told, why", [
-    (None, "of type NoneType instead of a dict"), ({"update": 1}, "'update', which no record"),
+    (None, "of type NoneType instead of a dict"), ({"update": 1}, "'update', which is unknown"),
     ({"updated": 0.5}, "'updated' of 0.5"), ({"resets": -1}, "'resets' of -1"),
     ({"resets": True}, "'resets' of True")])
 def test_other_words_are_an_error(told, why, digits_resnet):
@@ -173,8 +173,8 @@ def test_a_count_that_falls_is_an_error(digits_resnet):
 
 def test_domains_of_one_stream_have_their_share(make_method):
     mixed = stream(FOG, BLUR)
-    run = Run(make_method("tent"), Guard(0), CPU, carries_on=False)
-    found = run.meet(mixed)
+    run = Run(make_method("tent"), Guard(0), CPU, carries_state=False)
+    found = run.evaluate(mixed)
     assert [evaluation.did for evaluation in found.values()] == 2 * [
         {"updated": 24, "forwards": 24, "backwards": 24, "resets": 0}]
     assert found[FOG].followed_by(found[BLUR]).did["forwards"] == 48
@@ -187,37 +187,37 @@ def test_shared_work_counts_for_everyone(digits_resnet, monkeypatch):
     shared = SharedWork([digits_resnet], CPU)
     shared.begin(torch.rand(6, 3, 32, 32))
     for _ in range(3):
-        deeds = Deeds()
-        with torch.enable_grad(), shared.turn(), deeds.of_call(6):
+        counts = Counts()
+        with torch.enable_grad(), shared.call(), counts.during_call(6):
             digits_resnet(shared.images)
             digits_resnet(shared.images[2:4])
             torch.ones(1, requires_grad=True).sum().backward()
-        assert deeds.share(1) == {"updated": 0, "forwards": 8, "backwards": 0, "resets": 0}
+        assert counts.share(1) == {"updated": 0, "forwards": 8, "backwards": 0, "resets": 0}
     assert ran == [6, 2]
 
 
 def test_a_gradient_goes_back_no_further_than_its_call(digits_resnet):
     """EATA drops a batch; the next one's gradient is not the dropped one's."""
     own = copy.deepcopy(digits_resnet).requires_grad_(True)
-    deeds = Deeds()
+    counts = Counts()
     for count, takes_gradient in ((8, False), (3, True)):
-        with torch.enable_grad(), deeds.of_call(count):
+        with torch.enable_grad(), counts.during_call(count):
             loss = own(torch.rand(count, 3, 32, 32)).sum()
             if takes_gradient:
                 loss.backward()
-    assert deeds.share(1) == {"updated": 0, "forwards": 11, "backwards": 3, "resets": 0}
+    assert counts.share(1) == {"updated": 0, "forwards": 11, "backwards": 3, "resets": 0}
 
 
 def test_nothing_is_left_of_a_call_that_raises():
     kept = torch.autograd.backward, torch.autograd.grad
-    deeds = Deeds()
-    with pytest.raises(ValueError), deeds.of_call(3):
+    counts = Counts()
+    with pytest.raises(ValueError), counts.during_call(3):
         assert torch.autograd.grad is not kept[1]
         raise ValueError
     assert (torch.autograd.backward, torch.autograd.grad) == kept
     with torch.enable_grad():
         torch.ones(1, requires_grad=True).sum().backward()
-    assert deeds.share(1) == dict.fromkeys(DEEDS, 0)
+    assert counts.share(1) == dict.fromkeys(COUNTED, 0)
 
 
 @pytest.mark.slow
