@@ -1,14 +1,16 @@
 """One pass over the data for all rows against a pass for each: wall time and counted calls.
 
     python benchmarks/one_pass.py photos --data-dir DIR --append
+    python benchmarks/one_pass.py heavy --data-dir DIR --weights FILE --append
     python benchmarks/one_pass.py digits --images 20 --append
     python benchmarks/one_pass.py clip --images 8 --append
 
 Both sides are the same sweep, TOGETHER auto and TOGETHER 1, in turn; the time of building data set,
 backbones and methods is left out of both. `photos`: eight cheap rows with one of timm's smallest
-networks (random weights) over photographs in DIR/<class>/ under five corruptions made on the
-fly. `digits`: all rows of digits_c, whose images cost next to nothing. `clip`: four rows on a
-ViT-B/16 (random weights), with the number of images that its tower is asked for.
+networks (random weights) over photographs in DIR/<class>/ under five corruptions made on the fly.
+`heavy`: source, norm and tent with EfficientNet-Lite0 over the same. `digits`: all rows of
+digits_c, whose images cost next to nothing. `clip`: four rows on a ViT-B/16 (random weights), with
+the number of images that its tower is asked for.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ CHEAP = ["source", "norm", "norm PSEUDO_COUNT 4", "norm PSEUDO_COUNT 16", "norm 
          "norm ALPHA 0.1", "norm ALPHA 0.3", "norm ALPHA 0.5"]
 # Those that take longest to make: on a GPU all cost more than such a network.
 CORRUPTIONS = ["glass_blur", "motion_blur", "zoom_blur", "snow", "elastic_transform"]
+HEAVY = ["source", "norm", "tent"]
 CLIP_ROWS = ["clip_zero_shot", "coop", "apm", "one_sample"]
 VIT = "ViT-B-16"
 
@@ -55,7 +58,8 @@ def main() -> None:
     device = torch.device(options.device)
     root = Path(tempfile.mkdtemp())
     try:
-        words = {"photos": photos, "digits": digits, "clip": clip}[options.part](options, root)
+        part = {"photos": photos, "heavy": heavy, "digits": digits, "clip": clip}[options.part]
+        words = part(options, root)
         lines = compare(words, options, root, device)
     finally:
         shutil.rmtree(root)
@@ -63,11 +67,21 @@ def main() -> None:
 
 
 def photos(options: argparse.Namespace, root: Path) -> list[str]:
-    return ["DATASET", "folder", "DATA_DIR", options.data_dir, "CORRUPT", "true",
-            "CORRUPTIONS", f"[{','.join(CORRUPTIONS)}]", "METHODS", _list(CHEAP),
-            "BATCH_SIZE", "16", "CLASSIFIER.MODEL", f"{Path(__file__).resolve()}:small_network",
+    return [*_photographs(options), "METHODS", _list(options.rows or CHEAP),
+            "CLASSIFIER.MODEL", f"{Path(__file__).resolve()}:small_network",
             "CLASSIFIER.WEIGHTS", "''", "CLASSIFIER.MEAN", "[0.5,0.5,0.5]",
             "CLASSIFIER.STD", "[0.5,0.5,0.5]"]
+
+
+def heavy(options: argparse.Namespace, root: Path) -> list[str]:
+    return [*_photographs(options), "METHODS", _list(options.rows or HEAVY),
+            "CLASSIFIER.MODEL", "timm/tf_efficientnet_lite0", "CLASSIFIER.WEIGHTS",
+            options.weights or "''"]
+
+
+def _photographs(options: argparse.Namespace) -> list[str]:
+    return ["DATASET", "folder", "DATA_DIR", options.data_dir, "CORRUPT", "true",
+            "CORRUPTIONS", f"[{','.join(CORRUPTIONS)}]", "BATCH_SIZE", "16"]
 
 
 def digits(options: argparse.Namespace, root: Path) -> list[str]:
@@ -169,10 +183,11 @@ def measured() -> Iterator[Measured]:
 
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
-    parser.add_argument("part", choices=("photos", "digits", "clip"))
+    parser.add_argument("part", choices=("photos", "heavy", "digits", "clip"))
     parser.add_argument("--cfg", default="cfgs/digits_c/all.yaml")
-    parser.add_argument("--data-dir", default="data", help="of photos: a folder for each class")
-    parser.add_argument("--rows", nargs="+", default=[], help="of digits: not all of the config")
+    parser.add_argument("--data-dir", default="data", help="of photographs: a folder a class")
+    parser.add_argument("--weights", default="", help="of heavy: a file; timm's own by default")
+    parser.add_argument("--rows", nargs="+", default=[], help="others than those of the part")
     parser.add_argument("--images", type=int, default=32, help="of each corruption")
     return parser.parse_args()
 

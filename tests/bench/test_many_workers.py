@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tta_apm import cli
 from tta_apm.bench.claims import FILE, find_workers
 from tta_apm.bench.launch import slurm
 from tta_apm.bench.launch.launcher import LAUNCHERS
+from tta_apm.bench.launch.local import Local
 from tta_apm.bench.records import load_record
 from tta_apm.config.launch import minutes
 from tta_apm.errors import UserError
@@ -334,12 +336,26 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     ((*SLURM, "--workers", "2", "--dry-run", "LAUNCH.TIME", "soon"), "LAUNCH.TIME 'soon': give "),
     (("LAUNCH.TIME", "1:2:3:4"), "LAUNCH.TIME '1:2:3:4': give minutes"),
     (("LAUNCH.MEMORY", "much"), "LAUNCH.MEMORY 'much': give a number and K, M, G or T"),
-    (("LAUNCH.PARTITION", "a b"), "LAUNCH.PARTITION 'a b': a name without blanks"),
+    (("LAUNCH.PARTITION", "a b"), "LAUNCH.PARTITION 'a b': give a name without blanks"),
     (("LAUNCH.SETUP", '["a\nb"]'), "LAUNCH.SETUP: give a text of one line")])
 def test_bad_input_is_one_sentence(command, capsys, words, sentence):
     assert cli.main(command(FEW, "bad", *words)) == cli.BAD_INPUT
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_folder_that_the_workers_do_not_see_is_one_sentence(command, capsys, monkeypatch):
+    class Elsewhere(Local):
+        """Its workers look on another disk."""
+
+        def orders(self, *, redo):
+            return [replace(order, folder=f"{order.folder}-of-another-disk")
+                    for order in super().orders(redo=redo)]
+
+    monkeypatch.setitem(LAUNCHERS._registered, "elsewhere", Elsewhere)
+    test_bad_input_is_one_sentence(
+        command, capsys, ("--workers", "2", "--launcher", "elsewhere"),
+        "OUTPUT_DIR must be on a disk that all machines share")
 
 
 @pytest.mark.parametrize("package, words, sentence", [

@@ -31,7 +31,7 @@ class Local(Launcher):
     def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
         super().__init__(cfg, num_workers, address)
         self.pools: list[ProcessPoolExecutor] = []
-        self.pids: list[int] = []
+        self.pids: dict[int, Future[int]] = {}
         self.futures: dict[int, Future[Ending]] = {}
 
     def orders(self, *, redo: bool) -> list[Order]:
@@ -46,32 +46,39 @@ class Local(Launcher):
 
     def start(self, orders: Sequence[Order]) -> str:
         context = multiprocessing.get_context("spawn")
-        for order in orders:
+        for order in orders:  # all start at the same time
             pool = ProcessPoolExecutor(1, context, _leave_interrupts_to_the_parent)
             self.pools.append(pool)
-            self.pids.append(pool.submit(os.getpid).result())
+            self.pids[order.number] = pool.submit(os.getpid)
             self.futures[order.number] = pool.submit(work, order)
         threads = orders[0].num_threads
-        return (f"{len(orders)} workers on this machine (processes "
-                f"{', '.join(map(str, self.pids))}), {threads} thread{'s' * (threads > 1)} each")
+        pids = ", ".join(map(str, self._started().values()))
+        return (f"{len(orders)} workers on this machine (processes {pids}), {threads} "
+                f"thread{'s' * (threads > 1)} each")
 
     def ended(self) -> dict[int, Ending]:
         return {number: _ending(future) for number, future in self.futures.items() if future.done()}
 
     def stop(self) -> None:
-        for pid, future in zip(self.pids, self.futures.values()):
-            if not future.done():
+        started = self._started()
+        for number, pid in started.items():
+            if not self.futures[number].done():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < end and not all(map(Future.done, self.futures.values())):
             time.sleep(0.05)
         # All has been given back, or never will be; an interpreter's own end may take its time.
-        for pid in self.pids:
+        for pid in started.values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pool in self.pools:
             pool.shutdown()
+
+    def _started(self) -> dict[int, int]:
+        """The processes by number; waits until they have started, and leaves out one that died."""
+        return {number: pid.result() for number, pid in self.pids.items()
+                if pid.exception() is None}
 
 
 def _ending(future: Future[Ending]) -> Ending:
