@@ -162,7 +162,7 @@ def test_unknown_corruption_names_the_nearest(pictures):
     ({"severity": 6}, "severity must be one of 1, 2, 3, 4, 5, not 6"),
     ({"severity": "3"}, "severity must be one of 1, 2, 3, 4, 5, not '3'"),
     ({"constants": "imagnet"}, "unknown constants 'imagnet': did you mean 'imagenet'"),
-    ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+    ({"seed": -1}, "seed must be an integer of at least 0, not -1"),
     ({"images": np.zeros((1, 8, 8, 3))}, "images must be an array of uint8, not float64"),
     ({"images": [[0]]}, "images must be an array of uint8, not list"),
     ({"images": np.zeros((1, 3, 8, 8), np.uint8)}, r"\[N,H,W,3\], not \[1, 3, 8, 8\]"),

@@ -85,7 +85,7 @@ def test_cifar_is_made_as_on_the_fly_and_the_record_says_so(cifar10):
     frost = Domain("cifar10_c", "frost", 1)
     assert made.describe(frost).endswith(fly.describe(frost).split(", ")[-1])  # whose pictures
     assert made.describe(Domain("cifar10_c", CLEAN, 0)) == "cifar10"
-    with pytest.raises(UserError, match="not found: .*snow.npy. `tta-apm data make cifar10_c` go"):
+    with pytest.raises(UserError, match="not found: .*snow.npy. `tta-apm data make cifar10_c` compl"):
         made.check(Domain("cifar10_c", "snow", 1))
     assert set(files_of(cifar10 / "CIFAR-10-C")) == {"contrast.npy", "fog.npy", "labels.npy", MARK}
 
@@ -247,4 +247,4 @@ def test_a_missing_image_of_imagenet_c_is_found(validation, capsys):
     (validation / "ImageNet-C/contrast/1" / LISTED[1]).unlink()  # neither the first nor the last
     assert data("check", *words) == 1
     told = " ".join(capsys.readouterr().out.split())
-    assert f"contrast/1 lacks 1 of 4 images, such as {LISTED[1]}" in told
+    assert f"contrast/1 lacks 1 of 4 images, e.g. {LISTED[1]}" in told

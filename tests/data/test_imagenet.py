@@ -332,7 +332,7 @@ def test_no_file_of_a_class_is_left_out_without_a_word(name, animals, tmp_path):
     animals("cat", "dog")
     (tmp_path / "cat" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "cat" / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"cat holds 1 files or folders that are not read, such as "
+    with pytest.raises(UserError, match=f"cat holds 1 files or folders that are not read, e.g. "
                                         f"{name.split('/')[0]}: "):
         animals("cat", "dog")
 

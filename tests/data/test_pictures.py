@@ -56,7 +56,7 @@ def test_sixteen_bits_of_grey_are_scaled(image_format):
 
 
 @pytest.mark.parametrize("dtype, message", [
-    (np.float32, "floating-point numbers of 32 bits"), (np.int32, "whole numbers of 32 bits")])
+    (np.float32, "32-bit floating-point numbers"), (np.int32, "32-bit integers")])
 def test_numbers_of_32_bits_are_refused(dtype, message, tmp_path):
     Image.fromarray(RAMP.astype(dtype)).save(tmp_path / "x.tif")
     with pytest.raises(UserError, match=rf"the picture .*x\.tif has {message}"):

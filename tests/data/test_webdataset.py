@@ -212,7 +212,7 @@ def boundary(file: Path) -> int:
     (lambda tar: tar.write_bytes(b"no archive" * 999), "corrupt, incomplete or not a tar archive"),
     (lambda tar: tar.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
      "git lfs left a pointer"),
-    (lambda tar: tar.unlink(), "file not found: .*1.tar, though .*test/nshards.txt counts it"),
+    (lambda tar: tar.unlink(), "file not found: .*1.tar, though .*test/nshards.txt includes it"),
 ])
 def test_an_archive_that_is_not_whole_is_named(spoil, message, tmp_path):
     folder = write_small(tmp_path / NAME)
@@ -264,7 +264,7 @@ def test_an_unreadable_image_is_named(content, tar_of, tmp_path):
     ("test/nshards.txt", b"7" * 5000, "must hold the number of archives, not '7777"),
     ("classnames.txt", b"cat\n\ndog\n", "classnames.txt: line 2 is empty; get it again"),
     ("test/nshards.txt", b"", "must hold the number of archives, not ''"),
-    ("test/nshards.txt", b"4", "file not found: .*test/3.tar, though .*nshards.txt counts it"),
+    ("test/nshards.txt", b"4", "file not found: .*test/3.tar, though .*nshards.txt includes it"),
 ])
 def test_wrong_lists_are_told(file, content, message, tmp_path):
     folder = write_small(tmp_path / NAME)

@@ -1,4 +1,4 @@
-"""`tta-apm data get`: downloads from a server of our own, and archives not to be trusted."""
+"""`tta-apm data get`: downloads from a server of our own, and unsafe archives."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_an_archive_that_points_outside_is_refused_as_a_whole(name, kind, tar_of
     file, target = tmp_path / "weather.tar", tmp_path / "target"
     target.mkdir()
     file.write_bytes(tar_of({"fog/good": b""})[:512] + tar_of({name: b""}, kind))
-    with pytest.raises(UserError, match=f"weather.tar is not to be trusted: its member '{name}'"):
+    with pytest.raises(UserError, match=f"weather.tar is unsafe: its member '{name}'"):
         unpack(file, ["fog"], target)
     assert not list(target.iterdir())
 

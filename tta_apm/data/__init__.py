@@ -1,1 +1,1 @@
-"""Data sets, corruptions and the streams made of them."""
+"""Data sets, corruptions, and the streams of batches from them."""

@@ -1,9 +1,9 @@
 """CIFAR-10, CIFAR-100, their corrupted versions CIFAR-10-C and CIFAR-100-C, and CIFAR-10.1.
 
-They lie below DATA_DIR as their archives unpack: cifar-10-batches-bin/, cifar-100-binary/,
-CIFAR-10-C/, CIFAR-100-C/ and CIFAR-10.1/. Of CIFAR itself it is the binary version or, where that
-is not there, the Python version, cifar-10-batches-py/ or cifar-100-python/, also one folder further
-down, as some hosts have it.
+DATA_DIR holds the folders of their archives: cifar-10-batches-bin/, cifar-100-binary/, CIFAR-10-C/,
+CIFAR-100-C/ and CIFAR-10.1/. If the binary version of CIFAR is not found, the Python version is
+read: cifar-10-batches-py/ or cifar-100-python/, which may be one folder further down, where some
+other packages expect it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGE = (SIDE, SIDE, 3)
 NUM_TEST = 10_000
 NUM_TRAIN = 50_000
 NUM_SEVERITIES = 5
-NUM_CIFAR10_1 = 2_000  # of its version 6
+NUM_CIFAR10_1 = 2_000  # in version 6
 
 # openai/CLIP, data/prompts.md.
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
@@ -50,16 +50,16 @@ CIFAR100_CLASSES = tuple(
 class PythonVersion(NamedTuple):
     """The files of CIFAR's Python version."""
 
-    folders: tuple[str, ...]  # where it may lie
+    folders: tuple[str, ...]  # possible folders below DATA_DIR
     test: str
     train: tuple[str, ...]
     label_key: str
     meta: str
-    names_key: str  # in `meta`, of the classes
+    names_key: str  # key of the class names in `meta`
 
 
 class Cifar(NamedTuple):
-    """What tells CIFAR-10 and CIFAR-100 apart."""
+    """The properties in which CIFAR-10 and CIFAR-100 differ."""
 
     name: str
     class_names: tuple[str, ...]
@@ -67,9 +67,9 @@ class Cifar(NamedTuple):
     archive: str  # of the binary version
     test: str
     train: tuple[str, ...]
-    label_bytes: int  # before each image's pixels; the last is the label
-    corrupted: tuple[str, ...]  # folders that the corrupted version may have
-    record: str  # of the corrupted version, on Zenodo
+    label_bytes: int  # before each image's pixels; the last one is the label
+    corrupted: tuple[str, ...]  # possible folders of the corrupted version
+    record: str  # number of the corrupted version's record on Zenodo
     python: PythonVersion
 
 
@@ -86,7 +86,7 @@ CIFAR100 = Cifar("cifar100", CIFAR100_CLASSES, "cifar-100-binary", "cifar-100-bi
 
 
 def _official(cifar: Cifar, *clean: str) -> Official:
-    """Of its corrupted version, made of one of the data sets `clean`."""
+    """The official files of its corrupted version, computed from one of the data sets `clean`."""
     folder = cifar.corrupted[0]
     return Official(folder, "cifar", {name: registered(name) for name in clean}, in_arrays=True,
                     zenodo=ZenodoRecord(cifar.record, "", (Archive(f"{folder}.tar", (folder,)),)))
@@ -104,13 +104,13 @@ def cifar100(*, data_dir: str, frost_dir: str | None) -> Clean:
 
 @official(_official(CIFAR10, "cifar10", "cifar10_jpeg"))
 def cifar10_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
-    """The official CIFAR-10-C if its folder is there, else the same made from CIFAR-10."""
+    """The official CIFAR-10-C if its folder exists, else CIFAR-10 corrupted on the fly."""
     return _corrupted(CIFAR10, Path(data_dir), frost_dir)
 
 
 @official(_official(CIFAR100, "cifar100"))
 def cifar100_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
-    """The official CIFAR-100-C if its folder is there, else the same made from CIFAR-100."""
+    """The official CIFAR-100-C if its folder exists, else CIFAR-100 corrupted on the fly."""
     return _corrupted(CIFAR100, Path(data_dir), frost_dir)
 
 
@@ -128,17 +128,17 @@ def cifar10_1(*, data_dir: str, frost_dir: str | None) -> Clean:
 
 
 class OfficialC(DataSet):
-    """The published CIFAR-10-C or CIFAR-100-C: a file per corruption, read where it is needed.
+    """The published CIFAR-10-C or CIFAR-100-C: one memory-mapped file per corruption.
 
     Each file holds the 10,000 test images at severity 1, then at severity 2, and so on.
 
     Args:
-        cifar: what it is the corrupted version of.
-        folder: of the files.
-        clean: the test images, None if they are not here.
+        cifar: the data set of which it is the corrupted version.
+        folder: folder of the files.
+        clean: the clean test images; None if they are not found.
 
     Raises:
-        UserError: if there are no labels, or wrong ones.
+        UserError: if the labels are missing or invalid.
     """
 
     template_set = TEMPLATE_SET
@@ -152,7 +152,7 @@ class OfficialC(DataSet):
         self.clean = clean
         self.advice = how_to_finish(folder, self.name) or _advice(cifar, folder.parent)
         if clean is not None and not (folder / "labels.npy").is_file():
-            self.labels = clean.labels  # some copies go without
+            self.labels = clean.labels  # some copies have no labels.npy
         else:
             self.labels = read_labels(folder / "labels.npy", [NUM_TEST * NUM_SEVERITIES, NUM_TEST],
                                       len(self.class_names), self.advice)[:NUM_TEST]
@@ -188,7 +188,7 @@ class OfficialC(DataSet):
                           (NUM_TEST * NUM_SEVERITIES, *IMAGE), self.advice)
 
     def _clean(self) -> Clean:
-        # Without it, this says what to get.
+        # If it was not found, this raises the error that says how to get it.
         return self.clean or _clean(self.cifar, self.folder.parent)
 
 
@@ -201,8 +201,8 @@ def _corrupted(cifar: Cifar, data_dir: Path, frost_dir: str | None) -> DataSet:
     if not has_clean:
         raise UserError(
             f"DATASET {cifar.name}_c: folder not found: {data_dir / cifar.corrupted[0]}. "
-            f"{_advice(cifar, data_dir)}, or {cifar.archive} of "
-            "https://www.cs.toronto.edu/~kriz/cifar.html, from which it is made on the fly; "
+            f"{_advice(cifar, data_dir)}, or {cifar.archive} from "
+            "https://www.cs.toronto.edu/~kriz/cifar.html, which is then corrupted on the fly; "
             "DATA_DIR names the folder")
     return Corrupted(f"{cifar.name}_c", _clean(cifar, data_dir), constants="cifar",
                      frost_dir=frost_dir)
@@ -222,7 +222,7 @@ def _clean(cifar: Cifar, data_dir: Path) -> Clean:
 
 
 def _train(cifar: Cifar, data_dir: Path) -> Clean | None:
-    """The 50,000 training images, None if they are not here."""
+    """The 50,000 training images, None if they are not found."""
     python = _python_folder(cifar, data_dir)
     first = data_dir / cifar.folder / cifar.train[0] if python is None \
         else python / cifar.python.train[0]
@@ -236,7 +236,7 @@ def train_part(cifar: Cifar, data_dir: Path) -> Clean:
 
 
 def _python_folder(cifar: Cifar, data_dir: Path) -> Path | None:
-    """The folder of the Python version, None if it is not here or the binary one is."""
+    """The folder of the Python version; None if it is not found or the binary version is."""
     if (data_dir / cifar.folder).is_dir():
         return None
     return next((data_dir / folder for folder in cifar.python.folders
@@ -244,7 +244,7 @@ def _python_folder(cifar: Cifar, data_dir: Path) -> Path | None:
 
 
 def _read(cifar: Cifar, data_dir: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 [N,32,32,3] and labels int64 [N] of the version that is here."""
+    """Pixels uint8 [N,32,32,3] and labels int64 [N] of the version that is found."""
     python = _python_folder(cifar, data_dir)
     names = (cifar.train if train else (cifar.test,)) if python is None else (
         cifar.python.train if train else (cifar.python.test,))
@@ -273,7 +273,7 @@ def _read_binary(cifar: Cifar, file: Path, num_images: int) -> tuple[np.ndarray,
 
 
 def _read_python(cifar: Cifar, file: Path, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """As _read_binary, of a file of the Python version."""
+    """Pixels uint8 [N,3072] and labels int64 [N] of a file of the Python version."""
     archive = cifar.archive.replace("binary", "python")
     advice = (f"Get {archive}, the Python version, from https://www.cs.toronto.edu/~kriz/cifar.html"
               f" and unpack it in {file.parent.parent}")

@@ -2,8 +2,8 @@
 
 A small copy of CIFAR-10 (20 MB): DATA_DIR holds cifar10_train.tar.gz and cifar10_test.tar.gz, whose
 members are train/CLASS/0000.jpg and test/CLASS/0000.jpg, numbered in the official order.
-`tta-apm data make cifar10_jpeg` makes both of the official CIFAR-10. It is not the benchmark that
-others report: its pixels went through JPEG, so it has a name of its own.
+`tta-apm data make cifar10_jpeg` makes both from the official CIFAR-10. Figures on it are not
+comparable with published ones, since its pixels were compressed; so it has another name.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tta_apm.errors import UserError, corrupt
 
 QUALITY = 75
 MAX_MEMBER = 2 ** 16  # bytes
-MAX_UNPACKED = 2 ** 29  # bytes of an archive; the official training images take a quarter of it
-ADVICE = "members are test/airplane/0000.jpg and the like, of 32×32"
+MAX_UNPACKED = 2 ** 29  # bytes of an archive, four times those of the official training images
+ADVICE = "its members must be 32×32 images, e.g. test/airplane/0000.jpg"
 
 
 def cifar10_jpeg(*, data_dir: str, frost_dir: str | None) -> Clean:
@@ -53,9 +53,9 @@ def archive(folder: Path, part: str) -> Path:
 
 
 def write(file: Path, part: str, clean: Clean) -> Iterator[int]:
-    """Write an archive of images class by class; yields how many each class has.
+    """Write an archive of images class by class, and yield the number of images of each class.
 
-    Equal images give equal bytes, with the same Pillow: no header holds a time or an owner.
+    Equal images give equal bytes with the same version of Pillow: headers hold no time or owner.
     """
     with open(file, "wb") as stream, gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed, \
             tarfile.open(fileobj=packed, mode="w") as tar:
@@ -76,7 +76,7 @@ def _read(folder: Path, part: str, num_images: int, name: str,
     file = archive(folder, part)
     if not file.is_file():
         raise UserError(f"DATASET {name}: file not found: {file}; DATA_DIR names its folder, and "
-                        "`tta-apm data make cifar10_jpeg` makes it of the official CIFAR-10 there")
+                        "`tta-apm data make cifar10_jpeg` makes it from the official CIFAR-10")
     images, labels = [], []
     try:
         for member, content in _members(file):
@@ -88,14 +88,14 @@ def _read(folder: Path, part: str, num_images: int, name: str,
         raise corrupt(file, error) from error
     if len(images) != num_images:
         raise UserError(f"{file} holds {len(images)} images instead of {num_images}; {ADVICE}")
-    # Sorted by class in the archive; mixed, so that the first few are of many classes.
+    # The archive is sorted by class. Shuffled, so that NUM_IMAGES takes images of many classes.
     mixed = np.random.RandomState(0).permutation(num_images)
     return Clean(name, np.stack(images)[mixed], np.array(labels, np.int64)[mixed],
                  CIFAR10_CLASSES, TEMPLATE_SET, source)
 
 
 def _members(file: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """The images of an archive, which is unpacked as a stream and no further than is sensible."""
+    """The images of an archive, which is unpacked as a stream and up to MAX_UNPACKED bytes only."""
     with _Limited(file) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
@@ -108,7 +108,7 @@ def _members(file: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 class _Limited(gzip.GzipFile):
-    """Ends with an error after MAX_UNPACKED bytes."""
+    """A gzip file that raises UserError after MAX_UNPACKED bytes."""
 
     def read(self, size: int | None = -1) -> bytes:
         content = super().read(size)

@@ -1,6 +1,6 @@
-"""The Python version of CIFAR-10 and CIFAR-100: pickles, which are read as data.
+"""The Python version of CIFAR-10 and CIFAR-100: pickles, read without running their code.
 
-Nothing that a file names is run: see tta_apm.pickles.
+See tta_apm.pickles.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def read_batch(file: Path, num_images: int, row: int, label_key: str, advice: st
 
     Args:
         num_images: N.
-        row: bytes of an image.
-        label_key: of the dict that the file holds: "labels" or "fine_labels".
-        advice: what to do with another file, for the sentence.
+        row: bytes per image.
+        label_key: key of the labels in the file's dict: "labels" or "fine_labels".
+        advice: how to get the right file, for error messages.
 
     Raises:
-        UserError: if the file is not there, or holds anything else.
+        UserError: if the file is not found or holds anything else.
     """
     if not file.is_file():
         raise UserError(f"file not found: {file}. {advice}")
@@ -55,6 +55,6 @@ def read_batch(file: Path, num_images: int, row: int, label_key: str, advice: st
 
 
 def _by_text(content: dict[Any, Any]) -> dict[str, Any]:
-    """The items by the text of their keys, which some files have as bytes."""
+    """The items with their keys as str, which are bytes in some files."""
     return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value
             for key, value in content.items()}

@@ -1,4 +1,4 @@
-"""Class order: which class folders there are, in the order of their labels, and their names."""
+"""Class order: the class folders of a data set in the order of their labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tta_apm.data.image_files import class_folders
 from tta_apm.data.lists import read_list
 from tta_apm.errors import UserError
 
-LIST = "classnames.txt"  # in the folder, with the name of a class folder on each line
+LIST = "classnames.txt"  # file in the root folder with the name of one class folder per line
 
 
 class ClassOrder(NamedTuple):
@@ -22,16 +22,16 @@ class ClassOrder(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """What the classes are called in prompts."""
+        """The names of the classes in prompts."""
         return [folder.replace("_", " ") for folder in self.folders]
 
 
 def read_order(root: Path) -> ClassOrder:
-    """The class folders of `root`: as LIST there says, else sorted by name as torchvision does.
+    """The class folders of `root` in the order of LIST or, without it, sorted as in torchvision.
 
     Raises:
-        UserError: if there is none, if LIST does not name each of them once, or if two have the
-            same name in prompts.
+        UserError: if there is no folder, if LIST does not name each of them once, or if two have
+            the same name in prompts.
     """
     present = class_folders(root) if root.is_dir() else []
     if not present:
@@ -59,7 +59,7 @@ def _listed(file: Path, present: list[str]) -> ClassOrder:
 
 
 def _where_conventions_differ(folders: list[str]) -> str:
-    """Two neighbours that other programs would put the other way round; "" if there are none."""
+    """Two neighbours that other programs would sort in the opposite order; "" if there are none."""
     for sort_key in (_natural, str.lower):
         for first, second in zip(folders, folders[1:]):
             if sort_key(first) > sort_key(second):  # type: ignore[operator]
@@ -68,6 +68,6 @@ def _where_conventions_differ(folders: list[str]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
+    """A sort key by which 2 comes before 10."""
     return [(int(part[:18]), "") if part.isdecimal() else (0, part)
             for part in re.findall(r"\d+|\D+", name)]

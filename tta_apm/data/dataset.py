@@ -1,4 +1,4 @@
-"""DataSet: images with labels; and Domain, one of its conditions."""
+"""DataSet: images with labels; Domain: a data set under one corruption and severity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLEAN = "clean"
 
 
 class Domain(NamedTuple):
-    """One condition of a data set. Severity 0 is the clean data set, corruption "clean"."""
+    """A data set under one corruption and severity; the clean one is ("clean", 0)."""
 
     dataset: str
     corruption: str
@@ -29,10 +29,10 @@ class Domain(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Where the classes of a data set are among the outputs of a classifier that has more."""
+    """The outputs of a classifier with more classes that are the classes of a data set."""
 
-    total: int
-    kept: tuple[int, ...]  # in the order of the labels
+    total: int  # outputs of the classifier
+    kept: tuple[int, ...]  # their indices, in the order of the labels
 
 
 class DataSet(ABC):
@@ -41,11 +41,12 @@ class DataSet(ABC):
     Attributes:
         name: as in configs and records.
         class_names: K names, in the order of the labels.
-        template_set: the prompt templates that its ensemble of prompts uses.
-        templates: those themselves, each with one `{}`, where it brings its own; else None.
+        template_set: name of the prompt templates of its ensemble.
+        templates: its own templates, each with one `{}`; None if it has none.
         labels: int64 [N].
-        outputs: None if its classifiers have the outputs of its classes and no others.
-        on_disk: the severities whose images are files; others are made on the fly.
+        outputs: which outputs of its classifiers are its classes, if they have others too; else
+            None.
+        on_disk: the severities whose images are files; others are computed on the fly.
     """
 
     name: str
@@ -61,10 +62,10 @@ class DataSet(ABC):
         """Images uint8 [n,H,W,3] at positions `indices` int [n] under `domain`."""
 
     def check(self, domain: Domain) -> None:
-        """Raise UserError if the images of `domain` are not here, as far as a glance can tell."""
+        """Raise UserError if the images of `domain` are not found; a quick check."""
 
     def verify(self, domain: Domain) -> None:
-        """As check(), but look for every file and read the first and the last image."""
+        """As check(), but look for every file, and read the first and the last image."""
         self.check(domain)
         self.images(domain, np.array([0, len(self.labels) - 1]))
 
@@ -73,24 +74,27 @@ class DataSet(ABC):
         return self.name
 
     def signature(self, domain: Domain, count: int) -> str | None:
-        """What tells cheaply that the first `count` images of `domain` are as they were.
+        """A quickly computed identifier of the first `count` images of `domain`.
 
-        Equal ones mean equal pixels. Others, of files that were copied say, mean nothing: the
-        pixels have to be looked at. None where nothing cheap is known.
+        Equal identifiers mean equal pixels. Different ones, e.g. of copied files, do not mean
+        different pixels; the pixels themselves have to be compared. None if there is no quick way.
         """
         return None
 
     def source(self) -> DataSet | None:
-        """The clean training set of its backbones, None where there is none."""
+        """The clean training set of its backbones; None if there is none."""
         return None
 
 
 class Clean(DataSet):
-    """Arrays in memory: images uint8 [N,H,W,3], labels int64 [N]. One domain.
+    """A data set in memory that has the clean domain only.
 
     Args:
-        source: see DataSet.source.
-        origin: how the images were made, where the name does not tell.
+        name, class_names, template_set: see DataSet.
+        pixels: images uint8 [N,H,W,3].
+        labels: int64 [N].
+        source: computes DataSet.source; None if there is none.
+        origin: how the images were made, for the record; "" for the name.
     """
 
     def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray,
@@ -125,28 +129,28 @@ class Clean(DataSet):
 
 
 def refuse_corruption(name: str, domain: Domain) -> None:
-    """Raise UserError unless `domain` is the clean one, for data sets that have no other."""
+    """Raise UserError unless `domain` is clean, for data sets without other domains."""
     if domain.severity:
         raise UserError(f"DATASET {name} has no corruptions: set SEVERITY [0], or CORRUPT true to "
                         "make them on the fly")
 
 
 def hash_pixels(image: np.ndarray) -> bytes:
-    """Of one image uint8 [H,W,3], 16 bytes."""
+    """Hash of one image uint8 [H,W,3], 16 bytes."""
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def hash_images(hashes: Iterable[bytes]) -> str:
-    """Of images by their hash_pixels, whatever their order and however often each comes."""
-    # Zeros at the end are cut, as records of version 0.1.0 have it.
+    """Hash of a set of images, given their hash_pixels in any order and with repetitions."""
+    # Trailing zeros are removed, as in the records of version 0.1.0.
     distinct = sorted({value.rstrip(b"\0") for value in hashes})
     return hashlib.sha256(b"".join(distinct)).hexdigest()[:16]
 
 
 def hash_files(files: Iterable[Path], folder: Path) -> str:
-    """Of the names below `folder`, sizes and times of files, which are not read.
+    """Hash of files by their names below `folder`, sizes and times; their contents are not read.
 
-    One that is not there counts as that: whoever reads it says so.
+    A missing file is no error here; reading it raises one.
     """
     def line(file: Path) -> str:
         name = os.path.relpath(file, folder)

@@ -1,7 +1,7 @@
-"""Digits: scikit-learn's handwritten digits, the data set that needs no download.
+"""Digits: scikit-learn's handwritten digits, a data set that needs no download.
 
-1,797 scans of 8x8 pixels (UCI Optical Recognition of Handwritten Digits, Alpaydin & Kaynak 1998).
-1,200 of them trained the packaged backbones, the other 597 are for tests.
+1,797 scans of 8x8 pixels (UCI Optical Recognition of Handwritten Digits, Alpaydin & Kaynak 1998):
+1,200 training images of the packaged backbones and 597 test images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BRIGHTEST = 16  # of scikit-learn's pixels
 
 
 def digits(*, data_dir: str, frost_dir: str | None) -> Clean:
-    """The 597 test images, 32x32. They come with scikit-learn: both folders are unused."""
+    """The 597 test images, 32x32. They come with scikit-learn, so both arguments are unused."""
     _, test = split()
     return _clean("digits", test, source=train_split)
 
@@ -42,8 +42,8 @@ def train_split() -> Clean:
 
 
 def split() -> tuple[np.ndarray, np.ndarray]:
-    """Positions in load_digits() of the training and of the test images. Fixed for ever."""
-    # numpy keeps the stream of RandomState, and not that of default_rng, equal across versions.
+    """Positions in load_digits() of the training and of the test images, which never change."""
+    # RandomState, since numpy guarantees its stream across versions, but not default_rng's.
     order = np.random.RandomState(0).permutation(len(load_digits().target))
     return order[:NUM_TRAINING], order[NUM_TRAINING:]
 
@@ -57,7 +57,7 @@ def _clean(name: str, positions: np.ndarray,
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:
-    """An 8x8 image of values 0 to 16 as uint8 [32,32,3] of values 0 to 255."""
+    """An 8x8 image with values 0 to 16 as uint8 [32,32,3] with values 0 to 255."""
     grey = np.round(image * (255 / BRIGHTEST)).astype(np.uint8)
     large = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.repeat(np.asarray(large)[:, :, None], 3, axis=2)

@@ -1,7 +1,7 @@
 """Nine fine-grained data sets on CoOp's test splits: flowers, textures, pets, actions and others.
 
-They lie as CoOp (Zhou et al., IJCV 2022) lays them out, with its split_zhou_*.json files, which
-list "train", "val" and "test" as [image, label, class name]; FGVC-Aircraft has lists of its own.
+Their folders have the layout of CoOp (Zhou et al., IJCV 2022), with its split_zhou_*.json files,
+which list "train", "val" and "test" as [image, label, class name]. FGVC-Aircraft has its own lists.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from tta_apm.data.image_files import SIDE, ImageFiles, mixed
 from tta_apm.errors import UserError
 
-# As in TPT and CoOp: CLIP's own, without a margin.
+# As in CLIP, TPT and CoOp: the shorter side is resized to the size of the crop.
 RESIZED = SIDE
 
 GUIDE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 
 class Layout(NamedTuple):
-    """A data set: where it lies and what it holds when it is whole."""
+    """A data set: its folders and its numbers of classes and images."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """Where to get it."""
+        """How to get it, for error messages."""
         return (f"Get its images and {self.split}, and lay them out, as {GUIDE} says under "
                 f"{self.title}")
 
@@ -43,8 +43,8 @@ class Layout(NamedTuple):
         """The test split; `frost_dir` is unused.
 
         Raises:
-            UserError: if a folder, the split or an image of it is not there, or the split is not
-                whole.
+            UserError: if a folder, the split or one of its images is not found, or if the split is
+                incomplete.
         """
         folder = Path(data_dir) / self.folder
         if not folder.is_dir():
@@ -84,10 +84,10 @@ class Split(NamedTuple):
 
 
 def read_split(file: Path) -> Split:
-    """The "test" part of a split_zhou_*.json, whose other parts tell the names of classes too.
+    """The "test" part of a split_zhou_*.json, with the class names of all its parts.
 
     Raises:
-        OSError, ValueError, LookupError, TypeError: if it is not there or no such file.
+        OSError, ValueError, LookupError, TypeError: if it is not found or has another format.
     """
     parts = json.loads(file.read_text(encoding="utf-8"))
     names: dict[int, str] = {}
@@ -100,10 +100,10 @@ def read_split(file: Path) -> Split:
 
 
 def read_variants(file: Path) -> Split:
-    """images_variant_test.txt of FGVC-Aircraft; its variants.txt has the classes in order.
+    """The test split in FGVC-Aircraft's images_variant_test.txt; variants.txt lists the classes.
 
     Raises:
-        OSError, ValueError: if one is not there or no such file.
+        OSError, ValueError: if one of the files is not found or has another format.
     """
     names = file.with_name("variants.txt").read_text(encoding="utf-8").splitlines()
     lines = [line.split(" ", 1) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The repositories of CLIP_benchmark: their names, and their download from a Hugging Face hub."""
+"""CLIP_benchmark's repositories: their names, and downloads from a Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tta_apm.online import unreachable
 HOST = "https://huggingface.co"
 HUB = f"{HOST}/datasets/clip-benchmark"
 
-# The second form is CLIP_benchmark's own.
+# OWNER's URL, or CLIP_benchmark's own form of it.
 _BASE = re.compile(
     r"(https?://.+)/datasets/([^/]+?)(?:/wds_\{dataset_cleaned\}(?:/tree/(.+?))?)?/?")
 
@@ -33,7 +33,7 @@ class Repository(NamedTuple):
 
 
 def repository_name(name: str) -> str:
-    """Of a data set: wds_vtab-dtd for wds/vtab/dtd."""
+    """The name of a data set's repository, e.g. wds_vtab-dtd for wds/vtab/dtd."""
     return "wds_" + name.removeprefix("wds/").replace("/", "-")
 
 
@@ -42,7 +42,7 @@ def repository(name: str, base: str) -> Repository:
 
     Args:
         name: of the data set, wds/NAME.
-        base: URL of the repositories of an owner, such as HUB; or in CLIP_benchmark's way
+        base: URL of an owner's repositories, e.g. HUB; or CLIP_benchmark's form
             HUB/wds_{dataset_cleaned}/tree/REVISION.
 
     Raises:
@@ -51,17 +51,18 @@ def repository(name: str, base: str) -> Repository:
     found = _BASE.fullmatch(base)
     if found is None:
         raise UserError(f"DATA_DIR {base}: only data sets of a Hugging Face hub can be downloaded, "
-                        f"as from {HUB}; get others by hand and give their folder")
+                        f"e.g. from {HUB}; get others by hand and give their folder")
     endpoint, owner, revision = found.groups()
     return Repository(f"{owner}/{repository_name(name)}", revision or "main",
                       None if endpoint == HOST else endpoint)
 
 
 def download(source: Repository, file: str, folder: Path) -> None:
-    """Download a file into `folder`, unless it is there; a file that is there is complete.
+    """Download a file into `folder`, unless it exists; an existing file is complete.
 
     Raises:
-        UserError: if the hub cannot be reached or does not have it, or if the connection breaks.
+        UserError: if the hub cannot be reached or does not have the file, or if the connection
+            breaks.
     """
     if (folder / file).is_file():
         return
@@ -73,9 +74,9 @@ def download(source: Repository, file: str, folder: Path) -> None:
             huggingface_hub.hf_hub_download(
                 source.name, file, repo_type="dataset", revision=source.revision,
                 local_dir=folder, endpoint=source.endpoint,
-                token=None if source.endpoint is None else False)  # a mirror gets no secret
-        except Exception as error:  # each version of the client raises its own
-            reason = explain(error.__cause__ or error)  # what the server said, if it did
+                token=None if source.endpoint is None else False)  # no token for a mirror
+        except Exception as error:  # versions of the client raise different errors
+            reason = explain(error.__cause__ or error)  # the cause is the server's answer
     if reason is not None:
         raise UserError(f"cannot download {url} to {folder}: {reason}; the same command goes on "
                         "with what is missing")

@@ -1,4 +1,4 @@
-"""ImageFiles: a data set of image files in class folders, decoded when they are asked for."""
+"""ImageFiles: a data set of image files in class folders, decoded on demand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tta_apm.data.pictures import SUFFIXES, PictureFile, read_picture
 from tta_apm.data.workers import in_threads
 from tta_apm.errors import UserError
 
-RESIZED = 256  # the shorter side, before the crop
-SIDE = 224
-# Hidden files are passed over by their dot: macOS leaves a "._x.jpg" beside each x.jpg.
+RESIZED = 256  # shorter side before the crop, in pixels
+SIDE = 224  # of the crop, in pixels
+# Files of Windows that are skipped, as hidden files are (macOS adds "._x.jpg" for each x.jpg).
 OF_WINDOWS = {"Thumbs.db", "desktop.ini"}
 
 
@@ -26,11 +26,11 @@ class ImageFiles(DataSet):
 
     Args:
         name, class_names, template_set, outputs: see DataSet.
-        folder: that holds them.
+        folder: the folder that holds the files.
         files: their paths below it, in the order of the data set.
         labels: int64 [N].
-        origin: what they are, for the record.
-        resized: the shorter side, in pixels, before the crop.
+        origin: description of the images, for the record.
+        resized: shorter side before the crop, in pixels.
         as_seen: see read_picture.
     """
 
@@ -66,19 +66,20 @@ class ImageFiles(DataSet):
 
 def list_images(folder: Path, classes: Sequence[str], advice: str, *, only_images: bool = False
                 ) -> tuple[list[str], np.ndarray]:
-    """The images in class folders, as "class/file" in a fixed order that mixes the classes.
+    """The images in class folders, in a fixed order that mixes the classes.
 
     Args:
-        folder: that holds the class folders.
+        folder: the folder that holds the class folders.
         classes: their names, in the order of the labels.
-        only_images: whether other files and folders among them are refused; hidden ones and those
-            that Windows makes never count.
+        advice: how to get the data set, for error messages.
+        only_images: whether to refuse other files and folders in a class folder; hidden files and
+            OF_WINDOWS are always skipped.
 
     Returns:
-        The files, and the position of each one's class in `classes`, int64 [N].
+        The files as "class/file", and the position of each one's class in `classes`, int64 [N].
 
     Raises:
-        UserError: if a class folder is missing or holds no image, or something else besides.
+        UserError: if a class folder is missing, holds no image or, with `only_images`, other files.
     """
     check_classes(folder, classes, advice)
     files: list[str] = []
@@ -92,7 +93,7 @@ def list_images(folder: Path, classes: Sequence[str], advice: str, *, only_image
         if only_images and len(inside) < len(visible):
             others = sorted(set(visible).difference(inside))
             raise UserError(f"{folder / name} holds {len(others)} files or folders that are not "
-                            f"read, such as {others[0]}: a class folder must hold images "
+                            f"read, e.g. {others[0]}: a class folder must hold images "
                             f"({' '.join(sorted(SUFFIXES))}) and nothing else. {advice}")
         files += [f"{name}/{file}" for file in inside]
         counts.append(len(inside))
@@ -101,9 +102,9 @@ def list_images(folder: Path, classes: Sequence[str], advice: str, *, only_image
 
 
 def mixed(count: int) -> np.ndarray:
-    """A fixed order int [count] of images that come class by class.
+    """A fixed permutation int [count] for images that are sorted by class.
 
-    So that the first few, which NUM_IMAGES takes, are of many classes.
+    With it, the first images, which NUM_IMAGES takes, are of many classes.
     """
     return np.random.RandomState(0).permutation(count)
 
@@ -113,7 +114,7 @@ def check_classes(folder: Path, classes: Sequence[str], advice: str) -> None:
     present = set(class_folders(folder)) if folder.is_dir() else set()
     missing = [name for name in classes if name not in present]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of {len(classes)} class folders, such as "
+        raise UserError(f"{folder} lacks {len(missing)} of {len(classes)} class folders, e.g. "
                         f"{missing[0]}. {advice}")
 
 
@@ -128,12 +129,13 @@ def read_images(sources: Sequence[PictureFile], prepare: Callable[[Image.Image],
     """Images uint8 [n,side,side,3], decoded in threads.
 
     Args:
-        prepare: makes an RGB image as large as that.
+        sources: the pictures.
+        prepare: resizes or crops an RGB image to the side `side`.
+        side: in pixels.
         as_seen: see read_picture.
 
     Raises:
-        UserError: that names the source, as read_picture, and if one is of another size in the
-            end.
+        UserError: as read_picture, and if `prepare` returns another size.
     """
     def read(source: PictureFile) -> np.ndarray:
         pixels = read_picture(source, lambda image: np.asarray(prepare(image)), as_seen=as_seen)
@@ -147,7 +149,7 @@ def read_images(sources: Sequence[PictureFile], prepare: Callable[[Image.Image],
 
 def resize_and_crop(image: Image.Image, *, resized: int = RESIZED, side: int = SIDE
                     ) -> Image.Image:
-    """The central square after the shorter side became `resized`, as torchvision does it."""
+    """Resize the shorter side to `resized` and crop the central square, as torchvision does."""
     shorter = min(image.size)
     width, height = (resized * length // shorter for length in image.size)
     scaled = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -156,5 +158,5 @@ def resize_and_crop(image: Image.Image, *, resized: int = RESIZED, side: int = S
 
 
 def describe_crop(resized: int) -> str:
-    """What resize_and_crop did to a 224x224 image, for the record."""
+    """The effect of resize_and_crop with the default side in words, for the record."""
     return f"shorter side resized to {resized} (bicubic), central {SIDE}×{SIDE}"

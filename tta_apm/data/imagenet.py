@@ -1,8 +1,8 @@
 """ImageNet's validation set, ImageNet-C, -A, -R, -V2 and -Sketch; and any folder of class folders.
 
-Labels come from the names of class folders, never from their position in a listing. ImageNet-A and
--R have 200 classes: labels 0 to 199 in the order of the 1000. Of a classifier of 1000 classes only
-the outputs of those 200 are used.
+Labels are determined by the names of class folders, never by their position in a listing.
+ImageNet-A and -R have 200 classes, with labels 0 to 199 in the order of the 1000; from a classifier
+of 1000 classes, only the outputs of these 200 are used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TEMPLATE_SET = "imagenet"
 
 
 class Variant(NamedTuple):
-    """A data set in class folders: where it lies and what it holds when it is whole."""
+    """A data set in class folders: its folder, classes and number of images."""
 
     name: str
     title: str
-    folders: tuple[str, ...]  # below DATA_DIR; the first that is there is taken
+    folders: tuple[str, ...]  # possible folders below DATA_DIR; the first that exists is used
     classes: Callable[[], Sequence[str]]  # class folders, in the order of the labels
     num_images: int
-    advice: str  # where to get it
+    advice: str  # how to get it, for error messages
 
     def __call__(self, *, data_dir: str, frost_dir: str | None) -> ImageFiles:
         """All of its images; `frost_dir` is unused, as in all but ImageNet-C."""
@@ -83,7 +83,7 @@ imagenet_v2 = Variant(
      "imagenet/imagenetv2-matched-frequency-format-val",
      "imagenetv2-matched-frequency-format-val",
      "imagenetv2/imagenetv2-matched-frequency-format-val"),
-    # Its folders are class indices: "10" is class 10, though it is third in a listing.
+    # Its folders are class indices: "10" is class 10, though it is third when sorted by name.
     lambda: [str(index) for index in range(imagenet_classes.NUM_CLASSES)], 10_000,
     "Get imagenetv2-matched-frequency.tar.gz of https://github.com/modestyachts/ImageNetV2 "
     "and unpack it there")
@@ -102,7 +102,7 @@ C_ADVICE = (f"Get the tar files of https://zenodo.org/records/{C_RECORD} and unp
 
 def _official(chosen: Callable[[], Sequence[str] | None], zenodo: ZenodoRecord | None = None
               ) -> Official:
-    """Of ImageNet-C, made of the validation images `chosen`, None for all."""
+    """The official files of ImageNet-C, computed from the validation images `chosen`."""
     return Official(C_FOLDERS[0], "imagenet",
                     {"imagenet": lambda data_dir: validation(str(data_dir), chosen())},
                     zenodo=zenodo)
@@ -116,13 +116,14 @@ def _official(chosen: Callable[[], Sequence[str] | None], zenodo: ZenodoRecord |
         Archive("digital.tar", ("contrast", "elastic_transform", "pixelate",
                                 "jpeg_compression"))))))
 def imagenet_c(*, data_dir: str, frost_dir: str | None) -> DataSet:
-    """RobustBench's 5,000 images of the official ImageNet-C, else made from validation images."""
+    """RobustBench's 5,000 images of the official ImageNet-C, or computed from the validation set.
+    """
     return _corrupted("imagenet_c", data_dir, frost_dir, imagenet_classes.robustbench_images())
 
 
 @official(_official(lambda: None))
 def imagenet_c_50k(*, data_dir: str, frost_dir: str | None) -> DataSet:
-    """All 50,000 images of the official ImageNet-C, else made from the validation images."""
+    """All 50,000 images of the official ImageNet-C, or computed from the validation set."""
     return _corrupted("imagenet_c_50k", data_dir, frost_dir, None)
 
 
@@ -143,9 +144,9 @@ class OfficialC(DataSet):
 
     Args:
         name, class_names: see DataSet.
-        folder: that holds the corruptions.
+        folder: the folder that holds the corruptions' folders.
         files: paths below a severity's folder, in the order of the data set.
-        clean: makes the same images of the validation set, or raises UserError.
+        clean: returns the same images of the validation set, or raises UserError.
     """
 
     template_set = TEMPLATE_SET
@@ -182,7 +183,7 @@ class OfficialC(DataSet):
                        for file in os.listdir(folder / name)}
             lost = [file for file in self.files if file not in present]
             if lost:
-                raise UserError(f"{folder} lacks {len(lost)} of {len(self.files)} images, such as "
+                raise UserError(f"{folder} lacks {len(lost)} of {len(self.files)} images, e.g. "
                                 f"{lost[0]}. {self.advice}")
 
     def describe(self, domain: Domain) -> str:
@@ -209,7 +210,7 @@ def _as_it_is(image: Image.Image) -> Image.Image:
 
 def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence[str] | None
                ) -> DataSet:
-    """ImageNet-C, of the images `chosen`, None for all."""
+    """ImageNet-C with the images `chosen`; None for all."""
     def clean() -> ImageFiles:
         return validation(data_dir, chosen)
 
@@ -225,7 +226,7 @@ def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence
 
 
 def validation(data_dir: str, chosen: Sequence[str] | None) -> ImageFiles:
-    """The images `chosen` of the validation set, in that order; None for all."""
+    """The images `chosen` of the validation set, as "wnid/file" in that order; None for all."""
     whole = imagenet(data_dir=data_dir, frost_dir=None)
     if chosen is None:
         return whole

@@ -1,6 +1,6 @@
-"""The classes of ImageNet and of its 200-class offspring, and robustbench's 5,000 images.
+"""The classes of ImageNet and of its 200-class variants, and RobustBench's 5,000 images.
 
-The lists come with timm, robustbench and open_clip. The first two are read without an import.
+The lists are part of timm, robustbench and open_clip; the first two packages are not imported.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ NUM_ROBUSTBENCH = 5000
 
 
 def wnids() -> tuple[str, ...]:
-    """The WordNet ids of the 1000 classes in the order of their indices, which is sorted."""
+    """The WordNet ids of the 1000 classes in the order of their indices, which is alphabetical."""
     return _lines("timm", "data/_info/imagenet_synsets.txt", NUM_CLASSES)
 
 
 def wnids_a() -> tuple[str, ...]:
-    """Those of the 200 classes of ImageNet-A, in the same order."""
+    """The WordNet ids of the 200 classes of ImageNet-A, in the same order."""
     return _lines("timm", "data/_info/imagenet_a_synsets.txt", 200)
 
 
 def wnids_r() -> tuple[str, ...]:
-    """Those of the 200 classes of ImageNet-R, in the same order."""
+    """The WordNet ids of the 200 classes of ImageNet-R, in the same order."""
     return _lines("timm", "data/_info/imagenet_r_synsets.txt", 200)
 
 
@@ -44,7 +44,11 @@ def class_names() -> tuple[str, ...]:
 
 
 def _lines(package: str, name: str, count: int) -> tuple[str, ...]:
-    """The lines of a text file of an installed package, which is not imported."""
+    """The lines of a text file in an installed package, which is not imported.
+
+    Raises:
+        UserError: if the file is missing or does not have `count` lines.
+    """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         file = Path(folder, name)

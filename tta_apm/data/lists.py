@@ -1,4 +1,4 @@
-"""Lists: text files with an entry on each line, such as the names of classes in their order."""
+"""Lists: text files with one entry per line, e.g. the names of classes in their order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tta_apm.errors import UserError
 
 
 def read_list(file: Path, advice: str) -> list[str]:
-    """The lines of a UTF-8 file, with or without a byte-order mark, spaces around them cut off.
+    """The stripped lines of a UTF-8 file, which may have a byte-order mark.
 
     Raises:
-        UserError: if it cannot be read, or if one of its lines but the last ones is empty.
+        UserError: if it cannot be read, or has an empty line before the last entry.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""load_dataset: a registered data set, looked for before anything heavy is imported."""
+"""load_dataset: a registered data set by its name."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from tta_apm.registry import DATASETS
 
 def load_dataset(name: str, *, data_dir: str = "data", frost_dir: str = "", corrupt: bool = False,
                  constants: str = AUTO, domains: Iterable[Domain] = ()) -> DataSet:
-    """The data set `name`, and a glance at `domains` of it.
+    """The data set `name`, after a quick check of `domains`.
 
     Args:
+        name: of a registered data set.
         data_dir: folder that holds the data sets.
-        frost_dir: folder of the official frost pictures, "" for the best installed source.
-        corrupt: put a clean set under corruptions that are made on the fly.
-        constants: whose severities those are; see on_the_fly.
+        frost_dir: folder of the official frost pictures; "" for the best installed source.
+        corrupt: whether to corrupt a clean data set on the fly.
+        constants: the benchmark whose severities are used for that; see on_the_fly.
+        domains: domains whose images must be found.
 
     Raises:
-        UserError: if it is unknown, not below `data_dir` or not whole as far as a glance can tell.
+        UserError: if it is unknown, not found below `data_dir` or visibly incomplete.
     """
     dataset: DataSet = DATASETS.load(name)(data_dir=data_dir, frost_dir=frost_dir or None)
     if corrupt:

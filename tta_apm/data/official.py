@@ -1,6 +1,7 @@
-"""official: the official files of a corrupted data set, as the set declares them.
+"""official: the layout of a corrupted data set's official files, as the data set declares it.
 
-`tta-apm data get` downloads them from Zenodo, `tta-apm data make` makes the same of clean images.
+`tta-apm data get` downloads these files from Zenodo; `tta-apm data make` computes them from clean
+images.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ class Archive(NamedTuple):
 
 
 class ZenodoRecord(NamedTuple):
-    """A data set on Zenodo, and the folder below DATA_DIR that its archives are unpacked in."""
+    """A data set on Zenodo."""
 
     number: str
-    folder: str
+    folder: str  # below DATA_DIR, into which the archives are unpacked
     archives: tuple[Archive, ...]
 
 
 @dataclass(frozen=True)
 class Official:
-    """How the official files of a corrupted data set are laid out, and come to be.
+    """The official files of a corrupted data set: their layout and how to get them.
 
     Attributes:
-        folder: that holds the corruptions, below DATA_DIR.
-        constants: "cifar" or "imagenet", whose severities they have.
-        clean: what reads the images that are corrupted, from DATA_DIR; by name, where there is a
-            choice, the first is the default.
-        in_arrays: whether a file holds all severities of a corruption; else each image is a file.
-        zenodo: None for what cannot be downloaded.
+        folder: folder below DATA_DIR that holds the corruptions.
+        constants: "cifar" or "imagenet", the benchmark whose severities are used.
+        clean: by name, functions that read the clean images from DATA_DIR; the first is the
+            default.
+        in_arrays: whether one file holds all severities of a corruption; else each image is a file.
+        zenodo: where they can be downloaded; None for nowhere.
     """
 
     folder: str
@@ -57,7 +58,7 @@ class Official:
 
 
 def official(files: Official) -> Callable[[T], T]:
-    """Decorator of the function of a data set: declare its official files."""
+    """Decorator that declares a data set's official files on the function that loads it."""
     def declare(load: T) -> T:
         load.official = files  # type: ignore[attr-defined]
         return load
@@ -65,22 +66,26 @@ def official(files: Official) -> Callable[[T], T]:
 
 
 def official_of(name: str) -> Official | None:
-    """What the data set `name` declares. UserError for an unknown name."""
+    """The official files that the data set `name` declares; None if it declares none.
+
+    Raises:
+        UserError: for an unknown name.
+    """
     return getattr(DATASETS.load(name), "official", None)
 
 
 def declared() -> dict[str, Official]:
-    """What data sets declare, by their names."""
+    """The official files of all data sets that declare some, by the data set's name."""
     found = {}
     for name in DATASETS.names():
-        with suppress(UserError):  # a package of others that does not load
+        with suppress(UserError):  # a third-party package that cannot be imported
             if (files := official_of(name)) is not None:
                 found[name] = files
     return found
 
 
 def registered(name: str) -> Callable[[Path], Clean]:
-    """What reads the data set `name` from DATA_DIR."""
+    """A function that reads the data set `name` from DATA_DIR."""
     def read(data_dir: Path) -> Clean:
         clean: Clean = DATASETS.load(name)(data_dir=str(data_dir), frost_dir=None)
         return clean

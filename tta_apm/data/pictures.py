@@ -1,15 +1,15 @@
-"""Pictures: the one way in which files become RGB images.
+"""Pictures: reading image files as RGB; all image files are read here.
 
-Which format a file has is told by its first bytes, never by its name, and others than FORMATS are
-refused: Pillow would hand a PostScript file to Ghostscript. So are pictures that would not fit
-into memory, and those whose values have no one meaning as 8 bits. What becomes of the others:
+A file's format is recognised by its first bytes, never by its name. Formats other than FORMATS are
+refused (Pillow would pass a PostScript file to Ghostscript), and so are pictures that would not fit
+into memory or whose values cannot be converted to 8 bits unambiguously. The others are converted:
 
-- 16 bits of grey are scaled by 257, so that white stays white; of 16-bit colours Pillow keeps the
+- 16-bit grey is divided by 257, so that white stays white; of 16-bit colours, Pillow keeps the
   upper 8 bits.
-- Palettes, grey, CMYK (without its colour profile) and YCbCr become RGB as Pillow converts them.
-- The loaders of published benchmarks heed neither transparency nor the orientation that a camera
-  notes in EXIF, and a data set that follows them does not. Pictures of a user's own are read
-  `as_seen`: turned upright, and refused where a part is transparent.
+- Palettes, grey, CMYK (without its colour profile) and YCbCr are converted to RGB by Pillow.
+- The loaders of published benchmarks ignore transparency and the camera's orientation in EXIF, and
+  so do the data sets that follow them. Users' own pictures are read `as_seen`: rotated upright,
+  and refused if a part is transparent.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it only warns
-MAX_RATIO = 100  # of the sides: a shorter side of 256 makes the other one at most 25,600
+MAX_RATIO = 100  # of the sides: with a shorter side of 256, the other one is at most 25,600
 DECODED_AT_ONCE = 32_000_000  # pixels, in all threads together
 
 SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N"}
-GREY_OF_16 = {"PNG", "PPM"}  # whose mode I, in versions of Pillow, is 16 bits of grey
+GREY_OF_16 = {"PNG", "PPM"}  # formats in which some versions of Pillow use mode I for 16-bit grey
 
 ORIENTATION, BITS, WHITE = 0x0112, 258, 262  # tags of EXIF and TIFF
 
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 
 class PictureFile(Protocol):
-    """Where a picture is read from: a Path, or anything that opens like one and names itself."""
+    """The source of a picture: a Path, or any object with `open` and a name as its str."""
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         ...
 
 
 class InMemory(NamedTuple):
-    """A picture's bytes under a name for messages."""
+    """A picture's bytes, with a name for error messages."""
 
     name: str
     content: bytes
@@ -68,14 +68,15 @@ class InMemory(NamedTuple):
 
 def read_picture(source: PictureFile, prepare: Callable[[Image.Image], T], *, as_seen: bool = False
                  ) -> T:
-    """What `prepare` makes of the picture in RGB.
+    """Read a picture and return `prepare(image)` of the RGB image.
 
     Args:
-        as_seen: whether it is turned as its EXIF says, and refused if a part is transparent.
+        as_seen: whether to rotate it as its EXIF says, and to refuse one that is transparent in
+            parts.
 
     Raises:
-        UserError: that names the source, if it is missing, no picture, not whole, too large, or
-            has no one meaning in RGB.
+        UserError: if it is not found, not a picture, incomplete, too large, or cannot be converted
+            to RGB unambiguously; it names the source.
     """
     with _opened(source) as image:
         width, height = image.size
@@ -84,20 +85,20 @@ def read_picture(source: PictureFile, prepare: Callable[[Image.Image], T], *, as
                 rgb = _rgb(image, as_seen)
             except _Unclear as error:
                 raise UserError(f"the picture {source} {error}") from error
-            except Exception as error:  # Pillow raises nearly anything for a malformed file
+            except Exception as error:  # Pillow raises many kinds of errors for malformed files
                 raise UserError(f"cannot read the image {source}: {error}") from error
             return prepare(rgb)
 
 
 def picture_size(source: PictureFile) -> tuple[int, int]:
-    """Width and height in the file, whatever its EXIF says. Raises as read_picture."""
+    """Width and height in the file, ignoring its EXIF. Raises as read_picture."""
     with _opened(source) as image:
         return image.size
 
 
 @contextmanager
 def _opened(source: PictureFile) -> Iterator[Image.Image]:
-    """A picture of FORMATS whose size is bearable; its pixels are not decoded yet."""
+    """A picture of FORMATS and of an allowed size; its pixels are not decoded yet."""
     try:
         file = source.open("rb")
     except OSError as error:
@@ -131,22 +132,22 @@ def _check_size(image: Image.Image, source: PictureFile) -> None:
                         f"{MAX_PIXELS / 1e6:.0f} million pixels: make it smaller")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise UserError(f"the picture {source} is {width}×{height}: one side is over {MAX_RATIO} "
-                        "times the other, so that no square of it can be shown; leave it out")
+                        "times the other, so that a square crop shows little of it; leave it out")
 
 
 class _Unclear(ValueError):
-    """What is wrong with a picture that was read, in words that follow its name."""
+    """A picture that cannot be converted; the message is a predicate that follows its name."""
 
 
 def _rgb(image: Image.Image, as_seen: bool) -> Image.Image:
     frames = getattr(image, "n_frames", 1)
-    # The further pictures of a JPEG (MPO) are previews and depths of the first.
+    # The other pictures in a JPEG (MPO) are previews and depth maps of the first.
     if frames > 1 and image.format != "MPO":
-        raise _Unclear(f"holds {frames} pictures: keep the one that is meant")
+        raise _Unclear(f"holds {frames} pictures: keep one of them")
     image.load()
     if as_seen and _is_transparent(image):
-        raise _Unclear("is transparent in parts, and what is to show through is not known: lay it "
-                       "on a background first")
+        raise _Unclear("is transparent in parts, and its background is not known: put it on a "
+                       "background first")
     rgb = _eight_bits(image).convert("RGB")
     return _upright(rgb) if as_seen else rgb
 
@@ -155,8 +156,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BITS or image.mode == "I" and image.format in GREY_OF_16:
         return _grey_of_16_bits(image)
     if image.mode in ("I", "F"):
-        raise _Unclear(f"has {'whole' if image.mode == 'I' else 'floating-point'} numbers of 32 "
-                       "bits, of which none is white for certain: save it with 8 or 16 bits")
+        raise _Unclear(f"has 32-bit {'integers' if image.mode == 'I' else 'floating-point numbers'}"
+                       ", of which it is unknown which one is white: save it with 8 or 16 bits")
     return image
 
 
@@ -184,7 +185,8 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
 
 
 class _Memory:
-    """Lets threads decode pictures at the same time up to `limit` pixels; a larger one alone."""
+    """Limits the pixels that threads decode at the same time to `limit`; a larger picture is
+    decoded alone."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

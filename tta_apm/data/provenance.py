@@ -1,7 +1,7 @@
 """The mark of a folder in an official layout whose images this package made.
 
-Official files and ours look alike, but are equal in distribution only. So a folder of ours holds a
-small file that says what is in it, and records say it too.
+Official images and those made here are equal in distribution only, and their files have the same
+names. So a folder of the latter holds a small file that describes them, and records say it too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MARK = "made_by_tta_apm.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """How the images of a folder were made, as its mark says."""
+    """How the images of a folder were made, the content of its mark."""
 
-    images: str  # that were corrupted, or written in another layout
-    constants: str  # "cifar" or "imagenet": whose severities; "" where nothing was corrupted
+    images: str  # description of the clean images
+    constants: str  # severities of "cifar" or "imagenet"; "" without corruptions
     frost: str  # source of the frost pictures
-    stored: str  # how, e.g. as JPEG; "" without loss
-    version: str = __version__
+    stored: str  # lossy format, e.g. JPEG and its quality; "" for a lossless one
+    version: str = __version__  # of this package
 
     def describe(self, domain: Domain) -> str:
         """How the images of `domain` were made, for the record."""
@@ -41,7 +41,7 @@ class Provenance:
 
 
 def read_mark(folder: Path) -> Provenance | None:
-    """What the mark of `folder` says, None if there is none."""
+    """The content of the mark of `folder`, None if there is none."""
     file = folder / MARK
     if not file.is_file():
         return None
@@ -53,15 +53,15 @@ def read_mark(folder: Path) -> Provenance | None:
 
 
 def how_to_finish(folder: Path, name: str) -> str | None:
-    """How to complete `folder` of the data set `name`, None if this package did not make it."""
-    return f"`tta-apm data make {name}` goes on making it" if read_mark(folder) else None
+    """How to complete `folder` of the data set `name`; None if this package did not make it."""
+    return f"`tta-apm data make {name}` completes it" if read_mark(folder) else None
 
 
 def mark_folder(folder: Path, provenance: Provenance) -> None:
-    """Mark `folder` as holding images of `provenance` and nothing else.
+    """Mark `folder` as holding images of `provenance` only.
 
     Raises:
-        UserError: if it holds files of others, or images that were made with other settings.
+        UserError: if it holds other files, or images that were made with other settings.
     """
     before = read_mark(folder)
     if before is None and folder.is_dir() and any(

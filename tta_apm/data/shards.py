@@ -27,25 +27,25 @@ IMAGES = {"jpeg", "jpg", "png", "webp"}
 CLASSES, TEMPLATES, COUNT = (
     "classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt")
 
-# Where DATA_DIR is a URL: its own default, so that the next run finds them without one.
+# Target of downloads if DATA_DIR is a URL: DATA_DIR's default, where later runs find them.
 DOWNLOADS = Path("data")
 
 AGAIN = "get it again"
-NUM_PROBES = 8  # images whose sizes tell whether all are small squares
+NUM_PROBES = 8  # images whose sizes are checked for small squares of one size
 
 
 class Shards(DataSet):
-    """Images inside tar archives, with class names and templates of their own.
+    """Images in tar archives, with their own class names and templates.
 
-    Where all are small squares of one size, as CIFAR's are, they stay as they are; others are
-    resized and cropped to 224x224 as CLIP does.
+    If all images are small squares of one size (e.g. CIFAR's), they are not resized; others are
+    resized and cropped to 224x224 as in CLIP.
 
     Args:
         name, class_names, templates, labels, outputs: see DataSet.
         sources: the images, in the order of the data set.
 
     Raises:
-        UserError: if one of the images that tell their size cannot be read.
+        UserError: if one of the images whose sizes are checked cannot be read.
     """
 
     def __init__(self, name: str, sources: Sequence[Member], labels: np.ndarray, *,
@@ -79,13 +79,13 @@ class Shards(DataSet):
 
 
 def shards(*, data_dir: str, frost_dir: str | None, name: str = "wds") -> Shards:
-    """The data set `name`, wds/..., below DATA_DIR or, where that is a URL, downloaded from it.
+    """The data set `name`, wds/..., below DATA_DIR; if that is a URL, it is downloaded from there.
 
-    A local one is in a folder of its name, or of the name of its repository: wds/vtab/dtd or
+    Its folder has the name of the data set or of its repository, e.g. wds/vtab/dtd or
     wds_vtab-dtd. `frost_dir` is unused.
 
     Raises:
-        UserError: if it is not there, cannot be downloaded or is not whole.
+        UserError: if it is not found, cannot be downloaded or is incomplete.
     """
     if not NAME.fullmatch(name):
         raise UserError(f"DATASET {name!r} names no data set: write wds/NAME, e.g. wds/vtab/dtd")
@@ -114,7 +114,7 @@ def _find(name: str, data_dir: Path) -> Path:
 
 
 def _download(name: str, base: str) -> Path:
-    """Download what is not here yet of a data set; returns its folder."""
+    """Download the missing files of a data set; return its folder."""
     source, folder = hub.repository(name, base), DOWNLOADS / name
     for file in (CLASSES, TEMPLATES, COUNT):
         hub.download(source, file, folder)
@@ -124,7 +124,7 @@ def _download(name: str, base: str) -> Path:
 
 
 def _templates(file: Path) -> list[str]:
-    """Templates with {} for the class name, where the file has {c}."""
+    """The templates in a file, with its placeholder {c} replaced by {}."""
     templates = read_list(file, AGAIN)
     for template in templates or [""]:
         if template.count("{c}") != 1 or re.search("[{}]", template.replace("{c}", "")):
@@ -141,15 +141,15 @@ def _archives(folder: Path) -> list[Path]:
 
 
 def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
-    """The images of an archive and their labels, in its order.
+    """The images of an archive and their labels, in the archive's order.
 
     Raises:
-        UserError: if the archive is not there, not whole or none, or if a sample lacks its image
-            or a label below `num_classes`.
+        UserError: if the archive is not found, incomplete or not an archive, or if a sample lacks
+            its image or a label below `num_classes`.
     """
     if not archive.is_file():
         raise UserError(f"file not found: {archive}, though {archive.with_name('nshards.txt')} "
-                        f"counts it: {AGAIN}")
+                        f"includes it: {AGAIN}")
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
     for member in members(archive):
@@ -169,8 +169,8 @@ def _samples(archive: Path, num_classes: int) -> list[tuple[Member, int]]:
 def split_name(name: str) -> tuple[str, str]:
     """The key and the suffix of a file in a shard, by the rule of the webdataset library.
 
-    The suffix begins after the first dot of the file's name; a file without a dot, or whose name
-    begins with one, has none: "".
+    The suffix starts after the first dot of the file's name. It is "" for a name without a dot or
+    with a leading dot.
     """
     found = re.match(r"((?:.*/)?[^.]+)\.([^/]*)$", name)
     return (found[1], found[2]) if found else (name, "")
@@ -185,7 +185,7 @@ def _label(member: Member, num_classes: int) -> int:
 
 
 def _outputs(class_names: Sequence[str]) -> Outputs | None:
-    """Of a classifier of ImageNet's 1000 classes those of ImageNet-A or -R, None for other sets."""
+    """The outputs of an ImageNet classifier for ImageNet-A or -R; None for other data sets."""
     for wnids in (imagenet_classes.wnids_a(), imagenet_classes.wnids_r()):
         if len(class_names) == len(wnids):
             names, every = imagenet_classes.class_names(), imagenet_classes.wnids()
@@ -196,7 +196,7 @@ def _outputs(class_names: Sequence[str]) -> Outputs | None:
 
 
 def _side(sources: Sequence[Member]) -> int:
-    """The side that small square images of one size share, SIDE for others."""
+    """The common side in pixels of small square images; SIDE for other images."""
     probes = np.linspace(0, len(sources) - 1, NUM_PROBES).astype(int)
     sizes = {picture_size(sources[index]) for index in probes}
     width, height = sizes.pop()

@@ -1,9 +1,9 @@
-"""Stream: the batches that a method meets, the same for every method; and the settings.
+"""Stream: the batches for a method, the same for every method; and the settings.
 
-Settings say which domains make a stream and when a method is reset:
-- reset_each_domain: a stream per domain, reset before each;
-- continual: the same streams, reset before the first only;
-- gradual: continual, where each corruption's severities rise and fall again (1 2 3 4 5 4 3 2 1);
+A setting determines the domains of each stream and when a method is reset:
+- reset_each_domain: one stream per domain, with a reset before each;
+- continual: the same streams, with a reset before the first only;
+- gradual: as continual, but each corruption's severities rise and fall (1 2 3 4 5 4 3 2 1);
 - mixed_domains: one stream of all domains, shuffled together.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """Images of one batch. It carries no labels: they are looked up when the method is done.
+    """Images of one batch, without labels, which are looked up after the method's forward.
 
     Args:
         images: uint8 [B,H,W,3].
@@ -40,15 +40,20 @@ class Batch(NamedTuple):
 class Stream:
     """Batches of one domain, or of several mixed.
 
-    The order depends on the labels, the number of images, the domains' number and the seed only.
-    A last batch that would hold one image joins the one before: a single image has no batch
+    The order depends only on the labels, the number of images, the number of domains and the seed.
+    A last batch of one image is joined to the batch before, since a single image has no batch
     statistics.
 
     Args:
-        order: "shuffled"; "dirichlet", correlated in time: each class's images are spread over
-            as many slots as there are classes by shares from Dirichlet(concentration), as in
-            LAME and NOTE; or "sorted" by class.
-        num_images: per domain, the first of the data set; -1 takes all.
+        dataset: the data set.
+        domains: its domains in this stream.
+        num_images: number of images per domain, the first ones of the data set; -1 takes all.
+        batch_size: images per batch.
+        seed: of the order.
+        order: "shuffled"; "dirichlet", which is correlated in time: there are as many slots as
+            classes, and each class's images are divided among them by Dirichlet(concentration), as
+            in LAME and NOTE; or "sorted" by class.
+        concentration: see order.
 
     Raises:
         UserError: if the data set has fewer than `num_images` images.
@@ -96,13 +101,13 @@ class Stream:
 
 
 def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
-    """`items` in their order, the next ones fetched by a thread while those before are in use.
+    """Yield `items` in their order, while a thread fetches the next ones.
 
     Args:
-        ahead: how many are fetched or being fetched beyond the one in use.
+        ahead: number of items that are fetched beyond the current one.
 
     Raises:
-        whatever fetching an item raises, when its turn comes.
+        whatever fetching an item raises, when the item would be yielded.
     """
     end = object()
     iterator = iter(items)
@@ -112,7 +117,7 @@ def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(thread.submit(next, iterator, end))
                 yield item  # type: ignore[misc]
-        finally:  # also where the caller stops early
+        finally:  # also if the caller stops early
             for future in waiting:
                 future.cancel()
 
@@ -138,7 +143,7 @@ def _arrange(labels: np.ndarray, order: str, concentration: float, seed: int) ->
 
 
 def domains(dataset: str, names: Sequence[str], severities: Sequence[int]) -> list[Domain]:
-    """The domains of a sweep, severity by severity; severity 0 gives the clean one."""
+    """The domains of a sweep, sorted by severity; severity 0 gives the clean one."""
     wanted = []
     for severity in severities:
         if severity == 0:

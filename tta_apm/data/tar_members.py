@@ -1,4 +1,4 @@
-"""Member: a file inside a tar archive, read without unpacking."""
+"""Member: a file in a tar archive, read without unpacking the archive."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import IO, Literal, NamedTuple
 
 from tta_apm.errors import UserError
 
-END = 1024  # bytes, all zero, that close an archive
-MAX_SIZE = 2 ** 28  # bytes of a member that is read as a whole
+END = 1024  # zero bytes at the end of an archive
+MAX_SIZE = 2 ** 28  # bytes of a member that can be read
 
 
 class Member(NamedTuple):
-    """A file inside an archive; opens and names itself like a Path."""
+    """A file in an archive, with the `open` and `str` of a Path."""
 
     archive: Path
     name: str
@@ -24,9 +24,9 @@ class Member(NamedTuple):
     size: int
 
     def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
-        """Its content. Raises UserError if that is larger than any image."""
+        """Its content; raises UserError if that is larger than MAX_SIZE."""
         if self.size > MAX_SIZE:
-            raise UserError(f"{self} has {self.size} bytes, more than an image or a label can")
+            raise UserError(f"{self} has {self.size} bytes, too many for an image or a label")
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             return BytesIO(file.read(self.size))
@@ -36,17 +36,17 @@ class Member(NamedTuple):
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """The files in an archive, in its order; links and the like are skipped.
+    """The files in an archive, in its order; links and devices are skipped.
 
     Raises:
-        UserError: if it is no archive, or, at the end, if it is incomplete.
+        UserError: if it is not an archive, or, after the last file, if it is incomplete.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:
                 if info.isreg():
                     yield Member(archive, info.name, info.offset_data, info.size)
-        # tarfile is content with an archive that breaks off between two files.
+        # tarfile raises no error for an archive that ends between two files.
         with open(archive, "rb") as file:
             file.seek(-END, os.SEEK_END)
             if any(file.read()):

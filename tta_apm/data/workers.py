@@ -1,4 +1,4 @@
-"""The threads that read, decode and corrupt images: one pool for the whole process."""
+"""The pool of threads that read, decode and corrupt images, one for the whole process."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ R = TypeVar("R")
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`function` of each item, in order, by the threads of the pool.
+    """The results of `function` for each item, in order, computed by the pool's threads.
 
-    To be called from outside the pool: `function` must not call it again.
+    `function` must not call in_threads itself, which would wait forever.
 
     Raises:
-        whatever the first of the calls that fail raises.
+        whatever the first failing call raises.
     """
     return list(_pool().map(function, items))
 
 
 def num_workers() -> int:
-    """How many threads the pool has."""
+    """The number of threads in the pool."""
     return _wanted or free_cores()
 
 
 def set_num_workers(count: int) -> None:
-    """Have `count` threads from now on; 0 takes as many as there are free cores."""
+    """Set the number of threads in the pool; 0 for the number of free cores."""
     global _wanted
     _wanted = count
 
 
 def use_cores(count: int) -> None:
-    """Have this process use no more than `count` cores, as others have the rest."""
+    """Limit this process to `count` cores, since other processes use the rest."""
     global _share
     _share = count
 
 
 def free_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     if _share:
         return _share
     if hasattr(os, "sched_getaffinity"):
@@ -49,7 +49,7 @@ def free_cores() -> int:
 
 
 def _pool() -> ThreadPoolExecutor:
-    """The pool; another one after a fork, which takes no threads along."""
+    """The pool; a new one after a fork, since a child process has no threads of its parent."""
     wanted = os.getpid(), num_workers()
     if wanted not in _pools:
         _pools.clear()

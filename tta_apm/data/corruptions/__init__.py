@@ -1,1 +1,1 @@
-"""The 19 corruptions of ImageNet-C and CIFAR-10-C, made from clean images."""
+"""The 15 corruptions of ImageNet-C and CIFAR-10-C, computed from clean images."""

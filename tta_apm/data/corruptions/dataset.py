@@ -1,4 +1,4 @@
-"""Corrupted: a clean data set under the 15 common corruptions, made on the fly."""
+"""Corrupted: a clean data set under the 15 common corruptions, computed on the fly."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ AUTO = "auto"
 
 
 class Corrupted(DataSet):
-    """A clean data set under the 15 common corruptions, made on the fly and seeded per image.
+    """A clean data set under the 15 common corruptions, computed on the fly and seeded per image.
 
     Args:
-        name: of the corrupted set, e.g. "digits_c".
-        clean: the set to corrupt.
-        constants: "cifar" or "imagenet", whose severities are meant.
-        chosen: how they were, for the record; "" where they belong to the set.
-        frost_dir: folder of the official frost pictures, None for the best installed source.
+        name: name of the corrupted data set, e.g. "digits_c".
+        clean: the data set to corrupt.
+        constants: "cifar" or "imagenet", the benchmark whose severities are used.
+        chosen: how the constants were chosen, for the record; "" if they belong to the data set.
+        frost_dir: folder of the official frost pictures; None for the best installed source.
     """
 
     def __init__(self, name: str, clean: DataSet, *, constants: str, chosen: str = "",
@@ -48,7 +48,7 @@ class Corrupted(DataSet):
                 clean[part], domain.corruption, domain.severity, indices=indices[part],
                 constants=self.constants, frost_dir=self.frost_dir)
 
-        # In threads: numpy and scipy release the GIL.
+        # Threads run in parallel here, since numpy and scipy release the GIL.
         parts = np.array_split(np.arange(len(clean)), min(len(clean), num_workers()) or 1)
         return np.concatenate(in_threads(corrupt, parts))
 
@@ -86,11 +86,11 @@ class Corrupted(DataSet):
 
 
 def on_the_fly(clean: DataSet, frost_dir: str | None, constants: str = AUTO) -> Corrupted:
-    """`clean` under the corruptions.
+    """The data set `clean` under the corruptions.
 
     Args:
-        constants: whose severities are meant; AUTO takes those that were made for images of the
-            nearest size, on a logarithmic scale: CIFAR-C's up to a side of 84 pixels.
+        constants: the benchmark whose severities are used, see Corrupted; AUTO chooses the one with
+            images of the nearest size on a logarithmic scale: CIFAR-C up to a side of 84 pixels.
     """
     if constants != AUTO:
         return Corrupted(clean.name, clean, constants=constants, chosen="by CORRUPTION_CONSTANTS",

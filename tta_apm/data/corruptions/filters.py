@@ -1,7 +1,7 @@
-"""Image filters that the corruptions are made of; none of them draws a random number.
+"""Image filters for the corruptions; none of them is random.
 
-Each equals what the official scripts get from OpenCV, scikit-image, scipy or ImageMagick (the
-tests hold the equalities), in a form that is fast for many small images and for few large ones.
+Each has the same result as the function of OpenCV, scikit-image, scipy or ImageMagick that the
+official scripts call (the tests compare them), and is fast for many small and few large images.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from scipy.sparse import csr_array, kron
 
 
 def correlate(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Images float [n,H,W,3] filtered with a symmetric kernel [k,k], k odd, mirrored at their
-    borders as in OpenCV's filter2D."""
+    """Images float [n,H,W,3] filtered with a symmetric kernel [k,k] with odd k.
+
+    Borders are mirrored, as in OpenCV's filter2D.
+    """
     height, width = images.shape[1:3]
     reach = len(kernel) // 2
     padded = np.pad(images, _margin(reach), mode="reflect")
     size = [next_fast_len(side, real=True) for side in padded.shape[1:3]]
     spectrum = rfft2(kernel.astype(float), size)[..., None]
     result = np.empty(images.shape)
-    # One by one: in a batch, an image's position in a vector register might change its rounding.
+    # One image at a time: in a batch, rounding might depend on an image's position.
     for image, filtered in zip(padded, result):
         full = irfft2(rfft2(image, size, axes=(0, 1)) * spectrum, size, axes=(0, 1))
         filtered[:] = full[2 * reach:2 * reach + height, 2 * reach:2 * reach + width]
@@ -37,14 +39,16 @@ def _margin(width: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=None)
 def disk(radius: float, alias: float) -> np.ndarray:
-    """Kernel float32 [k,k]: a disk of sum 1, then blurred with a few taps inside its square,
-    which moves the sum away from 1 for the large ones."""
+    """Kernel float32 [k,k]: a disk of sum 1, then blurred with a few taps within its square.
+
+    After the blur, the sum of large disks differs from 1, as in the official scripts.
+    """
     reach, taps = (8, 3) if radius <= 8 else (int(radius), 5)
     offsets = np.arange(-reach, reach + 1)
     kernel = (offsets ** 2 + offsets[:, None] ** 2 <= radius ** 2).astype(np.float32)
     kernel /= kernel.sum()
     blur = np.exp(-0.5 * (np.arange(taps) - taps // 2) ** 2 / alias ** 2)
-    weights = (blur / blur.sum()).astype(np.float32)  # as OpenCV has them: a flat area stays flat
+    weights = (blur / blur.sum()).astype(np.float32)  # OpenCV's weights: a flat area stays flat
     for axis in (0, 1):
         kernel = correlate1d(kernel, weights, axis=axis, mode="mirror")
     used = kernel.any(axis=0)
@@ -52,16 +56,20 @@ def disk(radius: float, alias: float) -> np.ndarray:
 
 
 def displace(images: np.ndarray, moves: np.ndarray, reach: int) -> np.ndarray:
-    """Each inner pixel becomes a copy of its neighbour at (dx, dy) = moves[n, i, j].
+    """Replace each inner pixel by its neighbour at (dx, dy) = moves[n, i, j].
 
     The official loop goes from the lower right to the upper left and writes in place, so a pixel
-    may copy one that was itself replaced before. Where each pixel comes from in the end is found
-    for all at once, by following such chains.
+    may be replaced by one that was replaced before. Here these chains are followed for all pixels
+    at once, to find the final source of each.
 
     Args:
         images: uint8 [n,H,W,3].
-        moves: int [n,H-2*reach,W-2*reach,2] in the order of the visits.
-        reach: width of the border that is not visited above and to the left; one less below.
+        moves: int [n,H-2*reach,W-2*reach,2], in the order of the official loop.
+        reach: width in pixels of the border above and to the left that is not changed; the border
+            below and to the right is one pixel narrower.
+
+    Returns:
+        uint8 [n,H,W,3].
     """
     num, height, width, _ = images.shape
     own = np.arange(num * height * width)
@@ -79,9 +87,11 @@ def displace(images: np.ndarray, moves: np.ndarray, reach: int) -> np.ndarray:
 
 
 def smear(images: np.ndarray, angles: list[float], radius: int, sigma: float) -> np.ndarray:
-    """ImageMagick's motion blur of images uint8 [n,H,W,C], each at its own angle in degrees: half
-    a Gaussian along a line, borders continued outwards. It rounds to 16 bits; its writer cuts what
-    is below a whole grey level of 257 of those."""
+    """ImageMagick's motion blur of images uint8 [n,H,W,C], each at its own angle in degrees.
+
+    It filters with half a Gaussian along a line, with borders continued outwards. ImageMagick
+    rounds to 16 bits and truncates to 8 bits when it writes the image; so does this.
+    """
     height, width = images.shape[1:3]
     reach = 2 * radius
     padded = np.pad(images, _margin(reach), mode="edge").astype(np.float32)
@@ -99,13 +109,14 @@ def smear(images: np.ndarray, angles: list[float], radius: int, sigma: float) ->
 
 @lru_cache(maxsize=4)
 def zoom(height: int, width: int, factors: tuple[float, ...]) -> csr_array:
-    """Matrix [H*W,H*W] that turns an image into the sum of its enlargements by all factors."""
+    """Matrix [H*W,H*W] that maps an image to the sum of its enlargements by all factors."""
     return csr_array(sum(kron(_zoom_side(height, factor), _zoom_side(width, factor), format="csr")
                          for factor in factors))
 
 
 def _zoom_side(side: int, factor: float) -> csr_array:
-    """Matrix [side,side] of scipy's linear zoom of the middle of a line, trimmed to its length."""
+    """Matrix [side,side] of scipy's linear zoom into the centre of a line, cropped to its length.
+    """
     cut = int(np.ceil(side / factor))
     size = round(cut * factor)
     start, trim = (side - cut) // 2, (size - side) // 2
@@ -119,7 +130,7 @@ def _zoom_side(side: int, factor: float) -> csr_array:
 
 @lru_cache(maxsize=16)
 def smoother(side: int, sigma: float) -> np.ndarray:
-    """Gaussian filter of a line as a matrix [side,side]; wider than an image it pays."""
+    """A Gaussian filter of a line as a matrix [side,side], which is fast for a large sigma."""
     identity = np.eye(side)
     if sigma == 0:
         return identity
@@ -127,8 +138,10 @@ def smoother(side: int, sigma: float) -> np.ndarray:
 
 
 def affine(height: int, width: int, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel comes from, rows and columns [n,H,W], if three points around the centre
-    go to where `moves` (x, y) [n,3,2] takes them."""
+    """The source (rows, columns), [n,H,W] each, of every pixel under n affine maps.
+
+    The maps displace three points around the centre by `moves` (x, y) [n,3,2], in pixels.
+    """
     reach = max(1, min(height, width) // 3)
     signs = np.array([(1, 1), (1, -1), (-1, -1)])
     before = np.array([width // 2, height // 2]) + reach * signs
@@ -142,8 +155,13 @@ def affine(height: int, width: int, moves: np.ndarray) -> tuple[np.ndarray, np.n
 
 def sample(images: np.ndarray, rows: np.ndarray, columns: np.ndarray,
            fold: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """Bilinear values of images float [n,H,W,3] at points [n,H,W]; `fold` brings positions outside
-    a line of the given length back into it."""
+    """Values [n,H,W,3] of images float [n,H,W,3] at points [n,H,W], interpolated bilinearly.
+
+    Args:
+        rows, columns: the points, in pixels.
+        fold: maps positions outside of a line of the given length into it: `mirrored` or
+            `reflected`.
+    """
     num, height, width, channels = images.shape
     top, left = np.floor(rows), np.floor(columns)
     down, right = rows - top, columns - left
@@ -154,32 +172,32 @@ def sample(images: np.ndarray, rows: np.ndarray, columns: np.ndarray,
     weights = [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
     corners = [line + offset for line in lines for offset in offsets]
     pixels = images.reshape(-1, channels)
-    # A sparse product sums the four corners without a copy of the image for each of them.
+    # The sparse product adds the four corners without four copies of the images.
     matrix = csr_array((np.stack(weights, axis=-1).ravel(), np.stack(corners, axis=-1).ravel(),
                         np.arange(0, 4 * len(pixels) + 1, 4)), shape=(len(pixels), len(pixels)))
     return (matrix @ pixels).reshape(images.shape)
 
 
 def mirrored(positions: np.ndarray, length: int) -> np.ndarray:
-    """d c b | a b c d | c b a"""
+    """Map positions into range(length), continued as d c b | a b c d | c b a."""
     period = max(1, 2 * (length - 1))
     positions = positions % period
     return np.minimum(positions, period - positions)
 
 
 def reflected(positions: np.ndarray, length: int) -> np.ndarray:
-    """c b a | a b c d | d c b"""
+    """Map positions into range(length), continued as c b a | a b c d | d c b."""
     positions = positions % (2 * length)
     return np.minimum(positions, 2 * length - 1 - positions)
 
 
 def plasma(draws: np.ndarray, side: int, decay: float) -> np.ndarray:
-    """Height maps [n,side,side] from 0 to 1 by the diamond-square algorithm on a torus.
+    """Height maps [n,side,side] in [0,1] by the diamond-square algorithm on a torus.
 
     Args:
-        draws: uniform in [-1,1], [n,side*side-1].
+        draws: random numbers [n,side*side-1], uniform in [-1,1].
         side: a power of two.
-        decay: by how much the square root of the random part shrinks from level to level.
+        decay: divisor, from level to level, of the square root of the random numbers' factor.
     """
     maps = np.zeros((len(draws), side, side))
     step, wibble, used = side, 100.0, 0

@@ -1,8 +1,8 @@
-"""Pictures of frost, to be laid over images: official ones where they are, else drawn here.
+"""Pictures of frost to blend into images: the official ones if available, else painted here.
 
-The official pictures are photographs that belong to hendrycks/robustness and are no part of this
-project. The drawn ones are ice ferns on cloudy glass, whose colours and contrast follow the
-photographs; results with them are not comparable with published frost figures.
+The official pictures are photographs from hendrycks/robustness, which are not part of this package.
+The painted ones show ice ferns on cloudy glass in the photographs' colours and contrast. Results
+with them are not comparable with published frost figures.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from tta_apm.errors import UserError
 # A sixth picture ships with these, but the official script never picks it.
 PICTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 
-DRAWN_HEIGHT, DRAWN_WIDTH = 400, 600
-# Mean colour, contrast (standard deviation in grey levels), number of ferns and their length.
-DRAWN = (
+PAINTED_HEIGHT, PAINTED_WIDTH = 400, 600
+# Of each painted picture: mean colour, contrast (standard deviation in grey levels), number of
+# ferns and their length in pixels.
+PAINTED = (
     ((78, 149, 166), 20, 300, 60),
     ((200, 205, 214), 24, 800, 60),
     ((196, 202, 212), 26, 450, 100),
@@ -37,7 +38,7 @@ GENERATIONS = 3  # stem, branches, twigs
 
 
 def frost_source(frost_dir: str | os.PathLike[str] | None = None) -> str:
-    """Where the pictures come from: "official", "imagecorruptions" or "procedural".
+    """The source of the pictures: "official", "imagecorruptions" or "procedural" (painted here).
 
     Raises:
         UserError: if `frost_dir` is given and lacks one of the five pictures.
@@ -49,7 +50,7 @@ def frost_source(frost_dir: str | os.PathLike[str] | None = None) -> str:
 
 
 def frost_folder(frost_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Folder of the five pictures, None where they have to be drawn. Raises as frost_source."""
+    """The folder of the five pictures; None if they are painted here. Raises as frost_source."""
     if frost_dir is not None:
         _require_pictures(Path(frost_dir))
         return Path(frost_dir)
@@ -59,15 +60,15 @@ def frost_folder(frost_dir: str | os.PathLike[str] | None = None) -> Path | None
 @lru_cache(maxsize=16)
 def frost_picture(folder: Path | None, number: int, shrink: int, height: int, width: int
                   ) -> np.ndarray:
-    """Picture `number` (0 to 4), `shrink` times smaller, uint8 [h,w,3], h > height, w > width.
+    """Picture `number` (0 to 4), shrunk by `shrink`: uint8 [h,w,3] with h > height, w > width.
 
-    Taking the middle one of every `shrink` pixels equals OpenCV's linear resizing by 1/shrink for
-    odd values, as the official script does it. A picture that would then not be larger than the
-    image is shrunk less, or enlarged, until it just is.
+    For an odd `shrink`, taking the middle one of every `shrink` pixels equals OpenCV's linear
+    resizing in the official script. A picture that would not be larger than the image is shrunk
+    less, or enlarged, until it is.
     """
     if folder is None:
-        with _DRAWING:
-            picture = _draw(number)
+        with _PAINTING:
+            picture = _paint(number)
     else:
         picture = _load(folder / PICTURES[number])
     small = picture[shrink // 2::shrink, shrink // 2::shrink]
@@ -91,7 +92,7 @@ def _require_pictures(folder: Path) -> None:
 
 
 def _installed_folder() -> Path | None:
-    """Pictures of an installed imagecorruptions, which is looked up but not imported."""
+    """The folder of an installed imagecorruptions, which is not imported; None without it."""
     spec = find_spec("imagecorruptions")
     if spec is None or spec.origin is None:
         return None
@@ -99,14 +100,15 @@ def _installed_folder() -> Path | None:
     return folder if all((folder / name).is_file() for name in PICTURES) else None
 
 
-# Images are corrupted in threads: else several would draw the same picture, in much memory each.
-_DRAWING = Lock()
+# Images are corrupted in threads. Without the lock, several would paint the same picture at the
+# same time, which takes much memory.
+_PAINTING = Lock()
 
 
 @lru_cache(maxsize=len(PICTURES))
-def _draw(number: int) -> np.ndarray:
-    """Ice ferns uint8 [h,w,3], lit from the upper left; the same with one version of Pillow."""
-    colour, contrast, ferns, length = DRAWN[number]
+def _paint(number: int) -> np.ndarray:
+    """Ice ferns uint8 [h,w,3], lit from the upper left; fixed for one version of Pillow."""
+    colour, contrast, ferns, length = PAINTED[number]
     generator = np.random.default_rng((2019, number))
     ice = _ferns(generator, ferns, length)
     clouds = sum(_cloud(generator, sigma) for sigma in (4, 16, 60))
@@ -117,14 +119,14 @@ def _draw(number: int) -> np.ndarray:
 
 
 def _ferns(generator: np.random.Generator, number: int, length: float) -> np.ndarray:
-    """Height of ice [h,w] in [0,1]: ferns anywhere, the later ones covering the earlier."""
-    canvas = Image.new("L", (DRAWN_WIDTH, DRAWN_HEIGHT))
+    """Height of the ice [h,w] in [0,1]: ferns at random positions, later ones over earlier ones."""
+    canvas = Image.new("L", (PAINTED_WIDTH, PAINTED_HEIGHT))
     pen = ImageDraw.Draw(canvas)
-    start = generator.uniform((0, 0), (DRAWN_WIDTH, DRAWN_HEIGHT), (number, 2))
+    start = generator.uniform((0, 0), (PAINTED_WIDTH, PAINTED_HEIGHT), (number, 2))
     angle = generator.uniform(0, 2 * np.pi, number)
     size = length * generator.uniform(0.4, 1.2, number)
     light = generator.uniform(0.4, 1, number).tolist()
-    lines = []  # of each generation, those of fern f at [:, f]
+    lines = []  # one array per generation, with the lines of fern f at [:, f]
     for _ in range(GENERATIONS):
         step = size[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         lines.append(np.concatenate([start, start + step], axis=1).reshape(-1, number, 4))
@@ -144,8 +146,10 @@ def _ferns(generator: np.random.Generator, number: int, length: float) -> np.nda
 def _branches(generator: np.random.Generator, start: np.ndarray, step: np.ndarray,
               angle: np.ndarray, size: np.ndarray
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts [m,2], angles [m] and lengths [m] of the branches of the given lines: in pairs, 60
-    degrees off as water crystallises, and shorter towards the tip."""
+    """Starts [m,2], angles [m] and lengths [m] of the branches of the given lines.
+
+    Branches come in pairs at 60 degrees, as in ice crystals, and are shorter towards the tip.
+    """
     along = np.linspace(0.1, 0.95, BRANCHES)[:, None]
     starts = start + along[..., None] * step
     sizes = 0.45 * size * (1.05 - along) * generator.uniform(0.6, 1.3, (BRANCHES, len(size)))
@@ -155,7 +159,7 @@ def _branches(generator: np.random.Generator, start: np.ndarray, step: np.ndarra
 
 
 def _cloud(generator: np.random.Generator, sigma: float) -> np.ndarray:
-    noise = generator.standard_normal((DRAWN_HEIGHT, DRAWN_WIDTH))
+    noise = generator.standard_normal((PAINTED_HEIGHT, PAINTED_WIDTH))
     return _standardised(gaussian_filter(noise, sigma))
 
 

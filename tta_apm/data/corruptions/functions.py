@@ -1,14 +1,14 @@
-"""The 15 common corruptions of Hendrycks & Dietterich (2019), made anew from clean images.
+"""The 15 common corruptions of Hendrycks & Dietterich (2019), computed from clean images.
 
-Constants and mathematics follow hendrycks/robustness at 8190fe3 (make_cifar_c.py,
-make_imagenet_c.py) with its quirks: results are cut, not rounded, to whole grey levels; blur
-kernels that do not sum to one stay so; glass blur copies where it seems to swap.
+Constants and formulas are those of hendrycks/robustness at 8190fe3 (make_cifar_c.py,
+make_imagenet_c.py), including its quirks: results are truncated, not rounded, to grey levels; some
+blur kernels do not sum to one; glass blur copies pixels where it seems to swap them.
 
-What is made here cannot equal the published CIFAR-10-C and ImageNet-C files bit for bit: the
-official scripts set no seed, so noise, angles, crops and displacements are equal in distribution
-only. Besides, the published ImageNet-C images were resized to 256 and cropped to 224 before the
-corruption and saved as JPEG of quality 85 after it; both are left to the caller. Motion blur, of
-images and of flakes of snow, is that of ImageMagick: benchmarks/imagemagick.py compares the two.
+The results cannot equal the published CIFAR-10-C and ImageNet-C files bit for bit: the official
+scripts set no seed, so noise, angles, crops and displacements are equal in distribution only. The
+published ImageNet-C images were also resized to 256 and cropped to 224 before the corruption and
+saved as JPEG of quality 85 after it; callers do that. Motion blur, also of snow flakes, is that of
+ImageMagick; benchmarks/imagemagick.py compares the two.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from tta_apm.errors import UserError, choose
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "corrupt", "frost_source"]
 
-Generators = Iterator[np.random.Generator]  # one per image; what draws nothing leaves it alone
+# One per image; corruptions without randomness do not use them.
+Generators = Iterator[np.random.Generator]
 
-# Images worked on at once, counted as float64: little enough to stay in a processor's cache.
+# Images processed at a time, in bytes as float64, so that they stay in the processor's cache.
 CHUNK_BYTES = 2 ** 21
 
 
@@ -43,24 +44,24 @@ def corrupt(images: np.ndarray, corruption: str, severity: int, *, indices: np.n
             frost_dir: str | os.PathLike[str] | None = None) -> np.ndarray:
     """Corrupted copies uint8 [N,H,W,3] of images uint8 [N,H,W,3] of any size.
 
-    What becomes of an image depends on its pixels, its index, the corruption, the severity and
-    the seed: not on its neighbours, its index or the size of the batch. Across versions of numpy,
-    scipy and Pillow it may change.
+    The result for an image depends on its pixels, its index in the data set, the corruption, the
+    severity and the seed, not on the other images of the batch. It may change with the versions of
+    numpy, scipy and Pillow.
 
     Args:
-        images: RGB images; left as they are.
+        images: RGB images, which are not changed.
         corruption: one of CORRUPTIONS.
         severity: 1 to 5.
         indices: int [N], the position of each image in its data set.
         constants: "cifar" for the severities of CIFAR-C, made for 32x32 pixels, or "imagenet"
-            for those of ImageNet-C, made for 224x224. The lengths of elastic_transform grow with
-            the shorter side; those of the blurs are in pixels, whatever the size.
+            for those of ImageNet-C, made for 224x224. The lengths of elastic_transform are
+            proportional to the shorter side; those of the blurs are in pixels at any size.
         seed: of the whole data set, at least 0.
-        frost_dir: folder with the official frost pictures. None takes those of an installed
-            imagecorruptions, or draws ice; see frost_source.
+        frost_dir: folder with the official frost pictures. None uses those of an installed
+            imagecorruptions, or paints some; see frost_source.
 
     Raises:
-        UserError (a ValueError): if an argument is none of these.
+        UserError: for an invalid argument.
     """
     indices = np.asarray(indices)
     _check(images, corruption, severity, indices, constants, seed)
@@ -81,12 +82,13 @@ def corrupt(images: np.ndarray, corruption: str, severity: int, *, indices: np.n
 
 def _check(images: np.ndarray, corruption: str, severity: int, indices: np.ndarray,
            constants: str, seed: int) -> None:
+    """Raise UserError for an invalid argument of `corrupt`."""
     choose("", "corruption", corruption, CORRUPTIONS)
     if not isinstance(severity, (int, np.integer)) or severity not in SEVERITIES:
         raise UserError(f"severity must be one of 1, 2, 3, 4, 5, not {severity!r}")
     choose("", "constants", constants, CONSTANTS)
     if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UserError(f"seed must be a whole number of at least 0, not {seed!r}")
+        raise UserError(f"seed must be an integer of at least 0, not {seed!r}")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
         raise UserError(f"images must be an array of uint8, not {kind}")
@@ -121,19 +123,19 @@ def _impulse_noise(images: np.ndarray, generators: Generators, amount: float) ->
 
 def _defocus_blur(images: np.ndarray, generators: Generators, radius: float, alias: float
                   ) -> np.ndarray:
-    """Correlation with a disk, the image mirrored at its borders."""
+    """Correlation with a disk, with mirrored borders."""
     return _to_levels(correlate(images / 255, disk(radius, alias)))
 
 
 def _glass_blur(images: np.ndarray, generators: Generators, sigma: float, reach: int,
                 rounds: int) -> np.ndarray:
-    """Blur, exchange of near pixels, blur."""
+    """Blur, displace pixels, blur again."""
     height, width = images.shape[1:3]
     shape = (rounds, max(0, height - 2 * reach), max(0, width - 2 * reach), 2)
     moves = np.stack([draw.integers(-reach, reach, shape) for draw in generators])
     pixels = _to_levels(_soften(images, sigma))
-    for turn in range(rounds):
-        pixels = displace(pixels, moves[:, turn], reach)
+    for index in range(rounds):
+        pixels = displace(pixels, moves[:, index], reach)
     return _to_levels(_soften(pixels, sigma))
 
 
@@ -160,7 +162,7 @@ def _zoom_blur(images: np.ndarray, generators: Generators, factors: tuple[float,
 
 def _snow(images: np.ndarray, generators: Generators, mean: float, std: float, factor: float,
           threshold: float, radius: int, sigma: float, share: float) -> np.ndarray:
-    """Smeared flakes, and the same turned by 180 degrees, over a whitened image."""
+    """Motion-blurred flakes, and the same rotated by 180 degrees, over a whitened image."""
     height, width = images.shape[1:3]
     enlarge = zoom(height, width, (factor,))
     layers, angles = [], []
@@ -180,7 +182,7 @@ def _snow(images: np.ndarray, generators: Generators, mean: float, std: float, f
 
 def _frost(images: np.ndarray, generators: Generators, image_weight: float, frost_weight: float,
            shrink: int, folder: Path | None) -> np.ndarray:
-    """A random part of a random picture of frost over the image."""
+    """Blend the image with a random crop of a random picture of frost."""
     height, width = images.shape[1:3]
     parts = []
     for draw in generators:
@@ -208,8 +210,10 @@ def _brightness(images: np.ndarray, generators: Generators, amount: float) -> np
 
 @lru_cache(maxsize=None)
 def _brighter(amount: float) -> np.ndarray:
-    """New level uint8 [256,256] by the pixel's largest channel and a channel's own level: V of
-    HSV rises, hue and saturation stay; black becomes grey."""
+    """New levels uint8 [256,256], indexed by a pixel's largest channel and a channel's own level.
+
+    V of HSV rises, hue and saturation stay; black becomes grey.
+    """
     value = np.arange(256) / 255
     raised = np.clip(value + amount, 0, 1)
     levels = raised[:, None] * value / np.maximum(value, value[1])[:, None]
@@ -219,7 +223,7 @@ def _brighter(amount: float) -> np.ndarray:
 
 def _contrast(images: np.ndarray, generators: Generators, factor: float) -> np.ndarray:
     num, height, width, _ = images.shape
-    sums = images.sum(axis=(1, 2), keepdims=True, dtype=np.int64)  # exact, in whatever order
+    sums = images.sum(axis=(1, 2), keepdims=True, dtype=np.int64)  # exact in any order
     means = np.tile(sums / (255 * height * width), (1, 1, width, 1)).reshape(num, 1, width * 3)
     pixels = (images / 255).reshape(num, height, width * 3)
     return _to_levels((pixels - means) * factor + means).reshape(images.shape)
@@ -227,7 +231,7 @@ def _contrast(images: np.ndarray, generators: Generators, factor: float) -> np.n
 
 def _elastic_transform(images: np.ndarray, generators: Generators, strength: float, sigma: float,
                        jitter: float) -> np.ndarray:
-    """A random affine map, then smooth random displacements; lengths in shares of the side."""
+    """A random affine map, then smooth random displacements; lengths are fractions of the side."""
     height, width = images.shape[1:3]
     side = min(height, width)
     moves, noise = [], []
@@ -262,8 +266,8 @@ def _jpeg_compression(images: np.ndarray, generators: Generators, quality: int) 
 
 
 def _to_levels(values: np.ndarray) -> np.ndarray:
-    """Grey levels uint8 of values in [0,1], fractions of a level cut off; outside it they are
-    clipped. The argument is used up."""
+    """Convert values to grey levels uint8, clipped to [0,1] and truncated; `values` is overwritten.
+    """
     np.clip(values, 0, 1, out=values)
     values *= 255
     return values.astype(np.uint8)

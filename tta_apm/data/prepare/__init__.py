@@ -1,1 +1,1 @@
-"""What `tta-apm data` does before any run: check, get and make data sets."""
+"""The commands of `tta-apm data`: checking, downloading and making data sets before a run."""

@@ -1,4 +1,4 @@
-"""inspect: whether a data set is here, whole and in order."""
+"""inspect: check that a data set is found and complete."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from tta_apm.errors import UserError
 
 
 class Finding(NamedTuple):
-    """What there is to say of a data set."""
+    """The result of inspecting a data set."""
 
     in_order: bool
-    text: str  # what it is, or what is wrong and what to do
+    text: str  # its description, or what is wrong and what to do
 
 
 def inspect(name: str, *, data_dir: str, corruptions: Sequence[str], severities: Sequence[int]
             ) -> Finding:
-    """Look for everything of a data set: the shapes of arrays, each class folder and file.
+    """Check all parts of a data set: shapes of arrays, class folders and files.
 
     Args:
-        corruptions, severities: those to look for, where a set has them on disk.
+        name, data_dir: see load_dataset.
+        corruptions, severities: those to check, if the data set has them on disk.
     """
     try:
         dataset = load_dataset(name, data_dir=data_dir, frost_dir="")

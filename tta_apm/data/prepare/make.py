@@ -1,8 +1,8 @@
-"""make: the corruptions of a clean set once to disk, in the layout of the official files; and
-CIFAR-10 as archives of JPEG files, or as the Python version has it.
+"""make: write the corruptions of a clean data set to disk in the layout of the official files; or
+CIFAR-10 as archives of JPEG files or in its Python version.
 
-Files are written aside and renamed, so they are whole or absent: a run that was killed goes on
-where it was. Only a few images at a time are in memory.
+Files are written under another name and renamed, so they are complete or absent, and a killed
+command can be resumed. Only a few images at a time are in memory.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Making:
-    """Domains of a corrupted set that are to lie in `folder`.
+    """Domains of a corrupted data set to write to `folder`.
 
     Args:
-        domains: corruption by corruption.
-        files: of each image, below its domain's folder; none where an array holds a corruption.
+        dataset: the data set that computes them.
+        folder: where to write them.
+        domains: sorted by corruption.
+        files: path of each image below its domain's folder; empty if each corruption is one array.
     """
 
     dataset: Corrupted
@@ -63,12 +65,12 @@ class Making:
 
     @property
     def done(self) -> str:
-        """What to say when it is."""
-        return (f"{self.folder} is whole for what was asked; {self.dataset.name} is now read from "
-                "there, and records say that it was made here.")
+        """The message when all is written."""
+        return (f"{self.folder} is complete; {self.dataset.name} is now read from there, and "
+                "records say that it was made here.")
 
     def run(self) -> Iterator[int]:
-        """Write what is missing; yields numbers of images that are there, `len(self)` in sum.
+        """Write the missing images; yield numbers of images that are done, `len(self)` in sum.
 
         Raises:
             UserError: if the folder holds other files, or cannot be written to.
@@ -82,7 +84,7 @@ class Making:
             yield from self._write_files() if self.files else self._write_arrays()
 
     def _write_arrays(self) -> Iterator[int]:
-        """{corruption}.npy, with the images at severity 1, then at severity 2, and so on."""
+        """Write {corruption}.npy with the images at severity 1, then at severity 2, and so on."""
         labels = self.dataset.labels
         with atomic_path(self.folder / "labels.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.tile(labels.astype(np.uint8), len(SEVERITIES)))
@@ -94,7 +96,7 @@ class Making:
             image = self.dataset.images(self.domains[0], np.array([0]))[0]
             shape = (len(SEVERITIES) * len(labels), *image.shape)
             self._require_room(math.prod(shape))
-            # Written, not mapped: a full disk is then an error that can be told.
+            # Not memory-mapped, since a full disk would then kill the process with a signal.
             with atomic_path(whole) as temporary, open(temporary, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {
                     "descr": "|u1", "fortran_order": False, "shape": shape})
@@ -110,7 +112,10 @@ class Making:
                             f"takes {gigabytes(size)}: make room, or give another --data-dir")
 
     def _write_files(self) -> Iterator[int]:
-        """{corruption}/{severity}/{file} of each image; a severity's folder is whole or absent."""
+        """Write {corruption}/{severity}/{file} for each image.
+
+        A severity's folder is renamed when it is complete.
+        """
         with ThreadPoolExecutor() as pool:
             for domain in self.domains:
                 whole = self.folder / domain.corruption / str(domain.severity)
@@ -127,17 +132,18 @@ class Making:
                     images = self.dataset.images(domain, chunk)
                     list(pool.map(_save_jpeg, images, [paths[index] for index in chunk]))
                     yield len(chunk)
-                if hasattr(os, "sync"):  # once for all files, each of which would take its time
+                if hasattr(os, "sync"):  # once for all files, since syncing each one takes long
                     os.sync()
                 part.rename(whole)
 
 
 @dataclass(frozen=True)
 class Archives:
-    """The parts of CIFAR-10 that are to lie in `folder` as archives of JPEG files.
+    """The parts of CIFAR-10 to write to `folder` as archives of JPEG files.
 
     Args:
-        parts: what reads them, by name.
+        folder: where to write them.
+        parts: the images of "train" and "test".
     """
 
     folder: Path
@@ -149,12 +155,12 @@ class Archives:
 
     @property
     def done(self) -> str:
-        """What to say when it is."""
+        """The message when all is written."""
         names = " and ".join(cifar_jpeg.archive(self.folder, part).name for part in self.parts)
-        return f"{self.folder} holds {names}, of which cifar10_jpeg and cifar10_jpeg_c are read."
+        return f"{self.folder} holds {names}, the archives of cifar10_jpeg and cifar10_jpeg_c."
 
     def run(self) -> Iterator[int]:
-        """As that of Making; an archive that is there is left as it is."""
+        """As Making.run; an existing archive is not changed."""
         with _writing(self.folder), locked(self.folder, "cifar10_jpeg"):
             for part, clean in self.parts.items():
                 whole = cifar_jpeg.archive(self.folder, part)
@@ -171,14 +177,18 @@ def _writing(folder: Path) -> AbstractContextManager[None]:
 
 def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Sequence[str],
             severities: Sequence[int], clean: str = "") -> Making | Archives | PythonFiles:
-    """What is to be made of the set `name`.
+    """The files to write for the data set `name`; their `run()` writes them.
 
     Args:
-        severities: 1 to 5; a file of CIFAR holds all.
-        clean: the clean images to take, where there is a choice.
+        name: name of the data set.
+        data_dir: folder of the data sets.
+        frost_dir: see load_dataset.
+        corruptions, severities: those to write; a file of CIFAR holds all severities.
+        clean: the clean images to use, if the data set has a choice; "" for the official ones.
 
     Raises:
-        UserError: if `name` cannot be made, or not as asked, or the clean images are not here.
+        UserError: if the data set cannot be made, does not have these options, or if the clean
+            images are not found.
     """
     domains = tuple(Domain(name, corruption, severity) for corruption in corruptions
                     for severity in sorted(severities))
@@ -198,7 +208,7 @@ def prepare(name: str, *, data_dir: str, frost_dir: str | None, corruptions: Seq
 
 
 def _choose(name: str, clean: str, choices: Mapping[str, T]) -> T:
-    """What makes `name` of the images `clean`, "" for the first choice."""
+    """The function that makes `name` from the images `clean`; "" for the first choice."""
     if clean and (clean not in choices or len(choices) == 1):
         raise UserError(f"--clean {clean}: {name} cannot be made of it"
                         + (f"; {nearest(clean, choices)}" if len(choices) > 1 else ""))
@@ -224,8 +234,8 @@ def _cifar10_jpeg(data_dir: Path, frost_dir: str | None, domains: tuple[Domain, 
 
 
 _Maker = Callable[[Path, "str | None", "tuple[Domain, ...]"], "Archives | PythonFiles"]
-# What is no corrupted data set, so that no data set declares it: what other programs read, and the
-# archives that cifar10_jpeg and cifar10_jpeg_c share; by the clean images that they are made of.
+# Files that are not a corrupted data set, so that no data set declares them: CIFAR's Python version
+# for other programs, and the archives of cifar10_jpeg; by the clean images they are made from.
 OTHER_LAYOUTS: dict[str, dict[str, _Maker]] = {
     "cifar10_jpeg": {"cifar10": _cifar10_jpeg},
     "cifar10_python": {

@@ -1,7 +1,7 @@
-"""python_version: CIFAR's test images in the Python version, for programs that ask torchvision.
+"""python_version: CIFAR's test images in the Python version, for programs that use torchvision.
 
-They find DATA_DIR/cifar10/cifar-10-batches-py/ by torchvision's class CIFAR10; ttab also wants the
-corrupted images beside it as DATA_DIR/cifar10_c/, which becomes a link to CIFAR-10-C/.
+torchvision's class CIFAR10 reads DATA_DIR/cifar10/cifar-10-batches-py/. ttab also needs the
+corrupted images in DATA_DIR/cifar10_c/, which is made a link to CIFAR-10-C/.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tta_apm.data.provenance import Provenance, mark_folder, read_mark
 from tta_apm.errors import writing
 from tta_apm.lock import locked
 
-PROTOCOL = 2  # as the official files have
+PROTOCOL = 2  # pickle protocol of the official files
 
 
 @dataclass(frozen=True)
 class PythonFiles:
-    """The test images `clean` as the Python version of `which` below `data_dir`.
+    """The test images `clean` to write as the Python version of `which` below `data_dir`.
 
     Args:
-        reuse: take what is there already: in its place as it is, directly in `data_dir`, where
-            the official archive unpacks, by a link.
+        reuse: whether to use existing files instead: those in their place, or those of the official
+            archive directly in `data_dir`, to which a link is made.
     """
 
     which: Cifar
@@ -47,19 +47,19 @@ class PythonFiles:
 
     @property
     def done(self) -> str:
-        """What to say when it is."""
+        """The message when all is written."""
         name = self.which.name
         link = self.data_dir / f"{name}_c"
         beside = f", and {link} the corrupted ones" if link.is_dir() else (
             f"; there is no {self.data_dir / self.which.corrupted[0]} yet: `tta-apm data make "
             f"{name}_c` makes it, and this command then links to it")
         checksums = "" if read_mark(self.folder) is None else (
-            " The files are not the official ones to the byte, so torchvision's checksums refuse "
-            "them: `tta-apm host` says so and goes on.")
+            " The files differ from the official ones, so torchvision's checksums refuse them; "
+            "`tta-apm host` says so and uses them all the same.")
         return f"{self.folder} holds the test images{beside}.{checksums}"
 
     def run(self) -> Iterator[int]:
-        """Write what is missing; yields the number of images.
+        """Write the missing files; yield the number of images.
 
         Raises:
             UserError: if the folder holds other files, or cannot be written to.

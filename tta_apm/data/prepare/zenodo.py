@@ -1,8 +1,8 @@
 """download: corrupted data sets from Zenodo, checked before they are unpacked.
 
-robustbench takes an interrupted download for a whole archive and does not check the paths of
-members. Here pooch downloads to a temporary file, size and checksum are compared with Zenodo's,
-each member is checked before any is unpacked, and a folder is renamed when it is complete.
+robustbench would use an interrupted download and does not check the paths of members. Here pooch
+downloads to a temporary file, size and checksum are compared with Zenodo's, each member is checked
+before any is unpacked, and a folder is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tta_apm.progress import bar
 
 ZENODO = "https://zenodo.org"
 CONNECT_SECONDS = 10.0
-SILENT_SECONDS = 60.0  # without a byte: the connection is broken
+SILENT_SECONDS = 60.0  # without data, after which the connection counts as broken
 CHUNK = 1 << 18  # bytes
-# Zenodo lets clients that say who they are ask more often.
+# Zenodo allows more requests to clients that name themselves.
 HEADERS = {"User-Agent": f"tta-apm/{__version__}"}
 
 
 class Remote(NamedTuple):
-    """An archive as Zenodo has it."""
+    """An archive on Zenodo."""
 
     url: str
     size: int  # bytes
@@ -44,19 +44,19 @@ class Remote(NamedTuple):
 
 
 class Download:
-    """What is missing of a data set, and where it comes from.
+    """The download of the missing archives of a data set.
 
     Args:
         name: of the data set.
         data_dir: folder of the data sets.
 
     Attributes:
-        missing: the archives that hold a folder which is not here.
-        folder: the archives are unpacked in it.
+        missing: the archives of which a folder is missing.
+        folder: the folder into which the archives are unpacked.
 
     Raises:
-        UserError: for a data set that declares no record, and for a folder of images that were
-            made here.
+        UserError: for a data set that declares no record, and for a folder of images that
+            `tta-apm data make` wrote.
     """
 
     def __init__(self, name: str, data_dir: Path) -> None:
@@ -133,7 +133,7 @@ class Download:
 
 
 def _download(remote: Remote, file: Path) -> None:
-    """Download `file`, which is complete or absent."""
+    """Download `file`, which is complete or absent afterwards."""
     try:
         with atomic_path(file) as temporary:
             with open(temporary, "wb") as content, bar(remote.size, "B", file.name) as shown:
@@ -147,7 +147,7 @@ def _download(remote: Remote, file: Path) -> None:
 
 
 def _flaw(file: Path, remote: Remote) -> str | None:
-    """How `file` differs from what Zenodo has, None if it does not."""
+    """How `file` differs from Zenodo's, None if it does not."""
     size = file.stat().st_size
     if size != remote.size:
         return f"it has {size} of {remote.size} bytes"
@@ -156,11 +156,11 @@ def _flaw(file: Path, remote: Remote) -> str | None:
 
 
 def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
-    """Unpack `folders` of the tar archive `file` into `target`, without the folders above them.
+    """Unpack `folders` of the tar archive `file` into `target`, without their parent folders.
 
     Raises:
-        UserError: if a member is neither file nor folder or points outside, before anything is
-            written; if the archive is incomplete or lacks a folder.
+        UserError: if a member is neither file nor folder or points outside (before anything is
+            written); if the archive is incomplete or lacks a folder.
     """
     part = target / f"{file.name}.unpacked{TEMPORARY}"
     shutil.rmtree(part, ignore_errors=True)
@@ -169,7 +169,7 @@ def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
             for member in _members(archive):
                 _require_inside(member, file)
         with tarfile.open(file) as archive:
-            # Python before 3.10.12 and 3.11.4 has no filter: the check above is what holds then.
+            # Python before 3.10.12 and 3.11.4 has no filter and relies on the check above.
             archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
             for member in _members(archive):
                 path = _below(folders, member)
@@ -193,19 +193,19 @@ def unpack(file: Path, folders: Sequence[str], target: Path) -> None:
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in archive:
         yield member
-        # It keeps all: a gigabyte for the million files of ImageNet-C.
+        # tarfile keeps all members: a gigabyte for the million files of ImageNet-C.
         archive.members = []  # type: ignore[attr-defined]
 
 
 def _require_inside(member: tarfile.TarInfo, file: Path) -> None:
     path = PurePosixPath(member.name)
     if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{file} is not to be trusted: its member {member.name!r} is a link or "
-                        "points outside. Nothing was unpacked")
+        raise UserError(f"{file} is unsafe: its member {member.name!r} is a link or points outside "
+                        "of the folder. Nothing was unpacked")
 
 
 def _below(folders: Sequence[str], member: tarfile.TarInfo) -> Path | None:
-    """The path of a member from one of `folders` on; None if it is in none of them."""
+    """The path of a member, starting with one of `folders`; None if it is in none of them."""
     parts = PurePosixPath(member.name).parts
     start = next((index for index, part in enumerate(parts) if part in folders), None)
     return None if start is None else Path(*parts[start:])
