@@ -85,7 +85,7 @@ def test_cifar_is_made_as_on_the_fly_and_the_record_says_so(cifar10):
     frost = Domain("cifar10_c", "frost", 1)
     assert made.describe(frost).endswith(fly.describe(frost).split(", ")[-1])  # whose pictures
     assert made.describe(Domain("cifar10_c", CLEAN, 0)) == "cifar10"
-    with pytest.raises(UserError, match="not found: .*snow.npy. `tta-apm data make cifar10_c` compl"):
+    with pytest.raises(UserError, match="not found: .*snow.npy. `tta-apm data make cifar10_c` co"):
         made.check(Domain("cifar10_c", "snow", 1))
     assert set(files_of(cifar10 / "CIFAR-10-C")) == {"contrast.npy", "fog.npy", "labels.npy", MARK}
 
