@@ -99,5 +99,5 @@ def test_the_networks_are_of_one_size_but_for_the_inner_networks():
     counts = {layer: sum(parameter.numel() for parameter in net.parameters())
               for layer, net in nets.items()}
     assert counts["linear"] == counts["linear_attention"] == counts["self_attention"]
-    # Two layers of 16 -> 64 -> 16 with biases, a gain and a shift, in 4 heads of 3 layers.
-    assert counts["mlp"] - counts["linear"] == 12 * (2 * 16 * 64 + 64 + 16 + 2 * 64)
+    # Two layers of 16 -> 64 -> 16 with biases, a gain and a shift, in 4 heads of 2 layers.
+    assert counts["mlp"] - counts["linear"] == 8 * (2 * 16 * 64 + 64 + 16 + 2 * 64)

@@ -48,7 +48,7 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     # A patch is one pixel of the 8×8 digits, as in the paper's experiments from pixels.
     "digits_mttt": Architecture(4, width=32, depth=3, heads=4, hidden=64),
-    "cifar_mttt": Architecture(8, width=64, depth=3, heads=4, hidden=256),
+    "cifar_mttt": Architecture(8, width=64, depth=2, heads=4, hidden=256),
 }
 
 
