@@ -21,16 +21,16 @@ EVERYTHING = "everything"
 def read_arrows(text: str) -> dict[str, set[str]]:
     """What each part may import besides itself, by the table of docs/architecture.md."""
     arrows: dict[str, set[str]] = {}
-    floor: set[str] = set()
+    base: set[str] = set()
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         parts = re.findall(r"`(\w+)`", cells[0]) if len(cells) == 3 else []
-        if parts and cells[0].startswith("the floor"):
-            floor.update(parts)
+        if parts and cells[0].startswith("the base"):
+            base.update(parts)
         for part in parts:
             arrows[part] = {EVERYTHING} if cells[1] == EVERYTHING \
                 else set(re.findall(r"`(\w+)`", cells[1]))
-    return {part: known | floor for part, known in arrows.items()}
+    return {part: known | base for part, known in arrows.items()}
 
 
 ARROWS = read_arrows(DRAWN.read_text(encoding="utf-8"))
@@ -76,9 +76,9 @@ def test_the_docs_draw_every_part_and_no_arrow_that_nobody_needs():
         needed.setdefault(part, set()).update(
             name.split(".")[1] for name in imports(file) if name.startswith("tta_apm."))
     assert set(needed) == set(ARROWS)
-    floor = set.intersection(*ARROWS.values())
+    base = set.intersection(*ARROWS.values())
     for part, known in ARROWS.items():
-        assert known - floor - {EVERYTHING} <= needed[part], part
+        assert known - base - {EVERYTHING} <= needed[part], part
 
 
 @pytest.mark.slow
