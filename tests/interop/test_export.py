@@ -114,7 +114,7 @@ def test_robustbench_is_refused_what_it_does_not_hold(whole, write, tmp_path, ca
     whole("cifar10_c", 10, lambda corruption, severity: 0.5, leave=[("fog", 2), ("snow", 4)])
     assert "lacks 2 of RobustBench's 75 domains and the clean images (fog 2, snow 4)" in said()
     write("fog", 2, 5), write("snow", 4, 5)
-    assert "is over 10 images per domain, RobustBench's cifar10_c over 10000" in said()
+    assert "has 10 images per domain, RobustBench's cifar10_c has 10000" in said()
     assert "--name NameYearWord" in said("--name", "../evil")
     assert "did you mean 'tent'?" in said("--row", "tend")
 
@@ -128,9 +128,9 @@ def test_robustbench_never_replaces_the_entry_of_somebody_else(whole, tmp_path, 
                          columns=pd.MultiIndex.from_tuples(DOMAINS)).to_csv()
     table.write_text(lines)
     (folder / "Standard.json").write_text(json.dumps({"name": "Standard", "footnote": "theirs"}))
-    for name, said in (("Standard", f"{folder / 'Standard.json'} is an entry of somebody else"),
-                       ("standard", "is an entry of somebody else, or under other letters"),
-                       ("Other", f"{table} has a line Other that comes from somebody else")):
+    for name, said in (("Standard", f"{folder / 'Standard.json'} is another entry"),
+                       ("standard", "is another entry, or has this name in other letters"),
+                       ("Other", f"{table} has a line Other of another entry")):
         assert robustbench(tmp_path, "--name", name) == 2
         assert said in capsys.readouterr().err
     assert table.read_text() == lines and len(list(folder.iterdir())) == 2
@@ -145,7 +145,7 @@ def test_robustbench_takes_no_row_whose_name_two_have(whole, write, tmp_path, ca
     whole("cifar10_c", 10_000, lambda corruption, severity: 0.5)
     write(setting="continual")
     assert robustbench(tmp_path) == 2
-    assert "2 rows are called so" in capsys.readouterr().err
+    assert "2 rows have this name" in capsys.readouterr().err
 
 
 def test_robustbench_is_refused_images_that_are_not_the_published_ones(whole, tmp_path, capsys):
@@ -210,7 +210,7 @@ Images: official CIFAR-10-C, 10000 per domain, the 15 corruptions, severity 5, s
     ({"images_from": "cifar10, corrupted on the fly"},
      "row 'tent' is not on the published images but on cifar10, corrupted on the fly"),
     ({"num_images": 300},
-     "is over 300 images per domain, benchmark.md's cifar10_c over 10000"),
+     "has 300 images per domain, benchmark.md's cifar10_c has 10000"),
     ({"leave": ("fog", "snow")},
      "lacks 2 of benchmark.md's 15 corruptions at severity 5 (fog 5, snow 5)"),
     ({"dataset": "digits_c"}, "benchmark.md has no table for digits_c"),

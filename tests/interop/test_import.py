@@ -101,7 +101,7 @@ def test_a_domain_that_a_gradual_run_visits_twice_counts_once(log):
     text = online_tta() + "\n" + again
     (found,) = log(text.replace("SETTING: continual", "SETTING: gradual"))
     assert found.errors[0] == ("fog", 5, 0.1235, 10000)
-    with pytest.raises(UserError, match="fog 5 stands in lines 20 and 24, and its run is not"):
+    with pytest.raises(UserError, match="fog 5 is in lines 20 and 24, and its run is not"):
         log(text)
 
 
@@ -180,7 +180,7 @@ def test_a_table_of_robustbench_has_a_row_per_model(log):
 
 @pytest.mark.parametrize("text, name, said", [
     ("nothing here", "run.txt", "holds no results"),
-    ("error % [fog5]: 72.30%", "run.txt", "does not tell its data set"),
+    ("error % [fog5]: 72.30%", "run.txt", "does not state its data set"),
     ("a,b\n1,2\n", "model_info/cifar10/table.csv", "is not an unaggregated_results.csv"),
     ("{", "log-1.json", "is incomplete or not a log of ttab"),
 ], ids=["strange", "dataset", "csv", "json"])
@@ -286,15 +286,15 @@ def test_a_text_of_two_runs_is_two_rows(log):
     assert (first.method, first.errors[0][2], other.method, other.errors[0][2]) == (
         "cotta", 0.1234, "tent", 0.3)
     bare = "cifar10_c error % [fog5][#samples=10]: 97.80%\n"
-    with pytest.raises(UserError, match="fog 5 stands in lines 1 and 2"):
+    with pytest.raises(UserError, match="fog 5 is in lines 1 and 2"):
         log(bare + bare.replace("97.80", "30.00"))
 
 
 @pytest.mark.parametrize("line, said", [
-    ("cifar10_c error % [fog5][#samples=9]: 250.00%", "line 2: 250.00% is not a share of images"),
-    ("cifar10_c error % [fog5][#samples=9]: 1.2.3%", "line 2: 1.2.3% is not a share of images"),
-    ("cifar10_c error % [fog5][#samples=9]: -3.00%", "line 2: -3.00% is not a share of images"),
-    ("cifar10_c error % [fog5][#samples=9]: nan%", "line 2: nan% is not a share of images"),
+    ("cifar10_c error % [fog5][#samples=9]: 250.00%", "line 2: 250.00% is not between 0 and 100"),
+    ("cifar10_c error % [fog5][#samples=9]: 1.2.3%", "line 2: 1.2.3% is not between 0 and 100"),
+    ("cifar10_c error % [fog5][#samples=9]: -3.00%", "line 2: -3.00% is not between 0 and 100"),
+    ("cifar10_c error % [fog5][#samples=9]: nan%", "line 2: nan% is not between 0 and 100"),
     ("cifar100_c error % [fog5][#samples=9]: 5.00%", "lines 1 and 2 are of two data sets"),
     ("cifar10_c accuracy % [fog5][#samples=9]: 5.00%", "lines 1 and 2 are of two data sets or of"),
     ("cifar10_c error % [fog][#samples=9]: 5.00%", "line 2: fog has no severity"),
@@ -348,9 +348,9 @@ def test_a_run_that_broke_off_has_gaps(log, tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"accuracy_top1": 250.0}, "accuracy_top1 250.0 is not a share"),
-    ({"accuracy_top1": float("nan")}, "accuracy_top1 nan is not a share"),
-    ({"accuracy_top1": "60"}, "accuracy_top1 '60' is not a share"),
+    ({"accuracy_top1": 250.0}, "accuracy_top1 250.0 is not between 0 and 100"),
+    ({"accuracy_top1": float("nan")}, "accuracy_top1 nan is not between 0 and 100"),
+    ({"accuracy_top1": "60"}, "accuracy_top1 '60' is not between 0 and 100"),
     ({"data_names": "cifar10_c_deterministic-fog-²"}, "has no severity of 1 to 5"),
     ({"data_names": "cifar10_c_deterministic-fog-9"}, "severity of 1 to 5"),
     ({"batch_size": []}, "batch size is"), ({"data_size": "all"}, "number of images of fog 5"),

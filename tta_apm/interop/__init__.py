@@ -1,4 +1,4 @@
-"""Interop: other people's benchmarks. Their logs imported, our results exported, their hosts.
+"""Interop with other benchmarks: importing their logs, exporting results, and running inside them.
 
 An annex: nothing of the kit imports it.
 """

@@ -1,4 +1,4 @@
-"""accuracies: RobustBench's unaggregated_results.csv, a line per model. Imports no torch."""
+"""accuracies: reading RobustBench's unaggregated_results.csv, one line per model. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tta_apm.report.imported_log import Log
 
 def read_accuracies(file: Path, of: Mapping[str, Any], dataset: str, models: Sequence[str]
                     ) -> list[Log]:
-    """A log for each model of the file, or for `models` alone; see text_logs."""
+    """One log for each model of the file, or for each of `models`; arguments as in text_logs."""
     try:
         import pandas as pd
 
@@ -26,11 +26,11 @@ def read_accuracies(file: Path, of: Mapping[str, Any], dataset: str, models: Seq
     names = [str(name) for name in frame.index]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(f"{file} has model {twice[0]!r} in {names.count(twice[0])} lines: take out "
+        raise UserError(f"{file} has model {twice[0]!r} in {names.count(twice[0])} lines: remove "
                         "all but one")
     parts = [part for part in file.resolve().parts if part in LEADERBOARDS]
     if not dataset and not parts:
-        raise UserError(f"{file} does not tell its data set: give --dataset, or leave the file in "
+        raise UserError(f"{file} does not state its data set: give --dataset, or leave the file in "
                         "robustbench's folders model_info/DATASET/corruptions")
     unknown = [name for name in models if name not in names]
     if unknown:
@@ -41,7 +41,7 @@ def read_accuracies(file: Path, of: Mapping[str, Any], dataset: str, models: Seq
         for column, accuracy in zip(columns, values):
             if not 0 <= accuracy <= 1:
                 raise UserError(f"{file}: the line of {name} has {accuracy} for "
-                                f"{' '.join(map(str, column))}: accuracies are of 0 to 1 there")
+                                f"{' '.join(map(str, column))}: accuracies must be in [0,1]")
     return [Log(host="robustbench", **of, method=name, hyper_parameters={}, backbone=name,
                 dataset=dataset or LEADERBOARDS[parts[-1]], setting="no adaptation",
                 batch_size=None, seed=None,

@@ -1,4 +1,4 @@
-"""Boards: what the benchmarks of others call our data sets, and the results that they take."""
+"""Boards: the names of data sets in other benchmarks, and the results that these accept."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from tta_apm.errors import UserError
 
-# RobustBench's file of accuracies, a line per model.
+# RobustBench's file of accuracies, one line per model.
 ACCURACIES = "unaggregated_results.csv"
 
 
 @dataclass(frozen=True)
 class Board:
-    """A data set in the benchmarks of others.
+    """A data set in other benchmarks.
 
     Attributes:
         online_tta: its heading in online-tta's benchmark.md.
-        num_images: per domain, that both benchmarks are about.
+        num_images: images per domain in these benchmarks.
         robustbench: the folder of its leaderboard; "" if RobustBench has none.
-        logged: its name in the logs of others, if it is not the folder's.
+        logged: its name in logs, if it differs from the folder's.
         has_corruptions: whether its domains are the 15 corruptions.
         has_mce: whether RobustBench's entry states the mCE.
     """
@@ -41,14 +41,14 @@ BOARDS = {
     "imagenet_sketch": Board("ImageNet-Sketch", 50_889, logged="imagenet_k",
                              has_corruptions=False),
 }
-# Our data sets, by what the logs of others call them.
+# Names of data sets here, by their names in other benchmarks' logs.
 LOGGED = {name: dataset for dataset, board in BOARDS.items()
           if (name := board.logged or board.robustbench)}
-# By the folders of RobustBench's leaderboards.
+# Names of data sets here, by the folders of RobustBench's leaderboards.
 LEADERBOARDS = {board.robustbench: dataset for dataset, board in BOARDS.items()
                 if board.robustbench}
 
 
 def not_accuracies(file: Path, error: Exception) -> UserError:
-    """FILE is not RobustBench's file of accuracies: why."""
+    """The error for a file that is not RobustBench's file of accuracies."""
     return UserError(f"{file} is not an {ACCURACIES} of robustbench: {error}")

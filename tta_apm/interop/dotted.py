@@ -1,4 +1,4 @@
-"""dotted: a config of another repository, its sections as dotted keys. Imports no torch."""
+"""dotted: a nested config of another repository with dotted keys. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 def dotted(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections as dotted keys; what JSON has not, such as dates, as text."""
+    """A nested config as one dict, e.g. {"A": {"B": 1}} as {"A.B": 1}.
+
+    Values that JSON does not have, e.g. dates, become text.
+    """
     return dict(_flat(content, ""))
 
 

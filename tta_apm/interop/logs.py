@@ -1,6 +1,6 @@
-"""Logs: what other repositories' result files tell, in one form. Imports no torch.
+"""Logs: result files of other repositories, read into one form. Imports no torch.
 
-Which repositories: see text_logs, ttab_log and accuracies.
+For the repositories, see text_logs, ttab_log and accuracies.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tta_apm.report.imported_log import Log, checked
 
 
 def read(file: Path, *, dataset: str = "", models: Sequence[str] = ()) -> list[Log]:
-    """The runs that a log of any known kind holds.
+    """The runs in a log of any known kind.
 
     Args:
-        dataset: ours, where the file does not tell.
-        models: of a table with a line per model, those to take; all by default.
+        dataset: name of the data set here, for a file that does not state it.
+        models: the models to read from a table with one line per model; () for all.
 
     Raises:
-        UserError: if the file is of no known kind, does not tell its data set, or has a value that
-            no run can have.
+        UserError: if the file is of no known kind, does not state its data set, or has an invalid
+            value.
     """
     try:
         content = file.read_bytes()

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from tta_apm.errors import UserError
 from tta_apm.report.results import DomainKey, TableRow
 
-SOME = 5  # of the missing domains, as many as a sentence names
-OFFICIAL = "official"  # how descriptions of published files begin
+SOME = 5  # number of missing domains that an error message names
+OFFICIAL = "official"  # the first word in descriptions of published files
 
 
 def require(row: TableRow, board: str, domains: Sequence[DomainKey], what: str, num_images: int,
             advice: str) -> None:
-    """Raise UserError unless a row has all `domains`, whole and on the published images.
+    """Raise UserError unless a row has all `domains`, complete and on the published images.
 
     Args:
-        board: the leaderboard's name, for the sentence.
-        what: the domains in words.
-        num_images: per domain, on the leaderboard.
-        advice: how to run what is missing.
+        row: the row.
+        board: name of the leaderboard, for the error message.
+        domains: the domains of the leaderboard.
+        what: these domains in words.
+        num_images: images per domain on the leaderboard.
+        advice: how to run missing domains.
     """
     protocol = row.protocol
     missing = sorted({f"{name} {severity}" if severity else name
@@ -29,8 +31,8 @@ def require(row: TableRow, board: str, domains: Sequence[DomainKey], what: str, 
         raise UserError(f"row {protocol.row!r} lacks {len(missing)} of {board}'s {what} ({some}): "
                         f"{advice}")
     if protocol.num_images != num_images:
-        raise UserError(f"row {protocol.row!r} is over {protocol.num_images} images per domain, "
-                        f"{board}'s {protocol.dataset} over {num_images}: run it with "
+        raise UserError(f"row {protocol.row!r} has {protocol.num_images} images per domain, "
+                        f"{board}'s {protocol.dataset} has {num_images}: run it with "
                         "NUM_IMAGES -1")
     others = sorted({result.record.images_from for result in row.within(domains)
                      if result.record.severity

@@ -14,14 +14,14 @@ from tta_apm.report import phrases
 from tta_apm.report.formats.markdown import escape
 from tta_apm.report.table import CLEAN_KEY, Figure, Table, TableLine
 
-# As benchmark.md writes them; what it has not keeps our name.
+# Names in benchmark.md; settings that it does not have keep their names here.
 SETTINGS = {"continual": "Continual", "mixed_domains": "Mixed domains",
             "reset_each_domain": "Reset each shift", "gradual": "Gradual"}
 METHODS = {"source": "Source", "clip_zero_shot": "Source", "norm": "BN-1", "cotta": "CoTTA",
            "rotta": "RoTTA", "adacontrast": "AdaCont.", "norm_test": "BN-1", "bntest": "BN-1",
-           # As its code writes those that benchmark.md has not.
+           # Methods that only its code has, by their names in the code.
            "bnalpha": "BNAlpha", "bnema": "BNEMA", "deyo": "DeYO", "ttaug": "TTAug"}
-# Methods that run one of a host's, and the key that has its name there.
+# Methods that run a method of a host, and the key with that method's name.
 ADAPTERS = {"online_tta": "name"}
 SEVERITY = 5
 
@@ -29,12 +29,12 @@ SEVERITY = 5
 def text(tables: Sequence[Table]) -> str:
     """Mean errors in the layout of benchmark.md: per setting and data set, a line per backbone.
 
-    Severity 5 only, as there; data sets without corruptions as they are. The best of a line's
-    online methods is bold, and ± gives the standard deviation over seeds.
+    As there, corrupted data sets have severity 5 only. The best online method of a line is bold,
+    and ± gives the standard deviation over seeds.
 
     Raises:
-        UserError: if nothing is at severity 5, two rows would share a cell, or a row is not what
-            benchmark.md is about: the published images, all of them, under all corruptions.
+        UserError: if there is no severity 5, if two rows would share a cell, or if a row is not on
+            all published images under all corruptions.
     """
     grids: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     notes: dict[tuple[str, str], list[str]] = {}
@@ -49,7 +49,7 @@ def text(tables: Sequence[Table]) -> str:
             column = _column(line)
             if column in cells:
                 raise UserError(f"two rows would be {column} of {line.protocol.backbone} on "
-                                f"{table.dataset}: export them from folders of their own")
+                                f"{table.dataset}: export them from separate folders")
             cells[column] = _figure(line.figures[table.shown[-1]])
     if not grids:
         raise UserError("benchmark.md holds severity 5 only, and there is none: run it")
@@ -70,16 +70,16 @@ def _setting(line: TableLine) -> str:
 
 
 def _require(line: TableLine, table: Table) -> None:
-    """Raise UserError for a row that benchmark.md is not about."""
+    """Raise UserError for a row that does not belong into benchmark.md."""
     if table.dataset not in BOARDS:
-        raise UserError(f"benchmark.md has no table for {table.dataset}: it has them for "
-                        f"{', '.join(BOARDS)}; export it from a folder of its own")
+        raise UserError(f"benchmark.md has no table for {table.dataset}, only for "
+                        f"{', '.join(BOARDS)}; export these from a separate folder")
     more = set(table.columns) - {*CORRUPTIONS, *CLEAN_KEY[:1]}
     if more:
         raise UserError(f"benchmark.md has no corruption {sorted(more)[0]}: export from a folder "
                         "without it")
     if line.row is None:
-        raise UserError(f"{line.heading} was measured elsewhere: benchmark.md takes rows of ours")
+        raise UserError(f"{line.heading} was measured elsewhere: only rows of tta-apm are exported")
     corrupted = BOARDS[table.dataset].has_corruptions
     domains = [(name, SEVERITY) for name in CORRUPTIONS] if corrupted else [CLEAN_KEY]
     require(line.row, "benchmark.md", domains,
@@ -95,7 +95,7 @@ def _conditions(line: TableLine, table: Table) -> str:
 
 
 def _column(line: TableLine) -> str:
-    """What benchmark.md calls a method; a host's own goes by its own name."""
+    """The name of a line's method in benchmark.md; a host's method has its own name."""
     method, *pairs = split(line.heading, " ")
     key = ADAPTERS.get(method)
     if key:
@@ -113,7 +113,7 @@ def _figure(figure: Figure) -> str:
 
 
 def _pipe_table(lines: Mapping[str, Mapping[str, str]]) -> str:
-    """A line per backbone, a column per method."""
+    """A Markdown table with a line per backbone and a column per method."""
     columns = list(dict.fromkeys(column for cells in lines.values() for column in cells))
     table = [["Architecture", *map(escape, columns)], ["---"] * (1 + len(columns))]
     for backbone, cells in lines.items():

@@ -1,7 +1,8 @@
 """RobustBench's format: a model's JSON, and its line in unaggregated_results.csv. No torch.
 
-It is the format only. RobustBench's rules (its README) take no defence with an optimisation loop,
-so a method that adapts at test time is no entry for its leaderboard unless its maintainers say so.
+This is the format only. RobustBench's rules (in its README) exclude defences with an optimisation
+loop, so a method that adapts at test time is an entry for its leaderboard only if its maintainers
+agree.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from tta_apm.report.table import CLEAN_KEY
 if TYPE_CHECKING:
     import pandas as pd
 
-# RobustBench's own order of the corruptions, each with AlexNet's error: the mean over severities on
-# its 5,000 images of ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv).
+# The corruptions in RobustBench's order, with AlexNet's error: the mean over severities on its
+# 5,000 images of ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv).
 ALEXNET = {
     "shot_noise": 0.88832, "motion_blur": 0.78724, "snow": 0.86800, "pixelate": 0.71856,
     "gaussian_noise": 0.88160, "defocus_blur": 0.82204, "brightness": 0.55848, "fog": 0.82364,
@@ -36,16 +37,16 @@ ALEXNET = {
     "contrast": 0.85432, "jpeg_compression": 0.60680, "elastic_transform": 0.64804,
 }
 DOMAINS = [(name, severity) for name in ALEXNET for severity in SEVERITIES]
-OURS = "Measured with tta-apm."  # the end of the footnote of each entry of ours
+OURS = "Measured with tta-apm."  # the end of the footnote of each entry that is written here
 
 
 def find_row(rows: Rows, text: str) -> TableRow:
-    """The row that METHODS names `text`. UserError if there is none, or more than one."""
+    """The row with the text `text` in METHODS; UserError if there is none, or more than one."""
     found = [row for row in rows if row.protocol.row == text]
     if not found:
         raise UserError(f"--row {text!r}: {nearest(text, {row.protocol.row for row in rows})}")
     if len(found) > 1:
-        raise UserError(f"--row {text!r}: {len(found)} rows are called so, which differ in their "
+        raise UserError(f"--row {text!r}: {len(found)} rows have this name, which differ in their "
                         "setting, data set or images: export from a folder with one of them")
     return found[0]
 
@@ -54,20 +55,22 @@ def write_entry(row: TableRow, name: str, folder: Path, *, additional_data: bool
     """Write folder/<board>/corruptions/<name>.json and its line of unaggregated_results.csv there.
 
     Args:
-        row: of results on CIFAR-10-C, CIFAR-100-C or RobustBench's images of ImageNet-C.
-        name: of the model: NameYearWord.
-        additional_data: whether the backbone learnt from more than the data set's training images.
+        row: results on CIFAR-10-C, CIFAR-100-C or RobustBench's images of ImageNet-C.
+        name: name of the model in RobustBench's form NameYearWord.
+        folder: where to write.
+        additional_data: whether the backbone was trained on more than the data set's training
+            images.
 
     Returns:
         The two files.
 
     Raises:
-        UserError: if the results are not all that RobustBench's format holds, or `name` has other
-            characters or is somebody else's; nothing is written.
+        UserError: if results are missing, or if `name` has invalid characters or belongs to
+            another entry; nothing is written then.
     """
     if not re.fullmatch(r"\w+", name):
-        raise UserError("--name NameYearWord of letters and digits, such as Modi2024Asynchronous, "
-                        "is what RobustBench calls a model")
+        raise UserError("--name must be RobustBench's NameYearWord of letters and digits, e.g. "
+                        "Modi2024Asynchronous")
     board = check(row)
     inside = folder / board.robustbench / "corruptions"
     files = inside / f"{name}.json", inside / ACCURACIES
@@ -80,10 +83,10 @@ def write_entry(row: TableRow, name: str, folder: Path, *, additional_data: bool
 
 
 def check(row: TableRow) -> Board:
-    """The leaderboard that a row fits. UserError that says what is missing if it fits none."""
+    """The leaderboard for a row; UserError, which says what is missing, if there is none."""
     dataset = row.protocol.dataset
     if dataset not in LEADERBOARDS.values():
-        raise UserError(f"RobustBench has no leaderboard for {dataset}: it has them for "
+        raise UserError(f"RobustBench has no leaderboard for {dataset}, only for "
                         f"{', '.join(LEADERBOARDS.values())}")
     board = BOARDS[dataset]
     require(row, "RobustBench", [*DOMAINS, CLEAN_KEY],
@@ -93,7 +96,7 @@ def check(row: TableRow) -> Board:
 
 
 def model_info(row: TableRow, board: Board, additional_data: bool) -> dict[str, Any]:
-    """The fields of RobustBench's ModelInfo; figures are text, in per cent."""
+    """The fields of RobustBench's ModelInfo; figures are strings, in per cent."""
     protocol = row.protocol
     paper = paper_of(protocol.method) or {"title": protocol.row, "author": "", "url": "",
                                           "year": ""}
@@ -103,7 +106,8 @@ def model_info(row: TableRow, board: Board, additional_data: bool) -> dict[str, 
                                        for severity in SEVERITIES])) for name in ALEXNET}
     info: dict[str, Any] = {
         "link": paper["url"], "name": paper["title"], "authors": _names(paper["author"]),
-        # What it means for test-time training RobustBench does not say; we give the updates.
+        # RobustBench does not define the number of passes for test-time training; these are the
+        # updates.
         "additional_data": additional_data,
         "number_forward_passes": max(1, hyper_parameters.get("steps", 0)),
         "dataset": board.robustbench, "venue": venue, "architecture": protocol.backbone,
@@ -120,7 +124,7 @@ def model_info(row: TableRow, board: Board, additional_data: bool) -> dict[str, 
 
 
 def conditions(row: TableRow) -> str:
-    """On what images its figures are."""
+    """The images, corruptions and seeds of a row's figures, in words."""
     sources = sorted({result.record.images_from for result in row.within(DOMAINS)})
     return (f"{'; '.join(sources)}, {row.protocol.num_images} images per domain, "
             f"{len(ALEXNET)} corruptions at severities {' '.join(map(str, SEVERITIES))}, "
@@ -128,21 +132,20 @@ def conditions(row: TableRow) -> str:
 
 
 def _names(authors: str) -> str:
-    """BibTeX's "Last, First and ..." as "First Last, ..."."""
+    """Convert BibTeX's "Last, First and ..." to "First Last, ..."."""
     return ", ".join(" ".join(reversed(author.split(", "))) for author in authors.split(" and "))
 
 
 def _keep_others(folder: Path, name: str, table: Path) -> None:
-    """Raise UserError if `name` is somebody else's model there, on any file system."""
+    """Raise UserError if `name` belongs to another entry there, also if it differs in case only."""
     for file in sorted(folder.glob("*.json")):
         if file.stem.lower() == name.lower():
             if file.stem == name and _is_ours(file):
                 return
-            raise UserError(f"{file} is an entry of somebody else, or under other letters: give "
+            raise UserError(f"{file} is another entry, or has this name in other letters: give "
                             "--name another name")
     if name in _read(table).index:
-        raise UserError(f"{table} has a line {name} that comes from somebody else: give --name "
-                        "another name")
+        raise UserError(f"{table} has a line {name} of another entry: give --name another name")
 
 
 def _is_ours(file: Path) -> bool:
@@ -154,12 +157,12 @@ def _is_ours(file: Path) -> bool:
 
 
 def accuracy(row: TableRow, domain: tuple[str, int]) -> float:
-    """On a domain, the mean over the row's seeds."""
+    """The accuracy on a domain, as a mean over the row's seeds."""
     return float(np.mean([result.correct.mean() for result in row.within([domain])]))
 
 
 def _with_line(file: Path, name: str, values: Sequence[float]) -> pd.DataFrame:
-    """The table of `file`, if it is there, with the model's line in it."""
+    """The table of `file`, or an empty one, with the model's line added or replaced."""
     import pandas as pd
 
     line = pd.DataFrame([[round(value, 6) for value in values]], index=[name],
@@ -169,7 +172,7 @@ def _with_line(file: Path, name: str, values: Sequence[float]) -> pd.DataFrame:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """The table of `file`, empty if it is not there."""
+    """The table of `file`, empty if it does not exist."""
     import pandas as pd
 
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""text_logs: the runs in a log that a host prints, a line for each domain. Imports no torch.
+"""text_logs: the runs in a log that a host prints, with a line per domain. Imports no torch.
 
     mariodoebler/test-time-adaptation   imagenet_c error % [fog5][#samples=5000]: 97.80%
     yuyongcan/Benchmark-TTA             cifar10_c accuracy % [fog5][#samples=10000]: 66.67%
@@ -21,7 +21,7 @@ from tta_apm.interop.dotted import dotted
 from tta_apm.report.imported_log import CLEAN, Errors, Log, is_int
 
 NUM_VALIDATION = 50_000
-# Of a host's config: where a run is logged, and what tells the runs of one row apart.
+# Keys of a host's config that describe a run, not the settings of its row.
 _OF_THE_RUN = {"RNG_SEED", "LOG_DEST", "LOG_TIME", "SAVE_DIR", "OUTPUT", "DESC", "CORRUPTION.TYPE",
                "CORRUPTION.SEVERITY"}
 
@@ -36,29 +36,30 @@ _CONFIG = re.compile(r"^CORRUPTION:$")
 
 
 def text_logs(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> list[Log]:
-    """The runs that a host's log tells of.
+    """The runs in a host's log.
 
     Args:
-        text: of the file.
-        of: its name and hash.
-        dataset: ours, where the file does not tell.
+        file: the log, for error messages.
+        text: its content.
+        of: its name and hash, which are fields of Log.
+        dataset: name of the data set here, for a file that does not state it.
 
     Raises:
-        UserError: for a log that holds no results, or whose results cannot be told apart.
+        UserError: for a log without results, or with ambiguous ones.
     """
     return [_log(run, of, dataset) for run in _runs(file, text)]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run in a text log: its config, and its lines with their numbers."""
+    """One run in a text log: its config, and its lines as (number, text)."""
 
     file: Path
     config: dict[str, Any]
     lines: list[tuple[int, str]]
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section of the config, {} if it is not there. UserError if it is not a section."""
+        """A section of the config, {} if it is missing; UserError if it is not a section."""
         content = self.config.get(name, {})
         if not isinstance(content, dict):
             raise UserError(f"{self.file}: {name} of its config is {content!r}, not a section")
@@ -69,7 +70,7 @@ class _Run:
 
 
 def _runs(file: Path, text: str) -> list[_Run]:
-    """The runs with results: each begins with the config that the host prints."""
+    """The runs with results; each starts with the config that the host prints."""
     lines = list(enumerate(text.split("\n"), 1))
     starts = [index for index, (_, line) in enumerate(lines) if _HEAD.match(line)]
     ends = [*starts[1:], len(lines)]
@@ -114,11 +115,11 @@ def _log(run: _Run, of: Mapping[str, Any], dataset: str) -> Log:
     for number, result in results:
         if (result["dataset"], result["metric"]) != (first["dataset"], first["metric"]):
             raise UserError(f"{file}: lines {results[0][0]} and {number} are of two data sets or "
-                            "of two hosts: import their logs one by one")
+                            "of two hosts: import their logs separately")
     said = {found[0]: found for _, line in run.lines if (found := _OURS.match(line))}
     if len(said) > 1:
-        raise UserError(f"{file} holds runs of two methods or settings of ours, without the config "
-                        "between them: import their logs one by one")
+        raise UserError(f"{file} holds runs of two methods or settings of tta-apm without a config "
+                        "between them: import their logs separately")
     ours = next(iter(said.values()), None)
     model, optim, corruption = (run.section(name) for name in ("MODEL", "OPTIM", "CORRUPTION"))
     settings = json.loads(ours["settings"]) if ours else {
@@ -129,7 +130,7 @@ def _log(run: _Run, of: Mapping[str, Any], dataset: str) -> Log:
         host=_host(first), **of,
         method=ours["method"] if ours else model.get("ADAPTATION", "not stated"),
         hyper_parameters=dotted(settings),
-        # A network of ours is adapted by the host's methods, too, whatever ARCH says.
+        # CLASSIFIER.MODEL, a network of this package, takes precedence over the host's ARCH.
         backbone=ours["backbone"] if ours else (run.section("CLASSIFIER").get("MODEL")
                                                 or model.get("ARCH", "not stated")),
         dataset=dataset or _our_dataset(first["dataset"] or corruption.get("DATASET", ""), errors,
@@ -149,7 +150,7 @@ def _host(result: re.Match[str]) -> str:
 
 
 def _errors(run: _Run, results: Sequence[tuple[int, re.Match[str]]]) -> Errors:
-    """Errors by domain; of one that a gradual run visits twice, the mean."""
+    """The error of each domain; for one that a gradual run visits twice, the mean."""
     count_of_all = run.section("CORRUPTION").get("NUM_EX")
     gradual = "gradual" in str(run.config.get("SETTING"))
     parts = [(number, part) for number, line in run.lines if (part := _OF_MIXTURE.match(line))]
@@ -164,31 +165,31 @@ def _errors(run: _Run, results: Sequence[tuple[int, re.Match[str]]]) -> Errors:
                 found.setdefault((part["domain"], severity), []).append(
                     (line_number, _fraction(run.file, line_number, part["value"]), None))
             continue
-        without = result["domain"] in ("", "none")  # a corruption
-        if not without and not severity:
+        is_clean = result["domain"] in ("", "none")
+        if not is_clean and not severity:
             raise UserError(f"{run.file}: line {number}: {result['domain']} has no severity, and "
-                            "no table of ours has a column for it")
-        domain = (CLEAN, 0) if without else (result["domain"], severity)
+                            "tables have no column for it")
+        domain = (CLEAN, 0) if is_clean else (result["domain"], severity)
         found.setdefault(domain, []).append(
             (number, error, count if is_int(count, 1) else None))
     for (name, severity), visits in found.items():
         if len(visits) > 1 and not gradual:
-            raise UserError(f"{run.file}: {name} {severity} stands in lines {visits[0][0]} and "
-                            f"{visits[1][0]}, and its run is not gradual: where it holds two runs, "
-                            "import their logs one by one")
+            raise UserError(f"{run.file}: {name} {severity} is in lines {visits[0][0]} and "
+                            f"{visits[1][0]}, and its run is not gradual: if it holds two runs, "
+                            "import their logs separately")
     return [(name, severity, round(sum(error for _, error, _ in visits) / len(visits), 6),
              visits[0][2]) for (name, severity), visits in found.items()]
 
 
 def _fraction(file: Path, number: int, text: str) -> float:
-    """Per cent as a fraction. UserError that names the line for a value outside 0 to 100."""
+    """Per cent as a fraction; UserError, which names the line, for a value outside 0 to 100."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 0 <= float(text) <= 100:
-        raise UserError(f"{file}: line {number}: {text}% is not a share of images, 0 to 100 %")
+        raise UserError(f"{file}: line {number}: {text}% is not between 0 and 100 %")
     return float(text) / 100
 
 
 def _missing(run: _Run, errors: Errors) -> list[tuple[str, int]]:
-    """What a run over corruptions was asked for, by its config, and did not come to."""
+    """The domains in a run's config for which there is no result."""
     section = run.section("CORRUPTION")
     names, severities = section.get("TYPE"), section.get("SEVERITY")
     if not isinstance(names, list) or not isinstance(severities, list):
@@ -197,14 +198,14 @@ def _missing(run: _Run, errors: Errors) -> list[tuple[str, int]]:
         severities = list(SEVERITIES)
     there = {(name, severity) for name, severity, _, _ in errors}
     if not {name for name, _ in there} <= set(map(str, names)):
-        return []  # the clean images, or a mixture that was not told apart
+        return []  # the clean images, or a mixture without results by domain
     return [(str(name), severity) for severity in severities for name in names
             if (name, severity) not in there]
 
 
 def _our_dataset(named: str, errors: Errors, file: Path) -> str:
     if not named:
-        raise UserError(f"{file} does not tell its data set: give --dataset")
+        raise UserError(f"{file} does not state its data set: give --dataset")
     dataset = LOGGED.get(named, named)
     whole = {count for *_, count in errors} == {NUM_VALIDATION}
     return f"{dataset}_50k" if whole else dataset

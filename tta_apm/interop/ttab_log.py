@@ -12,13 +12,13 @@ from tta_apm.errors import UserError
 from tta_apm.interop.dotted import dotted
 from tta_apm.report.imported_log import CLEAN, Log
 
-# Arguments that tell where a run is logged, and what tells the runs of one row apart.
+# Arguments that describe a run, not the settings of its row.
 _OF_THE_RUN = {"seed", "data_names", "job_name", "job_id", "timestamp", "python_path", "main_file",
                "script_path", "script_class_name", "num_jobs_per_node", "num_jobs_per_script",
                "wait_in_seconds_per_job", "root_path", "num_cpus", "tta_apm"}
 
 _DOMAIN = re.compile(r"(\w+?_c)_(deterministic|stochastic)-(\w+)-(\d)", re.ASCII)
-# What the middle word of a domain says of its images.
+# The origin of a domain's images, by the middle word of its name.
 _ORIGINS = {"deterministic": "files on disk", "stochastic": "made by the host on the fly"}
 
 
@@ -37,16 +37,16 @@ def ttab_log(file: Path, text: str, of: Mapping[str, Any], dataset: str) -> Log:
         raise UserError(f"{file} is incomplete or not a log of ttab with {beside.name} beside it: "
                         f"{error!r}") from error
     if len(overall) > 1:
-        raise UserError(f"{file} holds {len(overall)} runs: import their logs one by one")
+        raise UserError(f"{file} holds {len(overall)} runs: import their logs separately")
     if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) \
             or not 0 <= accuracy <= 100:
-        raise UserError(f"{file}: accuracy_top1 {accuracy!r} is not a share of images, 0 to 100 %")
+        raise UserError(f"{file}: accuracy_top1 {accuracy!r} is not between 0 and 100 %")
     if len(domains) > 1:
-        raise UserError(f"{file} holds one accuracy over {len(domains)} domains, which no table "
-                        "of ours has: run ttab once per domain")
+        raise UserError(f"{file} holds one accuracy over {len(domains)} domains, for which "
+                        "tables have no column: run ttab once per domain")
     found = _DOMAIN.fullmatch(domains[0])
     if not found and any(f"_{kind}-" in domains[0] for kind in _ORIGINS):
-        raise UserError(f"{beside}: data_names {domains[0]!r} has no severity of 1 to 5")
+        raise UserError(f"{beside}: data_names {domains[0]!r} has no severity from 1 to 5")
     name, made, corruption, severity = found.groups() if found else (domains[0], "", CLEAN, "0")
     shown = ({key.lower(): value for key, value in ours.items()} if ours else
              {key: arguments[key] for key in ("lr", "n_train_steps") if key in arguments})

@@ -1,5 +1,5 @@
-"""Hosts: our methods inside other people's benchmarks, and theirs inside ours.
+"""Hosts: this package's methods inside other benchmarks, and their methods in sweeps here.
 
-One file per benchmark. Nothing of theirs is copied or edited: their modules are imported from the
-user's own clone, and what they do not know yet is added at run time.
+One file per benchmark. None of their code is copied or edited: their modules are imported from the
+user's own clone, and this package's methods are registered with them at run time.
 """

@@ -1,4 +1,4 @@
-"""Backbones of hosts: their CLIP and their classifiers behind our interfaces."""
+"""Backbones of hosts: their CLIP and their classifiers as Backbones of this package."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tta_apm.backbones.clip_templates import IMAGENET, templates
 from tta_apm.data import cifar, imagenet_classes
 from tta_apm.errors import UserError
 
-# What leaves images in [0,1] as they are.
+# A normalisation without effect.
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-# Hosts' data sets whose classes have names here: what gives those, and the set of their prompts.
+# Functions that return the class names and the template set of a host's data set.
 CLASSES: dict[str, Callable[[], tuple[Sequence[str], str]]] = {
     "cifar10": lambda: (cifar.CIFAR10.class_names, cifar.TEMPLATE_SET),
     "cifar100": lambda: (cifar.CIFAR100.class_names, cifar.TEMPLATE_SET),
@@ -26,16 +26,16 @@ CLASSES: dict[str, Callable[[], tuple[Sequence[str], str]]] = {
 
 
 class HostClip(ClipBackbone):
-    """A host's CLIP with the host's text features: no second CLIP is loaded, nothing is encoded.
+    """A host's CLIP with the host's text features: no second CLIP is loaded, no text is encoded.
 
     Args:
-        model: of open_clip, whose text tower the host may have thrown away.
+        model: open_clip's model, whose text tower the host may have deleted.
         tokenizer: of the model.
         class_names: K names.
-        text_features: [K,D], rows of length 1.
-        logit_scale: the inverse temperature itself, not its logarithm.
-        mean, std: of the host's normalisation, which happens here.
-        name, weights: as the host's config has them.
+        text_features: unit vectors [K,D].
+        logit_scale: the inverse temperature, not its logarithm.
+        mean, std: of the host's normalisation, which is done here.
+        name, weights: as in the host's config.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, class_names: Sequence[str],
@@ -48,18 +48,18 @@ class HostClip(ClipBackbone):
                          name=name, weights=weights)
         self.to(text_features.device)
         if not hasattr(model, "text") and getattr(model, "transformer", None) is None:
-            self.text_tower_gone = ("the host has thrown that of its CLIP away: add "
+            self.text_tower_gone = ("the host has deleted that of its CLIP: add "
                                     "CLIP.FREEZE_TEXT_ENCODER False to the command")
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features [B,D] in float32, whatever precision the host's CLIP has."""
+        """Image features [B,D] in float32; the host's CLIP may compute in another dtype."""
         precision = next(self.model.visual.parameters()).dtype
         return self.model.encode_image(self.prepare(images).to(precision)).float()
 
 
 def host_classifier(net: nn.Module, name: str, mean: Sequence[float] = NO_MEAN,
                     std: Sequence[float] = NO_STD) -> Classifier:
-    """A host's network, images normalised by `mean` and `std` -> logits, as a Classifier."""
+    """A host's network, which takes images normalised with `mean` and `std`, as a Classifier."""
     device = next(net.parameters()).device
     return Classifier(net, image_size=None, mean=mean, std=std, name=name,
                       weights="the host's").to(device)
@@ -67,14 +67,15 @@ def host_classifier(net: nn.Module, name: str, mean: Sequence[float] = NO_MEAN,
 
 def own_backbone(kind: str, section: Mapping[str, Any], *, dataset: str, num_classes: int,
                  device: torch.device | str) -> Backbone:
-    """A backbone of ours, in place of the host's or for a kind that the host has none of.
+    """A backbone of this package, in place of the host's or for a kind that the host lacks.
 
     Args:
         kind: a name of backbones.build.PACKAGED.
-        section: the host's section of that name: see settings.EXTRA.
-        dataset: cifar10, cifar100 or imagenet: whose classes and prompts, for a kind that has
-            prompts.
-        num_classes: of the host's data set.
+        section: the section of that name in the host's config: see settings.EXTRA.
+        dataset: cifar10, cifar100 or imagenet, which determines class names and prompts for a kind
+            that has prompts.
+        num_classes: number of classes of the host's data set.
+        device: where to put it.
 
     Raises:
         UserError: if the section names no model, the data set has no class names here, or the
@@ -82,9 +83,9 @@ def own_backbone(kind: str, section: Mapping[str, Any], *, dataset: str, num_cla
     """
     name = kind.upper()
     if not section.get("MODEL"):
-        raise UserError(f"this method needs a backbone of the kind {kind!r}, which the host has "
-                        f"not: add {name}.MODEL and {name}.WEIGHTS to the command, as in our own "
-                        "configs")
+        raise UserError(f"this method needs a backbone of the kind {kind!r}, which the host does "
+                        f"not have: add {name}.MODEL and {name}.WEIGHTS to the command, as in "
+                        "tta-apm's own configs")
     class_names: Sequence[str] = [str(number) for number in range(num_classes)]
     chosen: Sequence[str] = ()
     if PACKAGED[kind].has_prompts:
@@ -96,7 +97,7 @@ def own_backbone(kind: str, section: Mapping[str, Any], *, dataset: str, num_cla
 
 
 def _classes(dataset: str) -> tuple[Sequence[str], str]:
-    """Names of the classes and of the template set of a data set."""
+    """The class names of a data set, and the name of its template set."""
     if dataset not in CLASSES:
         raise UserError(f"no class names for {dataset!r} here, only for {', '.join(CLASSES)}: use "
                         "a method over the host's own classifier")

@@ -1,6 +1,6 @@
 """benchmark-tta: yuyongcan/Benchmark-TTA.
 
-From inside that folder, in a script of the user's own:
+In a script of yours that runs in its folder:
 
     from tta_apm.interop.hosts import benchmark_tta
     benchmark_tta.install(["MODEL.ADAPTATION", "apm"])
@@ -33,19 +33,22 @@ MARKER = "test-time.py"
 TESTED = "d1c14ff"
 MODULES = ("robustbench", "src")
 PACKAGES = {"iopath": "iopath", "requests": "requests"}
-# Where its data sets lie in DATA_DIR.
+# The folders of its data sets in DATA_DIR.
 FOLDERS = {"cifar10_c": "CIFAR-10-C", "cifar100_c": "CIFAR-100-C"}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
-# The host dispatches by a chain of ifs; ours take this branch of it.
+# The host chooses a method by a chain of ifs; this package's methods use this branch of it.
 BRANCH = "source"
 THEIRS = (BRANCH, "t3a", "norm_test", "norm_alpha", "memo", "tent", "cotta", "lame", "adacontrast",
           "eata", "sar")
 
 
 def run(repo: Path, words: Sequence[str]) -> None:
-    """Run the host's test-time.py with `words` as its command line and our methods known to it.
+    """Run the host's test-time.py with this package's methods.
 
-    KEY VALUE pairs among the words set the host's own config too: its command line takes none.
+    Args:
+        repo: folder of the host's clone.
+        words: its command line; KEY VALUE pairs, which its own parser does not support, set keys of
+            the host's config too.
     """
     folder = launch.find_folder(repo, MARKER)
     launch.require(PACKAGES)
@@ -63,12 +66,12 @@ def run(repo: Path, words: Sequence[str]) -> None:
 
 
 def install(pairs: Sequence[str] = ()) -> None:
-    """Let test-time.py know our methods; before it is run.
+    """Register this package's methods with test-time.py; to be called before it runs.
 
-    The host's folder is the working folder and on sys.path.
+    The host's folder must be the working folder and on sys.path.
 
     Args:
-        pairs: KEY VALUE pairs to set in the host's config once it has read its file.
+        pairs: KEY VALUE pairs to set in the host's config after it has read its file.
     """
     plug = Plug()
     plug.pairs = list(pairs)
@@ -76,33 +79,33 @@ def install(pairs: Sequence[str] = ()) -> None:
 
 
 def check_data(cfg: Any) -> None:
-    """UserError for data that is not there: the host would download it, or fail."""
+    """Raise UserError for data that is not found, which the host would download or fail on."""
     launch.require_paths([Path(cfg.DATA_DIR)], "DATA_DIR is the folder of the data sets, relative "
-                         "to that of the host, whose own default is one of its author's")
+                         "to that of the host, whose default exists on its author's machine only")
     dataset = cfg.CORRUPTION.DATASET
     if dataset in FOLDERS:
         folder = Path(cfg.DATA_DIR, FOLDERS[dataset])
         launch.require_paths([folder / f"{name}.npy" for name in ("labels", *cfg.CORRUPTION.TYPE)],
-                             "CORRUPTION.TYPE asks for it, and `tta-apm data make "
-                             f"{dataset}` makes it of the clean images")
+                             "CORRUPTION.TYPE names it, and `tta-apm data make "
+                             f"{dataset}` makes it from the clean images")
 
 
 class Plug:
-    """What test-time.py calls, with our methods known to it."""
+    """Replacements of the functions that test-time.py calls, which know this package's methods."""
 
     def __init__(self) -> None:
         alias_pyautoattack()  # to the host's copy of robustbench
-        # Two of the host's files import a stranger's package of this name and do not use it.
+        # Two of the host's files import a package of this name and do not use it.
         sys.modules.setdefault("device", ModuleType("device"))
         conf = importlib.import_module("src.utils.conf")
         self.cfg = conf.cfg
         self.names = settings.our_names({*THEIRS, *self.cfg})
         settings.extend(self.cfg, self.names)
         self.pairs: list[str] = []
-        self.name = ""  # of our method, as the host knows it
+        self.name = ""  # the chosen method of this package, by its name in the host
 
     def install(self) -> None:
-        """Put ourselves where test-time.py imports from."""
+        """Replace the functions in the modules from which test-time.py imports them."""
         conf: Any = importlib.import_module("src.utils.conf")
         methods: Any = importlib.import_module("src.methods")
         models: Any = importlib.import_module("src.models.load_model")
@@ -117,8 +120,8 @@ class Plug:
         methods.setup_source = self.setup_source
 
     def load_config(self, *args: Any, **keywords: Any) -> None:
-        """Read the config file, then our pairs; a method of ours goes by the host's BRANCH."""
-        settings.merge(self.cfg, self.pairs)  # where its log goes and its seed count from here on
+        """Read the config file, then set our pairs; a method of ours is replaced by BRANCH."""
+        settings.merge(self.cfg, self.pairs)  # now too, since the folder of the log is used below
         self._load_config(*args, **keywords)
         settings.merge(self.cfg, self.pairs)
         choose("benchmark-tta", "MODEL.ADAPTATION", self.cfg.MODEL.ADAPTATION,
@@ -128,7 +131,7 @@ class Plug:
             self.name, self.cfg.MODEL.ADAPTATION = self.cfg.MODEL.ADAPTATION, BRANCH
 
     def load_model(self, *args: Any, **keywords: Any) -> nn.Module:
-        """The host's model, or ours; where there is no GPU, its .cuda() leaves it where it is."""
+        """The host's model or this package's; without a GPU, its .cuda() has no effect."""
         model = self._own_network() or self._load_hosts(*args, **keywords)
         if not torch.cuda.is_available():
             model.cuda = lambda device=None: model  # type: ignore
@@ -137,14 +140,14 @@ class Plug:
     def _load_hosts(self, *args: Any, **keywords: Any) -> nn.Module:
         try:
             model: nn.Module = self._load_model(*args, **keywords)
-        except Exception as error:  # a download, a file: it ends with a traceback there
+        except Exception as error:  # e.g. of a download or a file
             raise UserError(f"the host's own network {self.cfg.MODEL.ARCH} cannot be loaded "
-                            f"({name_and_text(error)}); a network of yours comes in by "
-                            "CLASSIFIER.MODEL and CLASSIFIER.WEIGHTS") from error
+                            f"({name_and_text(error)}); name your own network by CLASSIFIER.MODEL "
+                            "and CLASSIFIER.WEIGHTS") from error
         return model
 
     def _own_network(self) -> nn.Module | None:
-        """Ours, where the config names one or the host has none of its kind; else None."""
+        """A backbone of this package, if the config names one or the host lacks its kind."""
         kind = METHODS.signature(self.names[self.name]).needs if self.name else "classifier"
         section = self.cfg[kind.upper()]
         if kind == "classifier" and not section.MODEL:
@@ -156,22 +159,23 @@ class Plug:
         if self.name:
             return backbone
         if self._normalise() is not None:
-            raise UserError("the host normalises these images before its own methods see them, and "
-                            "a network of ours does so itself: CLASSIFIER.MODEL is for our methods")
+            raise UserError("the host normalises the images of this data set for its own methods, "
+                            "and a network of tta-apm normalises them itself: use CLASSIFIER.MODEL "
+                            "with a method of tta-apm")
         return backbone.requires_grad_(True)
 
     def setup_source(self, model: nn.Module, *args: Any) -> Any:
-        """The host's BRANCH, or our method if one was asked for."""
+        """The chosen method of this package, or the host's BRANCH."""
         if not self.name:
             return self._setup_source(model, *args)
         ours, cfg = self.names[self.name], self.cfg
         method = make_method(ours, settings.hyper_parameters(cfg[self.name.upper()]),
                              self._backbone(model.eval()), cfg.RNG_SEED or 0)
-        # OPTIM.STEPS is not ours: the method's own steps are in its section.
+        # The host's OPTIM.STEPS is not used: the method's number of steps is in its own section.
         return Hosted(method, window=cfg.TEST.WINDOW_LENGTH, episodic=cfg.MODEL.EPISODIC), None
 
     def load_dataset(self, dataset: str, *args: Any, **keywords: Any) -> Any:
-        """The host's data set; for our methods its images are not normalised."""
+        """The host's data set, without normalisation for this package's methods."""
         if self.name:
             steps = self._get_transform(dataset, BRANCH).transforms
             keywords["transforms"] = transforms.Compose(
@@ -187,6 +191,6 @@ class Plug:
         return host_classifier(model, self.cfg.MODEL.ARCH, normalise.mean, normalise.std)
 
     def _normalise(self) -> transforms.Normalize | None:
-        """How the host's data set normalises its images, if it does."""
+        """The normalisation of the host's data set; None without one."""
         steps = self._get_transform(self.cfg.CORRUPTION.DATASET, BRANCH).transforms
         return next((step for step in steps if isinstance(step, transforms.Normalize)), None)

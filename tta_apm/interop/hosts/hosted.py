@@ -1,4 +1,4 @@
-"""Hosted: a method of ours as other repositories' loops call it."""
+"""Hosted: a method of this package with the interface of other repositories' loops."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class Hosted(nn.Module):
-    """A method under the rules of a host: `model(images)` gives logits, `model.reset()` resets.
+    """A method under the rules of a host: `model(images)` returns logits, `model.reset()` resets.
 
-    Hosts adapt to a single image (a batch size of one, or the last image of a domain) in the
-    company of the images before it. Methods whose result depends on the image alone need none and
-    get none. The others see the last images as a batch; their state moves on once per `window`
-    images, and for the predictions in between it is put back. An image without any company (the
-    first of all, or each where `window` is 1) is seen twice by methods that refuse a batch of one:
-    its batch's statistics are then its own, as in the hosts' methods.
+    Hosts adapt to a single image (batch size 1, or the last image of a domain) in a batch with the
+    images before it, the window. Methods of scope "image" do not need that and get the image alone.
+    The others get the window as a batch; they are adapted once per `window` images, and for the
+    predictions in between a copy is used. If there is no image before (at the start, or for
+    `window` 1), methods that refuse a batch of one get the image twice, so that the batch's
+    statistics are the image's own, as in the hosts' methods.
 
     Args:
         method: on the device of the images.
-        window: how many images a single one is seen with, itself included.
-        episodic: reset before every batch.
-        reset_every: reset after so many batches; 0 never does.
+        window: number of images in a window, including the new one.
+        episodic: whether to reset before every batch.
+        reset_every: number of batches after which to reset; 0 for never.
     """
 
     def __init__(self, method: Method, *, window: int = 1, episodic: bool = False,
@@ -47,10 +47,10 @@ class Hosted(nn.Module):
         self.num_batches = 0
         self.num_single = 0
         self.recent: Tensor | None = None
-        self.is_window = False  # of single images; else a batch
+        self.is_window = False  # whether `recent` consists of single images, not of a batch
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Logits [B,K] of images [B,3,H,W] in [0,1]; of a list of views the first is the image."""
+        """Logits [B,K] of images [B,3,H,W] in [0,1]; of a list of views, the first is used."""
         if not isinstance(images, Tensor):
             images = images[0]
         if self.episodic:
@@ -62,7 +62,7 @@ class Hosted(nn.Module):
         return self._adapt(images)
 
     def reset(self) -> None:
-        """The method as it was built; images seen before stay as company, as in the hosts."""
+        """Reset the method; the window is kept, as in the hosts."""
         self.method.reset()
 
     def _adapt(self, images: Tensor) -> Tensor:
@@ -73,47 +73,48 @@ class Hosted(nn.Module):
         return logits
 
     def _single(self, image: Tensor) -> Tensor:
-        """Logits [1,K] of one image, seen with those before it."""
-        place = self._join(image)
+        """Logits [1,K] of one image in its window."""
+        index = self._add_to_window(image)
         assert self.recent is not None
         self.num_single += 1
         if self.method.scope == "stream" and self.num_single % self.window:
-            return predict(copy.deepcopy(self.method), self.recent)[place][None]
-        return self._adapt(self.recent)[place][None]
+            return predict(copy.deepcopy(self.method), self.recent)[index][None]
+        return self._adapt(self.recent)[index][None]
 
-    def _join(self, image: Tensor) -> int:
-        """Put an image among those before it; returns its place there.
+    def _add_to_window(self, image: Tensor) -> int:
+        """Add an image to the window and return its index there.
 
-        A window that is full has its oldest image replaced, as in the hosts: sums over the window
-        are then theirs to the bit.
+        In a full window the oldest image is replaced in place, as in the hosts, so that sums over
+        the window are bit-identical to theirs.
         """
         if self.recent is None:
             self.recent, self.is_window = image, True
             return 0
-        if not self.is_window:  # the last image of a domain has the batch before it as company
-            company = max(self.window, len(self.recent))
-            self.recent = torch.cat([self.recent, image])[-company:]
+        if not self.is_window:  # the last image of a domain: the window is the batch before it
+            size = max(self.window, len(self.recent))
+            self.recent = torch.cat([self.recent, image])[-size:]
             return len(self.recent) - 1
         if len(self.recent) < self.window:
             self.recent = torch.cat([self.recent, image])
             return len(self.recent) - 1
-        place = self.num_single % self.window
-        self.recent = torch.cat([self.recent[:place], image, self.recent[place + 1:]])
-        return place
+        index = self.num_single % self.window
+        self.recent = torch.cat([self.recent[:index], image, self.recent[index + 1:]])
+        return index
 
 
 def predict(method: Method, images: Tensor) -> Tensor:
-    """Logits [B,K]; a single image that the method refuses as a batch of one is shown twice."""
+    """Logits [B,K]; a method that refuses a batch of one image gets the image twice."""
     try:
         return method(images)
-    except SingleImage:  # raised before anything has changed
+    except SingleImage:  # raised before the method's state has changed
         return method(torch.cat([images, images]))[:1]
 
 
 def make_method(name: str, keywords: Mapping[str, Any], backbone: Backbone, seed: int) -> Method:
-    """Our method `name` over a backbone, as a sweep of ours builds it but without source images.
+    """The method `name` of this package, built as in a sweep but without source images.
 
-    UserError for an offline one.
+    Raises:
+        UserError: for an offline method.
     """
     if METHODS.signature(name).scope == "domain":
         raise UserError(f"{name} is offline: it sees all images of a domain before it predicts any,"

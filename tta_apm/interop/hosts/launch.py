@@ -1,4 +1,4 @@
-"""Launch: what it takes to start another repository's program inside ours."""
+"""Launch: running another repository's program in this process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tta_apm.errors import UserError, nearest
 
 
 def find_folder(repo: str | Path, marker: str, inside: str = "") -> Path:
-    """The folder of a host's program below the user's clone.
+    """The folder of a host's program in the user's clone.
 
     Args:
         repo: the clone, or that folder itself.
-        marker: a file that lies in it.
-        inside: where in the clone it is.
+        marker: name of a file in that folder.
+        inside: its path in the clone.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if it is not found.
     """
     for folder in (Path(repo, inside), Path(repo)):
         if (folder / marker).is_file():
@@ -37,9 +37,9 @@ def find_folder(repo: str | Path, marker: str, inside: str = "") -> Path:
 
 
 def tell_commit(folder: Path, tested: str) -> None:
-    """Say so, in one line, if a clone is at another commit than the tested one or was changed.
+    """Print a line if a clone was changed or is not at the commit that was tested.
 
-    Nothing is said of a folder that is no clone of git's own, such as an unpacked archive.
+    Nothing is printed for a folder that is not a clone, e.g. an unpacked archive.
     """
     commit = commit_of(folder)
     if not commit:
@@ -54,7 +54,7 @@ def tell_commit(folder: Path, tested: str) -> None:
 
 @contextmanager
 def telling_flags() -> Iterator[None]:
-    """What a host's command line refuses is a UserError, with the nearest flag that it knows."""
+    """A context in which errors of a host's argparse are UserErrors with the nearest known flag."""
     theirs = argparse.ArgumentParser.error
 
     def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
@@ -72,15 +72,15 @@ def telling_flags() -> Iterator[None]:
 
 
 def require_paths(paths: Iterable[Path], advice: str) -> None:
-    """Raise UserError for data that is not there: hosts would download it, or fail.
+    """Raise UserError for data that is not found, which hosts would download or fail on.
 
     Args:
-        paths: relative to the working folder, the host's.
-        advice: what to do, for the sentence.
+        paths: relative to the working folder, which is the host's.
+        advice: what to do, for the error message.
     """
     for path in paths:
         if not path.exists():
-            # The first folder that is missing says most.
+            # Name the first missing folder, not the file in it.
             lacking = next((parent for parent in reversed(path.parents) if not parent.exists()),
                            path)
             kind = "file" if lacking == path and path.suffix else "folder"
@@ -88,26 +88,27 @@ def require_paths(paths: Iterable[Path], advice: str) -> None:
 
 
 def require(packages: Mapping[str, str]) -> None:
-    """Raise UserError naming what to install, unless all modules are there.
+    """Raise UserError that says what to install, unless all modules are found.
 
     Args:
-        packages: modules and the names that pip knows them by.
+        packages: names of modules -> names of their packages for pip.
     """
-    absent = [name for module, name in packages.items() if not _is_there(module)]
+    absent = [name for module, name in packages.items() if not _is_installed(module)]
     if absent:
         raise UserError(f"the host needs packages that are not installed: pip install "
                         f"{' '.join(absent)}")
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
 @contextmanager
 def inside(folder: Path, words: Sequence[str] = ()) -> Iterator[None]:
-    """Be in a host's folder, with its modules first on the path and `words` as the command line.
+    """A context with a host's folder as working folder and first on sys.path.
 
-    Hosts read files relative to the working folder.
+    Args:
+        words: the new sys.argv; () keeps it.
     """
     before = Path.cwd(), list(sys.path), list(sys.argv)
     os.chdir(folder)
@@ -123,11 +124,11 @@ def inside(folder: Path, words: Sequence[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def own_modules(names: Sequence[str], loaded: dict[str, ModuleType]) -> Iterator[None]:
-    """Import a host's modules beside installed packages of the same names.
+    """A context in which a host's modules hide installed packages of the same names.
 
     Args:
-        names: of its top-level modules.
-        loaded: its modules so far; they are known inside, and what is imported inside is added.
+        names: names of its top-level modules.
+        loaded: its modules that were imported before; those imported in the context are added.
     """
     def theirs() -> dict[str, ModuleType]:
         return {name: module for name, module in sys.modules.items()
@@ -147,7 +148,7 @@ def own_modules(names: Sequence[str], loaded: dict[str, ModuleType]) -> Iterator
 
 
 class _Absent(type):
-    """The type of what stands in for everything in a module that is not installed."""
+    """The type of the placeholders for a module that is not installed and its contents."""
 
     def __getattr__(cls, name: str) -> _Absent:
         if name.startswith("__"):
@@ -156,11 +157,12 @@ class _Absent(type):
 
     def __call__(cls, *args: Any, **keywords: Any) -> Any:
         raise UserError(f"{cls.__name__} is not installed; the host needs it to make corruptions "
-                        "on the fly, but not for those that lie on disk")
+                        "on the fly, but not for those on disk")
 
 
-def lend(*modules: str) -> None:
-    """Let a host import modules that are missing here and that it needs for a side job only."""
+def add_placeholders(*modules: str) -> None:
+    """Add placeholders for optional modules of a host that are not installed, so that their import
+    does not fail."""
     for name in modules:
         try:
             importlib.import_module(name)

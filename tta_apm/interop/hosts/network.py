@@ -1,4 +1,4 @@
-"""Network: a classifier of ours as the base model that online-tta's methods adapt."""
+"""Network: a Classifier as the base model that online-tta's methods adapt."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tta_apm.errors import UserError
 
 
 class Network(nn.Module):
-    """A copy of a classifier whose weights take gradients; it normalises images inside.
+    """A copy of a classifier whose weights require grad; it normalises images itself.
 
-    The host sets `model_preprocess`; its methods ask for the size of the images there, and for the
-    network in two parts by `split`. Of a CLIP's image tower they also ask for `logit_scale`, the
-    logarithm of the inverse temperature, and for the features behind the logits.
+    The host sets `model_preprocess`, from which its methods read the size of the images. They use
+    `split` to get the network in two parts. With a CLIP's image tower, they also use `logit_scale`,
+    the logarithm of the inverse temperature, and the features before the head.
     """
 
     logit_scale: Tensor
@@ -39,13 +39,13 @@ class Network(nn.Module):
     def forward(self, images: Tensor, return_features: bool = False) -> Any:
         """Logits [B,K] of images [B,3,H,W] in [0,1].
 
-        With `return_features` also the image features [B,D] and the text features [K,D] behind
-        them, rows of length 1.
+        With `return_features` also the image features [B,D] and the text features [K,D], which
+        are unit vectors.
         """
         if not return_features:
             return self.classifier(images)
         if not self.is_clip:
-            raise UserError("the host's method asks for the features of a CLIP: name BACKBONE clip "
+            raise UserError("the host's method needs the features of a CLIP: name BACKBONE clip "
                             "in its row")
         net: Any = self.classifier.net
         features = net.tower(self.classifier.prepare(images))
@@ -53,9 +53,9 @@ class Network(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What a network does before its last linear layer: images [B,3,H,W] -> features [B,D].
+    """The part of a network before its last linear layer: images [B,3,H,W] -> features [B,D].
 
-    The layers are shared with the network, not copied: what adapts the one adapts the other.
+    Its layers are shared with the network, not copied.
     """
 
     def __init__(self, network: Network, last: nn.Linear) -> None:
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
 
 
 class Kept(nn.Module):
-    """Those of the logits [B,...] that are classes of the data set, [B,K]."""
+    """Selects the logits [B,K] of the data set's classes from all logits."""
 
     keep: Tensor
 
@@ -81,10 +81,10 @@ class Kept(nn.Module):
 
 
 def split(network: Network, image_size: int) -> tuple[nn.Module, nn.Module]:
-    """Encoder and head, for which head(encoder(images)) is network(images).
+    """Encoder and head, for which head(encoder(images)) equals network(images).
 
     Args:
-        network: on whose device the parts are.
+        network: the network, on whose device the parts are.
         image_size: side of its images in pixels.
 
     Raises:
@@ -100,13 +100,13 @@ def split(network: Network, image_size: int) -> tuple[nn.Module, nn.Module]:
             features = _features(network, last, probe)
             if features.dim() == 2 and torch.equal(head(features), logits):
                 return Encoder(network, last), head
-    raise UserError(f"the logits of the classifier {classifier.name} do not come from a linear "
-                    "layer, so that it has no encoder apart from its head")
+    raise UserError(f"the logits of the classifier {classifier.name} are not the output of a "
+                    "linear layer, so it has no separate encoder and head")
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Statistics of batch normalisation stay as they are, whatever mode each layer is in."""
+    """A context with all layers in eval mode, so that batch normalisation keeps its statistics."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -117,7 +117,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _features(network: nn.Module, last: nn.Linear, images: Tensor) -> Tensor:
-    """What `last` is given as a network runs; an empty tensor if it does not run."""
+    """The input of the layer `last` in a forward; an empty tensor if it does not run."""
     seen = [torch.empty(0)]
 
     def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:

@@ -1,6 +1,6 @@
 """online-tta: mariodoebler/test-time-adaptation, its folder classification/.
 
-From inside that folder, in a script of the user's own:
+In a script of yours that runs in that folder:
 
     from tta_apm.interop.hosts import online_tta
     online_tta.install()
@@ -32,20 +32,20 @@ from tta_apm.registry import METHODS
 INSIDE = "classification"
 MARKER = "test_time.py"
 TESTED = "8b2ed63"
-# What test_time.py imports, beyond what we need ourselves.
+# Packages that test_time.py imports and this package does not need.
 PACKAGES = {"iopath": "iopath", "einops": "einops", "webdataset": "webdataset"}
 MODULES = ("augmentations", "conf", "datasets", "methods", "models", "robustbench", "utils")
-# Where its data sets lie in DATA_DIR, and what a corruption and severity is there; it downloads
-# those that it does not find. The names are the host's, as in all of this folder.
+# The folders of its data sets in DATA_DIR, and the files of a corruption and severity in them. It
+# downloads those that it does not find. The names are the host's, as in all of this folder.
 FOLDERS = {"cifar10_c": ("CIFAR-10-C", "{}.npy"), "cifar100_c": ("CIFAR-100-C", "{}.npy"),
            "imagenet_c": ("ImageNet-C", "{}/{}")}
 
-# Of its images in pixels, where no preprocessing tells; 224 for all others, as its methods have it.
+# Side of images in pixels if no preprocessing states it; 224 for others, as in the host's methods.
 SIDES = {"cifar10": 32, "cifar100": 32}
 
 
 def run(repo: Path, words: Sequence[str]) -> None:
-    """Run the host's test_time.py with `words` as its command line and our methods known to it."""
+    """Run the host's test_time.py with this package's methods; `words` is its command line."""
     folder = launch.find_folder(repo, MARKER, INSIDE)
     launch.require(PACKAGES)
     launch.tell_commit(folder, TESTED)
@@ -54,7 +54,7 @@ def run(repo: Path, words: Sequence[str]) -> None:
         file = settings.value_of("--cfg", words)
         settings.import_plugins(words, file)
         cfg = install()
-        # Of a wrong setting the host would only say that an assertion failed.
+        # Settings are checked here, since the host would only report a failed assertion.
         if file:
             settings.check_file(cfg, file)
         settings.merge(cfg.clone(), settings.take_pairs(words, cfg)[0])
@@ -62,9 +62,9 @@ def run(repo: Path, words: Sequence[str]) -> None:
 
 
 def install() -> CfgNode:
-    """Register our methods with the host, and make our settings legal in its config.
+    """Register this package's methods with the host, and add their settings to its config.
 
-    The host's folder is the working folder and on sys.path, and its config is not frozen yet.
+    The host's folder must be the working folder and on sys.path; its config must not be frozen.
 
     Returns:
         Its config.
@@ -84,7 +84,7 @@ def install() -> CfgNode:
 
 
 def patch_split() -> None:
-    """Let the host's methods take a Network of ours apart."""
+    """Make the host's split_up_model support Network."""
     theirs = importlib.import_module("models.model").split_up_model
 
     def split_up_model(model: nn.Module, arch_name: str, dataset_name: str) -> Any:
@@ -100,7 +100,7 @@ def patch_split() -> None:
 
 
 def model_size(preprocess: Any) -> int | None:
-    """The side in pixels that a preprocessing of the host's tells, as its own methods read it."""
+    """The side in pixels that a preprocessing of the host's states, read as its methods do."""
     for step in reversed(getattr(preprocess, "transforms", [])):
         if hasattr(step, "size"):
             return step.size if isinstance(step.size, int) else step.size[0]
@@ -108,7 +108,7 @@ def model_size(preprocess: Any) -> int | None:
 
 
 def _get_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
-    """The host's get_model, which is asked where no network of ours is wanted."""
+    """A get_model that returns a network of this package if one is named, else calls `theirs`."""
     def get_model(cfg: Any, num_classes: int, device: torch.device | str) -> tuple[Any, Any]:
         choose("online-tta", "MODEL.ADAPTATION", cfg.MODEL.ADAPTATION,
                importlib.import_module("utils.registry").ADAPTATION_REGISTRY.registered_names())
@@ -119,12 +119,12 @@ def _get_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable
         hosts_own = kind == "classifier" or hosts_clip
         if cfg[kind.upper()].MODEL or not hosts_own:
             if cfg.MODEL.USE_CLIP:
-                raise UserError(f"{kind.upper()}.MODEL brings a network of ours and MODEL.USE_CLIP "
-                                "True asks for the host's CLIP: leave one of them out")
+                raise UserError(f"{kind.upper()}.MODEL names a network of tta-apm and "
+                                "MODEL.USE_CLIP True the host's CLIP: leave one of them out")
             if kind == "clip" and not cfg.CLIP.MODEL:
                 raise UserError("this method needs a CLIP: add MODEL.USE_CLIP True MODEL.ARCH "
                                 "ViT-B-16 MODEL.WEIGHTS openai to the command for the host's, or "
-                                "CLIP.MODEL and CLIP.WEIGHTS for ours")
+                                "CLIP.MODEL and CLIP.WEIGHTS for one of tta-apm")
             backbone = own_backbone(
                 kind, cfg[kind.upper()], dataset=cfg.CORRUPTION.DATASET.removesuffix("_c"),
                 num_classes=num_classes, device=device)
@@ -133,15 +133,15 @@ def _get_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable
             return Network(backbone), None
         try:
             return theirs(cfg, num_classes, device)
-        except Exception as error:  # a download, a name, a file: it ends with a traceback there
+        except Exception as error:  # e.g. of a download, a name or a file
             raise UserError(f"the host's own network {cfg.MODEL.ARCH} cannot be loaded "
-                            f"({name_and_text(error)}); a network of yours comes in by "
-                            "CLASSIFIER.MODEL and CLASSIFIER.WEIGHTS") from error
+                            f"({name_and_text(error)}); name your own network by CLASSIFIER.MODEL "
+                            "and CLASSIFIER.WEIGHTS") from error
     return get_model
 
 
 def check_data(cfg: Any) -> None:
-    """UserError for data that is not there: the host would download it, or fail."""
+    """Raise UserError for data that is not found, which the host would download or fail on."""
     advice = "DATA_DIR is the folder of the data sets, relative to that of the host"
     dataset = cfg.CORRUPTION.DATASET
     name, part = FOLDERS.get(dataset, ("", ""))
@@ -151,17 +151,17 @@ def check_data(cfg: Any) -> None:
         return
     paths = [folder / part.format(corruption, severity) for corruption in cfg.CORRUPTION.TYPE
              if corruption not in ("", "none") for severity in cfg.CORRUPTION.SEVERITY]
-    launch.require_paths(paths, f"CORRUPTION.TYPE asks for it, and `tta-apm data make {dataset}` "
-                         "makes it of the clean images")
+    launch.require_paths(paths, f"CORRUPTION.TYPE names it, and `tta-apm data make {dataset}` "
+                         "makes it from the clean images")
 
 
 def _constructor(name: str, ours: str) -> Callable[..., Hosted]:
-    """What the registry holds: it is called with keywords, and known by its __name__."""
+    """A constructor for the host's registry, which uses its __name__ and calls it with keywords."""
     def construct(cfg: Any, model: nn.Module, num_classes: int) -> Hosted:
         keywords = settings.hyper_parameters(cfg[name.upper()])
         backbone = _backbone(METHODS.signature(ours).needs, cfg, model)
         method = make_method(ours, keywords, backbone, cfg.RNG_SEED or 0)
-        # OPTIM.STEPS is not ours: the method's own steps are in its section.
+        # The host's OPTIM.STEPS is not used: the method's number of steps is in its own section.
         return Hosted(method, window=cfg.TEST.WINDOW_LENGTH, episodic=cfg.MODEL.EPISODIC,
                       reset_every=cfg.MODEL.RESET_AFTER_NUM_UPDATES)
 
@@ -177,4 +177,4 @@ def _backbone(kind: str, cfg: Any, model: Any) -> Backbone:
                         text_features=model.text_features,
                         logit_scale=model.logit_scale.exp().item(), mean=model.normalize.mean,
                         std=model.normalize.std, name=cfg.MODEL.ARCH, weights=cfg.MODEL.WEIGHTS)
-    return host_classifier(model, cfg.MODEL.ARCH)  # it normalises inside
+    return host_classifier(model, cfg.MODEL.ARCH)  # it normalises images itself

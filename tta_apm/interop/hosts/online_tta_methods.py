@@ -37,17 +37,17 @@ from tta_apm.interop.hosts.online_tta import (
     INSIDE, MARKER, MODULES, PACKAGES, SIDES, TESTED, patch_split)
 from tta_apm.method import Method, Source, register
 
-# Methods that take a list of views of each image, and those of them that take one image at a time.
+# Methods that take one image at a time, and all methods that take a list of views.
 ALONE = ("memo", "ttaug", "vte")
 VIEWS = (*ALONE, "adacontrast")
-# Methods that take a CLIP, here the image tower of ours.
+# Methods that need a CLIP; they get the image tower of the row's CLIP.
 OF_CLIP = ("vte",)
-# Methods that need a class of the host's own, built round its own CLIP.
+# Methods that work with the host's own CLIP only.
 OF_THE_HOST = ("tpt",)
-# The host's data set by its number of classes and the side of its images.
+# The host's data sets by number of classes and side of the images in pixels.
 DATASETS = {(10, 32): "cifar10_c", (100, 32): "cifar100_c", (1000, 224): "imagenet_c"}
 
-# The modules of each clone that was used, which are not in sys.modules.
+# The imported modules of each clone; they are in sys.modules only while they run.
 _loaded: dict[Path, dict[str, ModuleType]] = {}
 
 
@@ -55,27 +55,26 @@ _loaded: dict[Path, dict[str, ModuleType]] = {}
 class OnlineTta(Method):
     """A method of mariodoebler/test-time-adaptation, from the user's own clone.
 
-    It sees our backbone as the host's base model and keeps the host's rules, such as its number of
-    steps. `reset` puts back everything, also what the host's own reset leaves (moving averages, the
-    window of single images), and its random numbers come from a stream of its own.
+    It adapts the row's backbone as the host's base model and follows the host's rules, e.g. its
+    number of steps. `reset` resets everything, also what the host's own reset leaves (moving
+    averages, the window of single images). Its random numbers are its own.
 
-    What the host would take from its own data set comes from the sweep, when the first batch is
-    there: the number of classes, the size of the images, the size of a batch, the device, the seed
-    and the source images. Its data set is the one of these that the classes and the size fit:
-    cifar10_c, cifar100_c or imagenet_c, else its generic imagenet, whose methods take any size. A
-    config that says otherwise is refused. Methods that take lists of views get the host's own
-    views; memo, ttaug and vte then see one image at a time, as their configs there have it. vte
-    works on a CLIP: its row says BACKBONE clip.
+    The number of classes, the size of images and batches, the device, the seed and the source
+    images come from the sweep, at the first batch. The host's data set is the one with these
+    classes and image size: cifar10_c, cifar100_c or imagenet_c, else its generic imagenet, whose
+    methods take any size. A config that contradicts the sweep is refused. Methods that take lists
+    of views get the host's own views; memo, ttaug and vte then get one image at a time, as in
+    their configs. vte needs a CLIP: its row says BACKBONE clip.
 
     Args:
         backbone: the source model; a copy of it is adapted.
         repo: folder of the clone.
-        name: of the method, as MODEL.ADAPTATION there.
-        cfg: one of its config files, relative to its folder classification/, such as
+        name: the method's name, a value of the host's MODEL.ADAPTATION.
+        cfg: a config file of the host, relative to its folder classification/, e.g.
             cfgs/cifar10_c/cotta.yaml; "" for the host's defaults.
-        options: KEY, VALUE, KEY, VALUE, ... of its config.
+        options: KEY, VALUE, KEY, VALUE, ... to set in the host's config.
         seed: of its random numbers.
-        source: for methods that read source images.
+        source: source images, for methods that use them.
 
     Raises:
         UserError: without a clone, for an unknown method, or for a config that the host refuses or
@@ -100,8 +99,8 @@ class OnlineTta(Method):
         self.seed = seed
         self.source = source
         if name in OF_THE_HOST:
-            raise UserError(f"online_tta: {name} learns the prompts of a class of the host's, round"
-                            " the host's own CLIP: run it in the host, or take ours of that name")
+            raise UserError(f"online_tta: {name} learns prompts of the host's own CLIP: run it in "
+                            "the host, or use the method of tta-apm with that name")
         if name in OF_CLIP and not is_tower(backbone):
             raise UserError(f"online_tta: {name} works on a CLIP: name BACKBONE clip in its row")
         with _host(self.folder):
@@ -110,9 +109,10 @@ class OnlineTta(Method):
         self.reset()
 
     def reset(self) -> None:
-        """Build the method anew: the host's own reset leaves things, and not all can be copied."""
+        """Discard the method, which the next batch builds again: the host's own reset is partial,
+        and not all methods can be copied."""
         self.randomness = Randomness(self.seed)
-        self.adapted: nn.Module | None = None  # built when the size of the images is known
+        self.adapted: nn.Module | None = None  # built at the first batch, for its image size
 
     def forward(self, images: Tensor) -> Tensor:
         with _host(self.folder), _on_device(images.device), self.randomness:
@@ -138,7 +138,7 @@ class OnlineTta(Method):
         network = Network(self.backbone)
         network.model_preprocess = self.preprocess
         registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
-        # Prototypes and warmed-up weights would be taken from an earlier run with another network.
+        # An empty folder: else the host reuses prototypes and warmed-up weights of other networks.
         with tempfile.TemporaryDirectory() as folder:
             config = self.config.clone()
             config.defrost()
@@ -161,7 +161,7 @@ class OnlineTta(Method):
         self.resolved = {"dataset": self.dataset, "image_size": width}
 
     def _views(self, images: Tensor) -> list[Tensor]:
-        """The host's views of images [B,3,H,W], the images themselves first; each [B,3,H,W]."""
+        """The host's views of images [B,3,H,W]: [B,3,H,W] each, the images themselves first."""
         transform = importlib.import_module("datasets.data_loading").get_transform(
             self.dataset, self.name, self.preprocess, self.name in OF_CLIP,
             self.config.TEST.N_AUGMENTATIONS)
@@ -170,8 +170,7 @@ class OnlineTta(Method):
 
 
 def names_in(folder: Path) -> list[str]:
-    """The methods that a clone's folder classification/ has; it also knows them by their classes.
-    """
+    """The names of the methods in a clone, given its folder classification/."""
     with _host(folder):
         registry = importlib.import_module("utils.registry").ADAPTATION_REGISTRY
         return sorted({name.lower() for name in registry.registered_names()})
@@ -179,7 +178,7 @@ def names_in(folder: Path) -> list[str]:
 
 @contextmanager
 def _host(folder: Path) -> Iterator[None]:
-    """Be in the clone, with its modules known by their names."""
+    """A context in which the clone's folder is the working folder and its modules are imported."""
     with launch.inside(folder), launch.own_modules(MODULES, _loaded.setdefault(folder, {})):
         if not _loaded[folder]:
             launch.tell_commit(folder, TESTED)
@@ -190,11 +189,11 @@ def _host(folder: Path) -> Iterator[None]:
 
 
 def _config(cfg: str, options: Sequence[str], seed: int) -> Any:
-    """A config of the host's, apart from its global one."""
+    """A copy of the host's default config, with a file and options merged into it."""
     conf = importlib.import_module("conf")
     config = conf._CFG_DEFAULT.clone()
     config.defrost()
-    config.CORRUPTION.DATASET = ""  # its default is no choice of the user's
+    config.CORRUPTION.DATASET = ""  # so that a default is not taken for the user's choice
     if cfg and not os.path.isfile(cfg):
         raise UserError(f"online_tta: there is no {cfg} in {Path.cwd()}")
     try:
@@ -209,7 +208,14 @@ def _config(cfg: str, options: Sequence[str], seed: int) -> Any:
 
 
 def _dataset(asked: str, num_classes: int, side: int) -> str:
-    """The host's data set that a sweep is like; UserError for one that it is not like."""
+    """The host's name of the sweep's data set.
+
+    Args:
+        asked: CORRUPTION.DATASET of the config, "" if it is not set.
+
+    Raises:
+        UserError: if `asked` has other classes or another image size.
+    """
     conf = importlib.import_module("conf")
     if not asked:
         return DATASETS.get((num_classes, side), "imagenet")
@@ -224,7 +230,7 @@ def _dataset(asked: str, num_classes: int, side: int) -> str:
 
 
 class _SourceImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Source images [3,H,W] in [0,1] with their labels, as the host's loaders take them."""
+    """Source images [3,H,W] in [0,1] with their labels, for the host's data loaders."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source = source
@@ -239,12 +245,11 @@ class _SourceImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def _replace_source_loader(source: Source | None, name: str) -> None:
-    """Let the host's methods load source images of the sweep."""
+    """Replace the host's get_source_loader by one that loads the sweep's source images."""
     def get_source_loader(*, batch_size: int, num_samples: int = -1, percentage: float = 1.0,
                           **of_the_host: Any) -> Any:
         if source is None:
-            raise UserError(f"online_tta: {name} reads source images, which this data set has not "
-                            "here")
+            raise UserError(f"online_tta: {name} needs source images, and this data set has none")
         indices = list(range(len(source)))
         count = num_samples if num_samples > 0 else math.ceil(len(indices) * percentage)
         if count < len(indices):
@@ -259,14 +264,14 @@ def _replace_source_loader(source: Source | None, name: str) -> None:
 
 @contextmanager
 def _on_device(device: torch.device) -> Iterator[None]:
-    """Let the host, which takes "cuda" where there is one, take the device of the images."""
+    """A context in which the host, which uses "cuda" if there is a GPU, uses the given device."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             yield
         return
     before = torch.cuda.is_available, torch.Tensor.cuda
     torch.cuda.is_available = lambda: False
-    # Some of its methods call it whatever the device.
+    # Some of its methods call it on any device.
     torch.Tensor.cuda = lambda tensor, *_: tensor  # type: ignore[method-assign]
     try:
         yield

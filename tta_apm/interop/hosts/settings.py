@@ -1,4 +1,4 @@
-"""Settings: our methods' names and sections inside a host's config. Imports no torch."""
+"""Settings: the names and sections of this package's methods in a host's config. No torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tta_apm.registry import METHODS
 
 PREFIX = "tta_apm_"
 PLUGINS = "PLUGINS"
-# Sections of backbones of ours: the user names a model and weights as in our own configs. Where
-# MODEL is empty the host's own network is used, if it has one of that kind.
+# Sections of this package's backbones, with the keys of its own configs. If MODEL is empty, the
+# host's own network is used, if it has one of that kind.
 EXTRA: dict[str, dict[str, Any]] = {
     name.upper(): {**kind.section, "MODEL": "", "WEIGHTS": ""}
     | ({"TEMPLATES": "auto"} if kind.has_prompts else {}) for name, kind in PACKAGED.items()}
@@ -27,20 +27,20 @@ _PAIR = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)?")
 
 
 def our_names(taken: Container[str]) -> dict[str, str]:
-    """The names of our methods as a host shall know them -> as our registry knows them.
+    """This package's methods: their names in a host -> their names in the registry.
 
     Args:
-        taken: names of the host's methods and sections; a name that is among them gets a prefix.
+        taken: names of the host's methods and sections; names that are taken get a prefix.
     """
     return {PREFIX + name if name in taken or name.upper() in taken else name: name
             for name in METHODS.names()}
 
 
 def extend(cfg: CfgNode, names: Mapping[str, str]) -> None:
-    """Make our keys legal in a host's config.
+    """Add this package's keys to a host's config.
 
-    They are the sections of our methods, from their signatures, those of EXTRA, and PLUGINS. A
-    section that the host has too keeps its keys beside ours.
+    They are the sections of the methods, read from their signatures, those of EXTRA, and PLUGINS.
+    If the host has a section of the same name, its keys are kept.
 
     Args:
         names: see our_names.
@@ -55,9 +55,9 @@ def extend(cfg: CfgNode, names: Mapping[str, str]) -> None:
 
 
 def import_plugins(words: Sequence[str], file: str | Path | None = None) -> None:
-    """Import what PLUGINS names in KEY VALUE pairs or in the host's config file.
+    """Import the plugins that PLUGINS names in KEY VALUE pairs or in the host's config file.
 
-    It happens before the names of methods are told to the host.
+    To be called before `our_names`.
     """
     found = _read(file).get(PLUGINS, []) if file else []
     for word, value in zip(words, words[1:]):
@@ -68,15 +68,15 @@ def import_plugins(words: Sequence[str], file: str | Path | None = None) -> None
 
 
 def hyper_parameters(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a method that its section holds."""
+    """The keyword arguments of a method, from its section of the config."""
     return {key.lower(): value for key, value in section.items()}
 
 
 def take_pairs(words: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Part a command line into KEY VALUE pairs of sections in `known`, and the rest.
+    """Split a command line into KEY VALUE pairs of sections in `known`, and the rest.
 
-    For hosts whose own command line takes no such pairs. A word in capitals is a key unless it is
-    the value of an option.
+    For hosts whose own command line has no such pairs. A word in capitals is a key unless it is the
+    value of an option.
 
     Raises:
         UserError: if a pair has no value, or for a key of an unknown section.
@@ -92,13 +92,13 @@ def take_pairs(words: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str
         check_key(known, word)
         value = next(left, None)
         if value is None:
-            raise UserError(f"{word} has no value: settings come as KEY VALUE pairs")
+            raise UserError(f"{word} has no value: settings are KEY VALUE pairs")
         pairs += [word, value]
     return pairs, rest
 
 
 def check_key(cfg: Mapping[str, Any], key: str) -> None:
-    """UserError with the nearest known one for a KEY or SECTION.KEY that a config has not."""
+    """Raise UserError, with the nearest known key, for a KEY or SECTION.KEY not in a config."""
     section, _, name = key.partition(".")
     if section not in cfg:
         raise UserError(f"unknown key {key!r}: {nearest(section, cfg)}")
@@ -107,7 +107,7 @@ def check_key(cfg: Mapping[str, Any], key: str) -> None:
 
 
 def check_file(cfg: Mapping[str, Any], file: str | Path) -> None:
-    """UserError with the nearest known one for a key of a host's config file."""
+    """Raise UserError, with the nearest known key, for an unknown key in a host's config file."""
     for section, values in _read(file).items():
         check_key(cfg, section)
         for name in values if isinstance(values, dict) else ():
@@ -137,7 +137,7 @@ def merge(cfg: CfgNode, pairs: Sequence[str]) -> None:
 
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
-    """The value of --option in a command line, None where it is not there."""
+    """The value of --option in a command line, None without it."""
     for word, after in zip(words, [*words[1:], None]):
         if word == option:
             return after
@@ -147,5 +147,5 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 def describe(name: str, backbone: str, keywords: Mapping[str, Any]) -> str:
-    """What a log shall say of a method of ours, for `tta-apm import` to read again."""
+    """The line for a host's log that describes a method, for `tta-apm import` to parse."""
     return f"tta-apm runs {name} over {backbone}: {json.dumps(dict(keywords), sort_keys=True)}"

@@ -1,6 +1,6 @@
 """ttab: LINs-lab/ttab.
 
-From inside that folder, in a script of the user's own:
+In a script of yours that runs in its folder:
 
     from tta_apm.interop.hosts import ttab
     ttab.install()
@@ -39,19 +39,20 @@ TESTED = "19cb3ce"
 METHOD = "--model_adaptation_method"
 PACKAGES = {"gdown": "gdown", "lmdb": "lmdb", "cv2": "opencv-python-headless",
             "skimage": "scikit-image"}
-# The host makes motion blur and snow with ImageMagick, whose C library pip does not install.
 CIFAR = re.compile(r"(cifar100?)_c_deterministic-(\w+)-\d")
 CLEAN_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-SIDE_JOBS = ("wand", "wand.image", "wand.api", "wand.color")
+# Modules for motion blur and snow on the fly. They need ImageMagick's C library, which pip does not
+# install.
+OPTIONAL_MODULES = ("wand", "wand.image", "wand.api", "wand.color")
 
 
 def run(repo: Path, words: Sequence[str]) -> None:
-    """Run the host's run_exp.py with `words` as its command line and our methods known to it."""
+    """Run the host's run_exp.py with this package's methods; `words` is its command line."""
     folder = launch.find_folder(repo, MARKER)
     launch.require(PACKAGES)
     launch.tell_commit(folder, TESTED)
     with launch.inside(folder, [MARKER, *words]), launch.telling_flags(), \
-            launch.own_modules(MODULES, {}), our_files_pass():
+            launch.own_modules(MODULES, {}), accept_made_files():
         settings.import_plugins(words)
         install()
         host = importlib.import_module("run_exp")
@@ -59,14 +60,14 @@ def run(repo: Path, words: Sequence[str]) -> None:
 
 
 def install() -> None:
-    """Let the host's command line and dispatch know our methods; before run_exp is imported.
+    """Register this package's methods with the host; to be called before run_exp is imported.
 
-    The host's folder is the working folder and on sys.path.
+    The host's folder must be the working folder and on sys.path.
     """
-    if not hasattr(torch._utils, "_accumulate"):  # gone since torch 2.5
+    if not hasattr(torch._utils, "_accumulate"):  # removed in torch 2.5
         torch._utils._accumulate = itertools.accumulate  # type: ignore[attr-defined]
     _alias_scipy()
-    launch.lend(*SIDE_JOBS)
+    launch.add_placeholders(*OPTIONAL_MODULES)
     adaptation: Any = importlib.import_module("ttab.model_adaptation")
     defaults = importlib.import_module("ttab.configs.algorithms").algorithm_defaults
     parameters: Any = importlib.import_module("parameters")
@@ -89,7 +90,7 @@ def install() -> None:
 
 
 def _alias_scipy() -> None:
-    """scipy.ndimage.interpolation is scipy.ndimage since scipy 1.8, and gone from newer ones."""
+    """Add scipy.ndimage.interpolation, which newer versions of scipy removed, as an alias."""
     try:
         importlib.import_module("scipy.ndimage.interpolation")
     except ImportError:
@@ -97,7 +98,8 @@ def _alias_scipy() -> None:
 
 
 def _define_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
-    """The host's define_model, which is asked where no network of ours is wanted."""
+    """A define_model that returns a network of this package if one is named, else calls `theirs`.
+    """
     def define_model(config: Any) -> nn.Module:
         ours = names.get(config.model_adaptation_method)
         kind = METHODS.signature(ours).needs if ours else "classifier"
@@ -115,20 +117,20 @@ def _define_model(theirs: Callable[..., Any], names: Mapping[str, str]) -> Calla
 
 
 def _load_pretrained_model(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """The host's load_pretrained_model, for networks of the host's."""
+    """A load_pretrained_model that calls `theirs` for the host's own networks only."""
     def load_pretrained_model(config: Any, model: nn.Module) -> None:
         if isinstance(model, (Backbone, Denormalised)):
             return
         if not Path(config.ckpt_path).is_file():
             raise UserError(f"there is no checkpoint {config.ckpt_path} in {Path.cwd()}: give "
-                            "--ckpt_path, or a network of yours by CLASSIFIER.MODEL and "
+                            "--ckpt_path, or name your own network by CLASSIFIER.MODEL and "
                             "CLASSIFIER.WEIGHTS")
         theirs(config=config, model=model)
     return load_pretrained_model
 
 
 def check_data(config: Any) -> None:
-    """UserError for data that is not there: the host would download it, or fail."""
+    """Raise UserError for data that is not found, which the host would download or fail on."""
     folder = Path(config.data_path)
     launch.require_paths([folder], "--data_path is the folder of the data sets, relative to that "
                          "of the host")
@@ -144,9 +146,12 @@ def check_data(config: Any) -> None:
 
 
 @contextmanager
-def our_files_pass() -> Iterator[None]:
-    """Let torchvision take files of CIFAR that `tta-apm data make` wrote: it asks for the bytes of
-    the official ones, and would download those. Whose files they are is said."""
+def accept_made_files() -> Iterator[None]:
+    """A context in which torchvision accepts CIFAR files that `tta-apm data make` wrote.
+
+    Their checksums differ from the official ones, which torchvision would download. A line on
+    stderr says which files they are.
+    """
     theirs = torchvision_cifar.check_integrity
     told: set[Path] = set()
 
@@ -169,9 +174,9 @@ def our_files_pass() -> Iterator[None]:
 
 
 def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
-    """The host's parsed command line; it may name a method of ours and hold our KEY VALUE pairs.
+    """The host's parsed command line, which may name a method of ours and have KEY VALUE pairs.
 
-    The host's parser refuses both, so it sees a command line without them.
+    The host's parser refuses both, so they are removed before it runs.
     """
     pairs, words = settings.take_pairs(sys.argv[1:], known)
     cfg = known.clone()
@@ -201,7 +206,7 @@ def _arguments(get_args: Any, names: Mapping[str, str], known: CfgNode) -> Any:
 
 
 def check_method(words: Sequence[str], get_args: Any, names: Mapping[str, str]) -> None:
-    """UserError with the nearest one for a method that neither the host nor we know."""
+    """Raise UserError, with the nearest known name, for an unknown method."""
     asked = settings.value_of(METHOD, words)
     if asked is None or asked in names:
         return
@@ -218,14 +223,13 @@ def check_method(words: Sequence[str], get_args: Any, names: Mapping[str, str]) 
 
 def _method_class(parent: Any, name: str, ours: str) -> Any:
     class OurMethod(parent):
-        """A method of ours as the host builds and calls it.
+        """A method of this package with the interface of the host's methods.
 
-        The parent's own evaluation does the rest: it calls `_model` and hands labels and logits to
-        the host's metrics.
+        The parent's evaluation calls `_model` and passes labels and logits to the host's metrics.
         """
 
         def __init__(self, meta_conf: Any, model: nn.Module) -> None:
-            # Not the parent's, which copies the config and, twice, the model.
+            # The parent's __init__ is not called: it copies the config and, twice, the model.
             if meta_conf.model_selection_method != "last_iterate":
                 raise UserError(f"{name} works with --model_selection_method last_iterate only: "
                                 f"{meta_conf.model_selection_method} adapts copies of the host's "
@@ -246,7 +250,7 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
             super().adapt_and_eval(episodic, *args, **keywords)
 
         def copy_model(self) -> nn.Module:
-            """What the host selects among; it has nothing to select here, and no copy is made."""
+            """An empty module: the host keeps copies to select from, and selects none here."""
             return nn.Identity()
 
         def reset(self) -> None:
@@ -260,7 +264,7 @@ def _method_class(parent: Any, name: str, ours: str) -> Any:
 
 
 class Denormalised(nn.Module):
-    """Undo the normalisation that the host's data sets do, then ask what takes images in [0,1].
+    """Undoes the normalisation of the host's data sets before a module that takes images in [0,1].
 
     Args:
         inner: a hosted method, or a network.
