@@ -351,7 +351,7 @@ def test_a_run_that_broke_off_has_gaps(log, tmp_path):
     ({"accuracy_top1": 250.0}, "accuracy_top1 250.0 is not between 0 and 100"),
     ({"accuracy_top1": float("nan")}, "accuracy_top1 nan is not between 0 and 100"),
     ({"accuracy_top1": "60"}, "accuracy_top1 '60' is not between 0 and 100"),
-    ({"data_names": "cifar10_c_deterministic-fog-²"}, "has no severity of 1 to 5"),
+    ({"data_names": "cifar10_c_deterministic-fog-²"}, "has no severity from 1 to 5"),
     ({"data_names": "cifar10_c_deterministic-fog-9"}, "severity of 1 to 5"),
     ({"batch_size": []}, "batch size is"), ({"data_size": "all"}, "number of images of fog 5"),
     ({"tta_apm": []}, "is incomplete or not a log of ttab"),
