@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import common
-from tta_apm.backbones.mttt_layers import (
-    EPSILON, IdentityAttention, InnerLoop, InnerLoopLayer, LinearAttention, MtttLinear, MtttMlp,
-    SelfAttention)
+from tta_apm.backbones.attentions import IdentityAttention, LinearAttention, SelfAttention
+from tta_apm.backbones.mttt_layers import EPSILON, InnerLoop, InnerLoopLayer, MtttLinear, MtttMlp
 from tta_apm.bench.measure import count_gflops
 
 Layer = Callable[[Tensor], Tensor]

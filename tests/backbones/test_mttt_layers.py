@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tta_apm.backbones.mttt_layers import IdentityAttention, InnerLoop, MtttLinear, MtttMlp
+from tta_apm.backbones.attentions import IdentityAttention
+from tta_apm.backbones.mttt_layers import InnerLoop, MtttLinear, MtttMlp
 from tta_apm.errors import UserError
 
 WIDTH, HEADS, TOKENS = 12, 3, 8

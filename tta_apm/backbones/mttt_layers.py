@@ -1,6 +1,6 @@
-"""Layers that mix tokens: MTTT's two with an inner loop, and the two attentions beside them.
+"""MTTT's two layers, which mix tokens by an inner loop.
 
-In each head of an MTTT layer an inner network f learns, from W0 on, to reconstruct the layer's own
+In each head an inner network f learns, from W0 on, to reconstruct the layer's own
 tokens; what it has learnt then transforms them (Sun et al. 2023, arXiv 2310.13807, sections 2, 3):
 
     loss(W) = H/2 · mean over n tokens and D channels of (decoder(f(φ(x); W)) - x)²
@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tta_apm.backbones.attentions import join_heads, split_heads
 from tta_apm.errors import at_least, multiple_of
 
 EPSILON = 1e-6  # of layer normalisation, as in the authors' flax
+# Of GELU in the tanh approximation: x/2 (1 + tanh(RATE (x + CUBIC x³))).
+RATE = math.sqrt(2 / math.pi)
+CUBIC = 0.044715
 
 
 class InnerLoop(NamedTuple):
@@ -94,12 +98,12 @@ class InnerLoopLayer(nn.Module):
     def forward(self, tokens: Tensor, inner: InnerLoop) -> Tensor:
         """Tokens [B,N,D] -> [B,N,D]."""
         weights = self.learn(tokens, inner)
-        return self.h(_join(self.run(weights, _split(self.psi(tokens), self.heads))))
+        return self.h(join_heads(self.run(weights, split_heads(self.psi(tokens), self.heads))))
 
     def learn(self, tokens: Tensor, inner: InnerLoop) -> Weights:
         """The inner networks after the inner loop on tokens [B,N,D]."""
         weights = self.start()
-        inputs = _split(self.phi(tokens), self.heads)
+        inputs = split_heads(self.phi(tokens), self.heads)
         for some_inputs, some_targets in inner.parts(inputs, self.targets(tokens)):
             gradients = self.gradients(weights, some_inputs, some_targets)
             weights = tuple(value - inner.lr * gradient
@@ -139,7 +143,7 @@ class MtttLinear(InnerLoopLayer):
 
     def targets(self, tokens: Tensor) -> Tensor:
         """(x - bias of g) gᵀ [B,H,N,d]: what is left of the tokens once the decoder is linear."""
-        return _split((tokens - self.g_bias) @ self.g.flatten(0, 1).mT, self.heads)
+        return split_heads((tokens - self.g_bias) @ self.g.flatten(0, 1).mT, self.heads)
 
     def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
         error = inputs @ (weights[0] @ (self.g @ self.g.mT)) - targets
@@ -167,19 +171,18 @@ class MtttMlp(InnerLoopLayer):
 
     def run(self, weights: Weights, inputs: Tensor) -> Tensor:
         w1, b1, w2, b2 = weights
-        return _gelu(inputs @ w1 + b1) @ w2 + b2
+        return F.gelu(inputs @ w1 + b1, approximate="tanh") @ w2 + b2
 
     def targets(self, tokens: Tensor) -> Tensor:
         """The tokens less the normalisation's shift, each times every row of the decoder and the
         gain: [B,H,N,d+1]."""
         rows = self._centred() * self.gain
         shift = rows @ self.shift.mT  # [H,d+1,1]
-        return _split(tokens @ rows.flatten(0, 1).mT, self.heads) - shift.mT
+        return split_heads(tokens @ rows.flatten(0, 1).mT, self.heads) - shift.mT
 
     def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
         w1, b1, w2, b2 = weights
-        hidden = inputs @ w1 + b1
-        active = _gelu(hidden)
+        active, slope = _GeluAndSlope.apply(inputs @ w1 + b1)
         output = active @ w2 + b2
 
         # The decoded token [D] is e G, of e = (output, 1) and the centred rows G: of mean 0 and
@@ -197,7 +200,7 @@ class MtttMlp(InnerLoopLayer):
         d_extended = scale * (residual - scale ** 2 * along * spread) / inputs[0, 0].numel()
 
         d_output = d_extended[..., :-1]
-        d_hidden = torch.ops.aten.gelu_backward(d_output @ w2.mT, hidden, approximate="tanh")
+        d_hidden = d_output @ w2.mT * slope
         return (inputs.mT @ d_hidden, d_hidden.sum(-2, keepdim=True),
                 active.mT @ d_output, d_output.sum(-2, keepdim=True))
 
@@ -207,60 +210,27 @@ class MtttMlp(InnerLoopLayer):
         return rows - rows.mean(-1, keepdim=True)
 
 
-class _Attention(nn.Module):
-    """Queries, keys, values and an output, as both attentions have them."""
+class _GeluAndSlope(torch.autograd.Function):
+    """GELU in the tanh approximation, as in the authors' flax, and its derivative.
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (
-            nn.Linear(width, width) for _ in range(4))
-        for linear in (self.query, self.key, self.value, self.out):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+    The inner gradient needs the derivative, the outer one that of the derivative; torch's own takes
+    more time than the layer's products.
+    """
 
-    def forward(self, tokens: Tensor, inner: InnerLoop) -> Tensor:
-        """Tokens [B,N,D] -> [B,N,D]; there is no inner loop."""
-        split = (_split(part(tokens), self.heads) for part in (self.query, self.key, self.value))
-        return self.out(_join(self.attend(*split)))
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        square = x * x
+        tanh = (x * (RATE + RATE * CUBIC * square)).tanh()
+        d_inside = RATE + 3 * RATE * CUBIC * square
+        half = (1 - tanh * tanh) * d_inside / 2  # half the derivative of tanh
+        slope = 0.5 + tanh / 2 + x * half
+        if ctx.needs_input_grad[0]:
+            curvature = (half * (2 - 2 * x * tanh * d_inside)
+                         + 3 * RATE * CUBIC * square * (1 - tanh * tanh))
+            ctx.save_for_backward(slope, curvature)
+        return x * (1 + tanh) / 2, slope
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Each [B,H,N,d] -> [B,H,N,d]."""
-        raise NotImplementedError
-
-
-class SelfAttention(_Attention):
-    """Self-attention, with a softmax."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
-
-
-class LinearAttention(_Attention):
-    """Linear attention (Katharopoulos et al., ICML 2020), with the feature map elu(x) + 1."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key = F.elu(query) + 1, F.elu(key) + 1
-        return query @ (key.mT @ value) / (query @ key.sum(-2, keepdim=True).mT)
-
-
-class IdentityAttention(_Attention):
-    """Linear attention with the identity as its feature map and the denominator N·d: what
-    MTTT-Linear is equal to."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return query @ (key.mT @ value / key[0, 0].numel())
-
-
-def _gelu(values: Tensor) -> Tensor:
-    return F.gelu(values, approximate="tanh")  # as in the authors' flax
-
-
-def _split(tokens: Tensor, heads: int) -> Tensor:
-    """[B,N,D] -> [B,H,N,d]."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _join(tokens: Tensor) -> Tensor:
-    """[B,H,N,d] -> [B,N,D]."""
-    return tokens.transpose(1, 2).flatten(2)
+    @staticmethod
+    def backward(ctx: Any, d_value: Tensor, d_slope: Tensor) -> Tensor:
+        slope, curvature = ctx.saved_tensors
+        return d_value * slope + d_slope * curvature

@@ -10,10 +10,10 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from tta_apm.backbones.attentions import LinearAttention, SelfAttention
 from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
-from tta_apm.backbones.mttt_layers import (
-    EPSILON, InnerLoop, LinearAttention, MtttLinear, MtttMlp, SelfAttention)
+from tta_apm.backbones.mttt_layers import EPSILON, InnerLoop, MtttLinear, MtttMlp
 from tta_apm.backbones.weights import files
 from tta_apm.errors import UserError, choose
 
