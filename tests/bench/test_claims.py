@@ -15,7 +15,7 @@ import pytest
 
 from places import ROOT
 from tta_apm.bench import claims
-from tta_apm.bench.claims import MOST_DEATHS, Claims, State, Worker, find_workers, read_state
+from tta_apm.bench.claims import MAX_DEATHS, Claims, State, Worker, find_workers, read_state
 from tta_apm.bench.failures import read_failures
 from tta_apm.errors import UserError
 
@@ -132,7 +132,7 @@ def test_a_cell_that_a_dead_process_recorded_is_not_given_again(tmp_path, hold):
     record = tmp_path / "cell.json"
     process = hold("work", "a")
     with Claims(tmp_path, "work") as mine:
-        mine.know({"a": record})
+        mine.watch({"a": record})
         record.write_text("{}")
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -143,7 +143,7 @@ def test_a_cell_that_a_dead_process_recorded_is_not_given_again(tmp_path, hold):
 def test_a_cell_that_processes_die_of_runs_alone_and_then_fails(tmp_path, hold):
     units = [("deadly",), ("other",)]
     with Claims(tmp_path, "work") as mine:
-        for deaths in range(MOST_DEATHS):
+        for deaths in range(MAX_DEATHS):
             assert mine.take(units, units).units == ([0, 1] if not deaths else [0])
             mine.release(["deadly", "other"])
             process = hold("work", "deadly")
@@ -151,7 +151,7 @@ def test_a_cell_that_processes_die_of_runs_alone_and_then_fails(tmp_path, hold):
             process.wait()
         taken = mine.take(units, units)
         assert taken.units == [1]
-        assert "were killed, e.g. for want of memory" in taken.failed["deadly"]
+        assert "were killed, e.g. for lack of memory" in taken.failed["deadly"]
 
 
 def elsewhere(work: str = "work", order: str = "") -> bytes:
@@ -184,10 +184,10 @@ def test_one_that_beats_keeps_them(tmp_path, monkeypatch):
 def test_what_a_launcher_has_ended_elsewhere_is_given_back_at_once(tmp_path):
     (tmp_path / claims.FILE).write_bytes(elsewhere(order="launch/1"))
     with Claims(tmp_path, "work", runs=False) as driver, Claims(tmp_path, "work") as mine:
-        driver.forget("another")
-        driver.forget("lau")
+        driver.release_launch("another")
+        driver.release_launch("lau")
         assert mine.take([("a",)], [("a",)]).units == []
-        driver.forget("launch")
+        driver.release_launch("launch")
         assert mine.take([("a",)], [("a",)]).units == [0]
 
 

@@ -276,7 +276,7 @@ def test_a_worker_that_dies_is_told_and_its_work_taken_over(start, tmp_path):
     os.kill([worker.pid for worker in find_workers(folder) if worker.runs][0], signal.SIGKILL)
     out, error = process.communicate(timeout=240)
     assert process.returncode == cli.OK, error
-    assert "ended too early: it was killed, e.g. for want of memory" in error
+    assert "ended too early: it was killed, e.g. for lack of memory" in error
     assert len(cells(folder)) == 6
 
 

@@ -1,4 +1,4 @@
-"""backbone_state: all that a method could change in a shared network, in a form to compare."""
+"""Backbone state: everything that a method could change in a shared network, to compare it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ State = dict[str, Any]
 
 
 def backbone_state(network: nn.Module) -> State:
-    """What `network` consists of, by the names of its parts; equal states mean no change.
+    """The state of `network` by the names of its parts; equal states mean no change.
 
-    Weights and buffers stand in it as checksums of their bytes, beside dtype, shape, layout,
-    device, gradient and hooks; of every module its class, children, mode, hooks and plain
-    attributes (a CLIP's logit scale, names, sizes). Other objects are compared by identity.
+    For weights and buffers it has checksums of their bytes, and dtype, shape, layout, device,
+    gradient and hooks. For modules it has class, children, mode, hooks and plain attributes (e.g. a
+    CLIP's logit scale, names, sizes). Other objects are compared by identity.
     """
     parts = dict(_parts(network))
     tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
@@ -27,11 +27,12 @@ def backbone_state(network: nn.Module) -> State:
 
 
 class QuickState:
-    """As backbone_state in a quarter of the time, for looking again and again at one network.
+    """As backbone_state in a quarter of the time, to check one network many times.
 
-    In place of checksums, tensors stand in it by their object, memory and version, and by their
-    first and last value: a write that torch does not count (`.data`) shows in these, unless it
-    leaves both. Of the rest, the same objects in the same containers are no change.
+    Tensors are compared by object, memory, version, and their first and last value, instead of
+    checksums. A write that does not change the version (through `.data`) is found only if it
+    changes one of the two values. Everything else counts as unchanged if the containers hold the
+    same objects.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -71,7 +72,7 @@ class QuickState:
 
 
 class Contents:
-    """What a container holds at the time of construction."""
+    """The content of a container at the time of construction."""
 
     def __init__(self, container: Any) -> None:
         self.container = container
@@ -79,7 +80,7 @@ class Contents:
         self.values = self._read()
 
     def are_there(self) -> bool:
-        """Whether it holds the same objects, under the same keys."""
+        """Whether the container still holds the same objects under the same keys."""
         if len(self.container) != len(self.values):
             return False
         return ((self.keys is None or list(self.container) == self.keys)
@@ -90,7 +91,7 @@ class Contents:
 
 
 def _containers(value: Any, depth: int = 0) -> Iterator[Any]:
-    """A container and those in it, as deep as _parts looks into them."""
+    """A container and the containers in it, down to the depth of _parts."""
     if isinstance(value, (Mapping, list, tuple)) and depth <= DEPTH:
         yield value
         for part in value.values() if isinstance(value, Mapping) else value:
@@ -106,7 +107,7 @@ def changed_parts(before: State, after: State) -> list[str]:
 
 
 class Same:
-    """An object that is compared by identity; held, so that no other takes its address."""
+    """Compares an object by identity, and keeps it alive so that its address is not reused."""
 
     def __init__(self, held: object) -> None:
         self.held = held
@@ -116,7 +117,7 @@ class Same:
 
 
 def _parts(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and contents of a network's parts; tensors as they are."""
+    """The names and values of a network's parts."""
     for path, module in network.named_modules():
         yield path or "the network", (Same(module), Same(type(module)), tuple(module._modules))
         for name, value in vars(module).items():
@@ -132,7 +133,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _flat(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """A value under its name; the values that a container holds, under names of their own."""
+    """A value with its name; for a container, its values with names of their own."""
     if isinstance(value, (*PLAIN, Tensor)):
         yield name, value
     elif isinstance(value, Mapping) and depth < DEPTH:
@@ -153,7 +154,7 @@ DEPTH = 4
 
 
 def _appearance(tensor: Tensor) -> tuple[Any, ...]:
-    """All but the values of a tensor."""
+    """The properties of a tensor except its values."""
     return (type(tensor), tensor.dtype, tensor.shape, tensor.device, tensor.layout,
             tensor.stride() if _is_dense(tensor) else (), tensor.requires_grad,
             tensor.is_leaf and tensor.grad is not None, tuple(tensor._backward_hooks or ()))
@@ -166,14 +167,14 @@ def _is_dense(tensor: Tensor) -> bool:
 def _checksums(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
     """Three sums over the bytes of each tensor's storage.
 
-    Bytes are summed as words of eight, weighted by their positions, so that two values that are
-    swapped count as a change.
+    The bytes are summed as int64 words, weighted by their positions, so that a swap of two values
+    changes the sum.
     """
     found: dict[int, tuple[int, ...]] = {}
     for device in {tensor.device for tensor in tensors if _is_dense(tensor)}:
         chosen = [index for index, tensor in enumerate(tensors)
                   if _is_dense(tensor) and tensor.device == device]
-        # Most tensors are small: what is left of each beyond whole rows is summed in one go.
+        # Most tensors are small: the rests beyond whole rows are summed together.
         rests = torch.zeros(len(chosen), ROW, dtype=torch.uint8, device=device)
         sums = torch.zeros(len(chosen), 3, dtype=torch.int64, device=device)
         for row, index in enumerate(chosen):
@@ -190,7 +191,7 @@ def _checksums(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
 
 
 def _weighted(words: Tensor) -> Tensor:
-    """The sum over the last axis, each word times its position; it wraps around."""
+    """The sum over the last axis of each word times its position, modulo 2**64."""
     return (words * torch.arange(1, words.shape[-1] + 1, device=words.device)).sum(-1)
 
 

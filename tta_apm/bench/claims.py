@@ -1,8 +1,8 @@
-"""Claims: which processes are at work on a results folder, and what each has claimed.
+"""Claims: the processes that share a results folder, and the cells that each has claimed.
 
-A file of the folder lists them. It is read and written under the folder's lock, which is held for a
-moment, and goes with the last process, as does what one of them works out once for all. Whoever is
-dead, or silent for a minute on another machine, loses its claims: others take them over. Imports no
+A file in the folder lists them. It is read and written under the folder's lock. The last process
+removes it, together with the results of one-time setup. A process that is dead, or that has sent no
+heartbeat from another machine for a minute, loses its claims: others take them over. Imports no
 torch.
 """
 
@@ -30,29 +30,29 @@ from tta_apm.errors import UserError, writing
 from tta_apm.lock import READ_ONLY, briefly_locked
 
 FILE = ".workers"
-ONCE = ".once"  # folder of what one process works out for all: see backbones.once
+ONCE = ".once"  # folder of the results of one-time setup: see backbones.once
 BEAT_SECONDS = 5.0
-SILENT_SECONDS = 60.0  # without a beat: a process of another machine is no more
-MOST_DEATHS = 3  # of processes that had claimed a cell, before it counts as failed
+SILENT_SECONDS = 60.0  # without a heartbeat, after which a process elsewhere counts as dead
+MAX_DEATHS = 3  # a cell fails if so many processes died while they had claimed it
 POLL_SECONDS = 0.5
 
-# The names of the cells that are run together or not at all.
+# The names of the cells that one process must run.
 Unit = tuple[str, ...]
 
 
 @dataclass
 class Worker:
-    """A process at work on a folder.
+    """A process that shares a folder.
 
     Args:
-        host, machine, pid, born: which process it is; see atomic.machine and atomic.started.
-        since: when it began, local time.
-        runs: whether it runs cells; one that only starts and follows others does not.
-        device: where it runs them; "" for not known yet.
-        beat: grows as long as it lives.
-        cells: that it has claimed.
-        taken: when it claimed the last of them, local time; "" for never.
-        order: that a launcher gave it, see worker.Order; "" for none.
+        host, machine, pid, born: identify the process; see atomic.machine and atomic.started.
+        since: when it began, in local time.
+        runs: whether it runs cells; a process that only starts and follows workers does not.
+        device: where it runs them; "" if not yet known.
+        beat: the number of heartbeats.
+        cells: the names of the cells that it has claimed.
+        taken: when it made the last claim, in local time; "" for never.
+        order: the id of its order from a launcher, see worker.Order; "" for none.
     """
 
     host: str
@@ -72,19 +72,19 @@ class Worker:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
     def is_dead(self) -> bool:
-        """Whether it is a process of this machine that runs no more."""
+        """Whether it is a process of this machine that has ended."""
         return self.machine == machine() and not is_alive(self.pid, self.born)
 
 
 @dataclass
 class State:
-    """What the file holds.
+    """The content of the file.
 
     Args:
-        work: hash of what the processes have in common; other work is refused.
-        workers: by an id of their own.
-        done: cells that were recorded since the first of them began.
-        deaths: how many processes died that had claimed a cell.
+        work: a hash of what the processes must have in common, e.g. the config.
+        workers: by a random id.
+        done: the cells that were recorded since the first process began.
+        deaths: by cell, the number of processes that died while they had claimed it.
     """
 
     work: str = ""
@@ -97,7 +97,7 @@ class State:
 
 
 def read_state(folder: Path) -> State:
-    """The state of a folder; an empty one where nobody is at work."""
+    """The state of a folder; an empty one if no process shares it."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         workers = {name: Worker(**fields) for name, fields in content.pop("workers").items()}
@@ -107,17 +107,17 @@ def read_state(folder: Path) -> State:
 
 
 def find_workers(folder: Path) -> list[Worker]:
-    """Who is at work in a folder, as far as can be told at one look."""
+    """The processes that share a folder, without those of this machine that have ended."""
     return [worker for worker in read_state(folder).workers.values() if not worker.is_dead()]
 
 
 class Taken(NamedTuple):
-    """What a process was given.
+    """The result of a claim.
 
     Args:
-        units: indices of those that it has now claimed.
-        done: names of cells that others have recorded.
-        failed: of those that failed elsewhere, with the reasons.
+        units: the indices of the units that the process has now claimed.
+        done: the names of recorded cells.
+        failed: the names of failed cells, with the reasons.
     """
 
     units: list[int]
@@ -126,24 +126,24 @@ class Taken(NamedTuple):
 
 
 class Claims:
-    """A process's part in the work on a folder. Use it as a context: inside, it is at work there.
+    """The claims of this process on a folder, which it shares inside the `with` block.
 
-    A folder that cannot be written to has no claims: all units are given.
+    In a folder that cannot be written to, every unit can be claimed.
 
     Args:
-        folder: of the results, which is made.
-        work: text of all that the work depends on, e.g. the config.
+        folder: the results folder; it is created if needed.
+        work: a text that identifies the work, e.g. the config.
         runs: see Worker.
-        num_workers: that are expected to share the work, if not more of them are there.
+        num_workers: the number of processes that will share the work, if it is known.
         order: see Worker.
 
     Attributes:
-        is_first: whether nobody else ran cells when it began.
-        is_crowded: whether another process ran cells on the same device or cores since this one
-            last began a unit.
+        is_first: whether no other process ran cells when this one began.
+        is_crowded: whether another process used the same device or cores since this one began its
+            current units.
 
     Raises:
-        UserError: on entering, if another process holds the folder for other work, or the disk is
+        UserError: on entering, if another process uses the folder for other work, or the disk is
             full.
     """
 
@@ -159,11 +159,11 @@ class Claims:
         self.is_first = self.is_crowded = False
         self._is_open = False
         self._made_folder = False
-        self._heard: dict[str, tuple[int, float]] = {}  # beats of others, and when they were new
+        self._heard: dict[str, tuple[int, float]] = {}  # last heartbeats of others, when first seen
         self._first_beats: dict[str, int] = {}
-        self._records: dict[str, tuple[Path, int]] = {}  # of cells to run, and when written
+        self._records: dict[str, tuple[Path, int]] = {}  # record files of cells, when written
         self._ended = threading.Event()
-        self._guard = threading.RLock()  # for the thread that beats
+        self._guard = threading.RLock()  # shared with the thread of heartbeats
 
     def __enter__(self) -> Claims:
         self._made_folder = not self.folder.exists()
@@ -189,25 +189,27 @@ class Claims:
             with suppress(OSError):
                 self.folder.rmdir()
 
-    def know(self, records: dict[str, Path]) -> None:
-        """Note the record files of the cells to run, by name, as they are now: one that changes is
-        another process's work."""
+    def watch(self, records: dict[str, Path]) -> None:
+        """Note the times of the record files of the cells to run, by name.
+
+        A record that changes later was written by another process.
+        """
         self._records = {name: (path, _written(path)) for name, path in records.items()}
 
     def take(self, wanted: Sequence[Unit], every: Collection[Unit]) -> Taken:
-        """Claim units, and learn what others have done.
+        """Claim units; returns also which cells other processes have recorded or failed.
 
         Args:
-            wanted: units that this process could begin now, in the order of its wishes.
-            every: all units that it knows to be open, those included: where several processes
-                share the work, none takes more than its part of them at a time.
+            wanted: the units that this process could begin now, in order of preference.
+            every: all units that are yet to run, those included. A process claims no more than its
+                share of them at a time.
         """
         if not self._is_open:
             return Taken(list(range(len(wanted))), [], {})
         with self._state() as state:
             failures = read_failures(self.folder)
             for name in {name for unit in wanted for name in unit} - {*state.done}:
-                if self._is_recorded(name):  # by a process that died before it could say so
+                if self._is_recorded(name):  # its process died before it could update the state
                     state.done.append(name)
             others = {name for key, worker in state.workers.items() if key != self.id
                       for name in worker.cells}
@@ -220,7 +222,7 @@ class Claims:
                 deadly = max((state.deaths.get(name, 0) for name in unit), default=0)
                 if is_free.get(unit) and len(units) < most and not (deadly and units):
                     units.append(index)
-                    if deadly:  # alone: it may be the one that they died of
+                    if deadly:  # alone, to find out whether this unit kills processes
                         break
             if units:
                 if not self.me.cells:
@@ -231,41 +233,41 @@ class Claims:
             return Taken(units, list(state.done), failures)
 
     def finish(self, name: str) -> None:
-        """A cell is recorded."""
+        """Note that a cell is recorded, and release it."""
         if self._is_open:
             with self._state() as state:
-                if name not in state.done:  # else another process has seen its record already
+                if name not in state.done:  # else another process has noticed the record already
                     state.done.append(name)
-                self._let_go([name])
+                self._drop([name])
 
     def fail(self, name: str, why: str) -> None:
-        """A cell failed."""
+        """Note that a cell failed, and release it."""
         with self._state() if self._is_open else nullcontext():
             write_failures(self.folder, {**read_failures(self.folder), name: why})
-            self._let_go([name])
+            self._drop([name])
 
     def release(self, names: Collection[str]) -> None:
-        """Give cells back that were claimed and not run."""
+        """Release claimed cells that were not run."""
         if self._is_open and {*names} & {*self.me.cells}:
             with self._state():
-                self._let_go(names)
+                self._drop(names)
 
-    def forget(self, launch: str) -> None:
-        """Give back what processes had claimed that a launcher has ended, on whatever machine.
+    def release_launch(self, launch: str) -> None:
+        """Release the claims of all workers of a launcher, which has ended them.
 
         Args:
-            launch: what their orders begin with.
+            launch: the id of the launcher.
         """
         if self._is_open:
             with self._state() as state:
                 state.workers = {key: worker for key, worker in state.workers.items()
                                  if not worker.order.startswith(f"{launch}/")}
 
-    def _let_go(self, names: Collection[str]) -> None:
+    def _drop(self, names: Collection[str]) -> None:
         self.me.cells = [name for name in self.me.cells if name not in names]
 
     def _join(self) -> bool:
-        """Be listed. False as long as it cannot be told whether one of other work still lives."""
+        """Add this process to the state; returns False while a process with other work may live."""
         with self._raw_state() as state:
             if not state.workers:
                 state.work, state.done, state.deaths = self.work, [], {}
@@ -286,23 +288,23 @@ class Claims:
 
     @contextmanager
     def _state(self) -> Iterator[State]:
-        """As _raw_state. UserError if it cannot be written, e.g. because the disk is full."""
+        """As _raw_state; UserError if the file cannot be written, e.g. because the disk is full."""
         with writing(self.folder / FILE), self._raw_state() as state:
             yield state
 
     @contextmanager
     def _raw_state(self) -> Iterator[State]:
-        """The state, to be changed: without those who are gone, and with this process as it is."""
+        """The state, under the lock, without dead processes; changes are written at the end."""
         with uninterrupted(), self._guard, briefly_locked(self.folder):
             state = read_state(self.folder)
             before = state.text()
             for key, worker in list(state.workers.items()):
                 if key != self.id and (worker.is_dead() or self._is_silent(key, worker)
-                                       or self._is_followed(worker)):
+                                       or self._is_replaced(worker)):
                     del state.workers[key]
                     for name in worker.cells:
                         state.deaths[name] = state.deaths.get(name, 0) + 1
-                        self._bury(name, state)
+                        self._fail_deadly(name, state)
             yield state
             if self._is_open:
                 state.workers[self.id] = self.me
@@ -317,33 +319,35 @@ class Claims:
     def _remove_once(self) -> None:
         shutil.rmtree(self.folder / ONCE, ignore_errors=True)
 
-    def _bury(self, name: str, state: State) -> None:
-        """Let a cell fail that too many processes died of."""
-        if state.deaths[name] >= MOST_DEATHS and name not in state.done \
+    def _fail_deadly(self, name: str, state: State) -> None:
+        """Fail a cell if MAX_DEATHS processes died while they ran it."""
+        if state.deaths[name] >= MAX_DEATHS and name not in state.done \
                 and not self._is_recorded(name):
-            why = (f"{MOST_DEATHS} processes that ran it were killed, e.g. for want of memory; "
-                   "TOGETHER 1 and a smaller BATCH_SIZE take less")
+            why = (f"{MAX_DEATHS} processes that ran it were killed, e.g. for lack of memory; "
+                   "TOGETHER 1 and a smaller BATCH_SIZE need less")
             write_failures(self.folder, {**read_failures(self.folder), name: why})
 
     def _is_silent(self, key: str, worker: Worker) -> bool:
-        """Whether a process of another machine has not been heard for too long, by this one's
-        clock: those of other machines may differ."""
+        """Whether a process of another machine has sent no heartbeat for too long.
+
+        It is measured with this machine's clock, since clocks of other machines may differ.
+        """
         beat, since = self._heard.get(key, (None, 0.0))
         if beat != worker.beat:
             self._heard[key] = worker.beat, time.monotonic()
             return False
         return worker.machine != machine() and time.monotonic() - since > SILENT_SECONDS
 
-    def _is_followed(self, worker: Worker) -> bool:
-        """Whether this process was started in its place: nobody does so before it is dead."""
+    def _is_replaced(self, worker: Worker) -> bool:
+        """Whether this process was started in place of `worker`, which is then dead."""
         return bool(worker.order) and worker.order == self.me.order
 
     def _was_heard(self, key: str, worker: Worker) -> bool:
-        """Whether it has beaten since this process first saw it."""
+        """Whether it has sent a heartbeat since this process first saw it."""
         return worker.beat != self._first_beats.setdefault(key, worker.beat)
 
     def _is_recorded(self, name: str) -> bool:
-        """Whether a cell's record was written since `know`."""
+        """Whether a cell's record was written since `watch`."""
         if name not in self._records:
             return False
         path, before = self._records[name]
@@ -364,7 +368,7 @@ class Claims:
 
 
 def _written(path: Path) -> int:
-    """When a file was written; 0 if it is not there."""
+    """The time of a file's last write; 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

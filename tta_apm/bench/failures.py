@@ -1,4 +1,4 @@
-"""Failures: why cells of a sweep failed, in a file of its folder. Imports no torch."""
+"""Failures: the failed cells of a sweep and the reasons, in a file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FILE = "failures.json"
 
 
 def read_failures(folder: Path) -> dict[str, str]:
-    """Why cells failed in the last run, by name; empty where none did."""
+    """The cells that failed in the last run, by name, with the reasons."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -21,7 +21,7 @@ def read_failures(folder: Path) -> dict[str, str]:
 
 
 def write_failures(folder: Path, reasons: dict[str, str]) -> None:
-    """Note why cells failed; for no reasons the note of the run before is removed."""
+    """Write the failed cells with their reasons; without any, the file is removed."""
     if reasons:
         atomic_write(folder / FILE, json.dumps(reasons, indent=1).encode())
     else:

@@ -1,4 +1,4 @@
-"""Job: a config and its folder; what is missing there, and running it. Imports no torch."""
+"""Job: a sweep from its config, to find and run its missing cells. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from tta_apm.bench.series import Series
 from tta_apm.data.dataset import DataSet
 from tta_apm.errors import UserError, writing
 
-# Keys that change no number: processes that differ in them share the work of a folder.
-OF_THE_MACHINE = ("DEVICE", "TOGETHER", "NUM_WORKERS", "LAUNCH", "OUTPUT_DIR")
-# The saved config has no such key: how a sweep is launched is no part of it.
+# Keys that change no number: they may differ between the processes that share a folder.
+MACHINE_KEYS = ("DEVICE", "TOGETHER", "NUM_WORKERS", "LAUNCH", "OUTPUT_DIR")
+# Keys that are not saved with the results.
 NOT_SAVED = ("LAUNCH",)
 
 
 class Job:
-    """A sweep to be run.
+    """A sweep to run.
 
     Args:
-        cfg: as `config.load` gives it.
-        redo: whether cells of another config or other code are replaced.
-        needs_images: whether the data set is looked at; if not, signatures of images are not
-            compared.
+        cfg: the config, from `config.load`.
+        redo: replace cells that were made under another config or with other code.
+        needs_images: load the data set; without it, images are not compared with records.
+
+    Attributes:
+        cells: all cells of the config.
+        dataset: the data set; None if it is not found or not needed.
+        reason: why the data set is not found; None if it is.
     """
 
     def __init__(self, cfg: CfgNode, *, redo: bool = False, needs_images: bool = True) -> None:
@@ -55,15 +59,15 @@ class Job:
         return missing(self.cells, self.folder, redo=self.redo, images=self.images)
 
     def units(self, todo: Sequence[Cell]) -> list[tuple[str, list[str]]]:
-        """What can be run apart from the rest, e.g. by several processes: the row and seed, and
-        the names of the cells."""
+        """The units of the cells in `todo`: for each a title (row and seed) and the names of its
+        cells."""
         names = {cell.name for cell in todo}
         return [(f"{series.row.text}, seed {series.seed}", list(series.names(unit, names)))
                 for series in Series.of(self.cells, self.cfg.SETTING)
                 for unit in series.units(names)]
 
     def require_images(self) -> None:
-        """Raise UserError if the images are not here."""
+        """Raise UserError if the images are not found."""
         if self.reason:
             raise self.reason
 
@@ -75,7 +79,7 @@ class Job:
             temporary.write_bytes(_without(self.cfg, NOT_SAVED).dump().encode())
 
     def run(self, todo: Sequence[Cell], claims: Claims) -> dict[str, str]:
-        """Run cells; returns the names of those that failed, with the reasons.
+        """Run the cells in `todo`; returns the names of those that failed, with the reasons.
 
         Raises:
             UserError: as Sweep.run.
@@ -83,9 +87,9 @@ class Job:
         from tta_apm.bench.sweep import Sweep
 
         assert self.dataset is not None  # else the reason was raised
-        claims.know({cell.name: cell.record_file(self.folder) for cell in todo})
+        claims.watch({cell.name: cell.record_file(self.folder) for cell in todo})
         failed = Sweep(self.cfg, self.cells, todo, self.folder, self.dataset, claims).run()
-        if self.redo:  # what could not be made again is no result of this config
+        if self.redo:  # the old records of failed cells are not results of this config
             for cell in self.cells:
                 if cell.name in failed:
                     remove_cell(cell.path(self.folder))
@@ -93,18 +97,18 @@ class Job:
 
 
 def shared_work(cfg: CfgNode) -> str:
-    """The text of what processes at work on one folder must have in common."""
-    text: str = _without(cfg, OF_THE_MACHINE).dump()
+    """A text of everything that processes which share a folder must have in common."""
+    text: str = _without(cfg, MACHINE_KEYS).dump()
     return text
 
 
 def has_records(folder: Path) -> bool:
-    """Whether any cell is recorded there."""
+    """Whether a results folder has any record."""
     return any(find_records(folder / "cells"))
 
 
 def find_dataset(cfg: CfgNode) -> tuple[DataSet | None, UserError | None]:
-    """The data set, or why it is not here: what is recorded can be shown without it."""
+    """The data set of a config, or the error if it is not found: tables can be shown without it."""
     from tta_apm.data.load import load_dataset
     from tta_apm.data.streams import domains
 

@@ -1,4 +1,4 @@
-"""Provenance: the commit and the versions that a record is made with."""
+"""Provenance: the commit and the package versions of a record."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """The commit of our code, "" where it is installed and no checkout."""
+    """The commit of our code; "" if it is not in a git checkout."""
     return commit_of(Path(__file__).parent)
 
 
 def commit_of(folder: Path) -> str:
     """The first 12 digits of the commit of a folder in a git checkout, else "".
 
-    A folder that merely lies inside a checkout, e.g. an unpacked archive, is not of its commit.
+    An untracked folder inside a checkout, e.g. an unpacked archive, has no commit.
     """
     if not ask_git(folder, "ls-files", "."):
         return ""
@@ -24,7 +24,7 @@ def commit_of(folder: Path) -> str:
 
 
 def ask_git(folder: Path, *words: str) -> str:
-    """What git says in a folder, "" if it fails or is not installed."""
+    """The output of a git command in a folder; "" if it fails or git is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], timeout=30, check=True,
                               capture_output=True, text=True, encoding="utf-8", errors="replace")
@@ -34,7 +34,7 @@ def ask_git(folder: Path, *words: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that make the numbers, those that are installed."""
+    """The versions of Python and of the installed packages that may affect numbers."""
     found = {"python": platform.python_version()}
     for name in ("tta-apm", "torch", "timm", "open_clip_torch", "robustbench", "numpy"):
         try:

@@ -130,14 +130,14 @@ def _launch(launcher: Launcher, job: Job, todo: Sequence[Cell], claims: Claims
         is_over = True
         raise
     finally:
-        if is_over or not launcher.goes_on:
+        if is_over or not launcher.outlives_command:
             launcher.stop()
-            claims.forget(launcher.id)
+            claims.release_launch(launcher.id)
     return failed
 
 
 def _how_to_go_on(launcher: Launcher | None) -> str:
-    if launcher and launcher.goes_on:
+    if launcher and launcher.outlives_command:
         return ("the workers go on; `tta-apm status` shows their progress, and so does the same "
                 "command")
     return "the same command goes on from there."

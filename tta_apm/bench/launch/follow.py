@@ -1,4 +1,4 @@
-"""Follow: what a sweep that workers run shows, read off its folder. Imports no torch."""
+"""Follow: show the progress of workers, read from the results folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from tta_apm.console import stop_if_asked
 from tta_apm.errors import UserError
 from tta_apm.progress import bar
 
-LOOK_SECONDS = 0.3
-END_SECONDS = 60.0  # for workers that have nothing left to do
+POLL_SECONDS = 0.3
+END_SECONDS = 60.0  # to wait for workers to end after the last cell
 
 
 def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]:
-    """Show what workers do until all cells are recorded or failed; returns the names of those that
-    failed, with the reasons.
+    """Show the progress of workers until all cells are recorded or failed.
+
+    Returns:
+        The names of the cells that failed, with the reasons.
 
     Raises:
-        UserError: if a worker finds that the sweep cannot be run, or all have ended before its end.
+        UserError: if a worker finds that the sweep cannot be run, or all workers end too early.
     """
     left = {cell.name: cell for cell in todo}
     failed: dict[str, str] = {}
-    told: set[int] = set()
+    reported: set[int] = set()
     with bar(len(left), "cell") as shown:
         while left:
             stop_if_asked()
-            endings = launcher.ended()  # before the look at the folder: what they did is then seen
+            endings = launcher.ended()  # first, so that the folder has all that these workers did
             state = read_state(job.folder)
             failures = read_failures(job.folder)
             for name in [name for name in state.done if name in left]:
@@ -51,8 +53,8 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
             for number, ending in endings.items():
                 if left:
                     _require_no_error(ending, job)
-                if ending.died and number not in told:
-                    told.add(number)
+                if ending.died and number not in reported:
+                    reported.add(number)
                     shown.write(f"worker {number} ended too early: {ending.died}; the others take "
                                 "over what it had begun", file=sys.stderr)
             if left and len(endings) == launcher.num_workers:
@@ -61,18 +63,20 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
                         f"all workers have ended, and {len(left)} cells are still missing: see "
                         f"{LOGS}/ in {job.folder}; the same command goes on from there")
             if left:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
     if len(failed) == len(todo):
         _require_nothing_worse(job, launcher)
     return failed
 
 
 def _require_nothing_worse(job: Job, launcher: Launcher) -> None:
-    """Raise UserError if a worker finds that the sweep cannot be run: one that checks it may be
-    slower than those that fail cell by cell."""
+    """Wait for all workers; UserError if one finds that the sweep cannot be run.
+
+    The worker that checks the whole sweep may end after those whose cells all failed.
+    """
     end = time.monotonic() + END_SECONDS
     while len(endings := launcher.ended()) < launcher.num_workers and time.monotonic() < end:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     for ending in endings.values():
         _require_no_error(ending, job)
 
@@ -83,10 +87,10 @@ def _require_no_error(ending: Ending, job: Job) -> None:
 
 
 def _doing(state: State) -> str:
-    """Who is at work on how much."""
+    """The numbers of busy workers and of their cells."""
     busy = [worker for worker in state.workers.values() if worker.runs and worker.cells]
     cells = sum(len(worker.cells) for worker in busy)
-    return f"{len(busy)} workers on {cells} cells" if busy else "no worker is at it yet"
+    return f"{len(busy)} workers on {cells} cells" if busy else "no worker has begun yet"
 
 
 def _recorded(cell: Cell, job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Launcher: the contract of what starts workers. Imports no torch."""
+"""Launcher: the interface of launchers, which start workers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ class Launcher(ABC):
     """Starts workers: processes that call `worker.work` with an Order each.
 
     Args:
-        cfg: of the sweep; its section LAUNCH holds what a launcher may be told.
-        address: of a cluster that is there; "" for none.
+        cfg: the config of the sweep; its section LAUNCH has the resources of a worker.
+        num_workers: the number of workers to start.
+        address: the address of a running cluster; "" for none.
 
     Attributes:
-        takes_address: whether `address` means anything to it.
-        goes_on: whether the workers outlive the command that started them.
-        id: of this one among all launchers.
+        takes_address: whether it uses `address`.
+        outlives_command: whether the workers go on after the command that started them.
+        id: a random id of this launcher.
 
     Raises:
-        UserError: where it cannot be used, e.g. without its package.
+        UserError: if it cannot be used, e.g. without its package.
     """
 
     takes_address = False
-    goes_on = False
+    outlives_command = False
 
     def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
         self.cfg = cfg
@@ -42,27 +43,27 @@ class Launcher(ABC):
         self.id = secrets.token_hex(4)
 
     def orders(self, *, redo: bool) -> list[Order]:
-        """What each worker is told, where nothing else is to be said of the machine."""
+        """The order of each worker; a subclass may add threads and environment variables."""
         return [Order(number, self.num_workers, str(self.folder), str(Path.cwd()), redo,
                       launch=self.id)
                 for number in range(1, self.num_workers + 1)]
 
     @abstractmethod
     def start(self, orders: Sequence[Order]) -> str:
-        """Start a worker for each order; returns what the user may want to know, in a line."""
+        """Start a worker for each order; returns a line on them for the user."""
 
     @abstractmethod
     def ended(self) -> dict[int, Ending]:
-        """The workers that have ended, by number. Does not wait."""
+        """The workers that have ended, by number; does not wait."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End the workers that are left, and wait until they have ended."""
+        """Stop all workers and wait until they have ended."""
 
     def describe(self, command: Sequence[str]) -> str:
-        """What `--dry-run` shows of the start, e.g. a batch script; "" for nothing.
+        """A text that `--dry-run` prints, e.g. a batch script; "" for none.
 
         Args:
-            command: the words of a command line that does the work of one worker.
+            command: the command line, in words, that does the work of one worker.
         """
         return ""

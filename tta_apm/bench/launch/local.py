@@ -18,14 +18,14 @@ from tta_apm.bench.launch.launcher import Launcher
 from tta_apm.bench.launch.worker import GRACE_SECONDS, Ending, Order, work
 from tta_apm.data.workers import free_cores
 
-# What the libraries below torch and numpy read.
+# The libraries below torch and numpy read these.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Local(Launcher):
-    """Processes of this machine. One that is killed leaves its work to the others.
+    """Starts processes on this machine.
 
-    Each has a pool of one process of its own, so that its death does not end theirs.
+    Each is in a pool of its own, since the death of a process ends all processes of its pool.
     """
 
     def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
@@ -35,7 +35,7 @@ class Local(Launcher):
         self.futures: dict[int, Future[Ending]] = {}
 
     def orders(self, *, redo: bool) -> list[Order]:
-        """As Launcher.orders, with a GPU for each in turn, or a share of the cores."""
+        """As Launcher.orders; each worker gets a GPU, round robin, or a share of the cores."""
         gpus = _gpus() if self.cfg.DEVICE in ("auto", "cuda") else []
         share = max(1, free_cores() // self.num_workers)
         threads = {name: os.environ.get(name, str(share)) for name in THREADS}
@@ -68,7 +68,7 @@ class Local(Launcher):
         end = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < end and not all(map(Future.done, self.futures.values())):
             time.sleep(0.05)
-        # All has been given back, or never will be; an interpreter's own end may take its time.
+        # The claims are released by now; the end of an interpreter may take longer.
         for pid in started.values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ class Local(Launcher):
             pool.shutdown()
 
     def _started(self) -> dict[int, int]:
-        """The processes by number; waits until they have started, and leaves out one that died."""
+        """The process ids by number, without those that died; waits until all have started."""
         return {number: pid.result() for number, pid in self.pids.items()
                 if pid.exception() is None}
 
@@ -85,11 +85,11 @@ def _ending(future: Future[Ending]) -> Ending:
     try:
         return future.result()
     except BrokenProcessPool:
-        return Ending(died="it was killed, e.g. for want of memory")
+        return Ending(died="it was killed, e.g. for lack of memory")
 
 
 def _leave_interrupts_to_the_parent() -> None:
-    """A Ctrl-C reaches all processes of a terminal; the parent stops this one."""
+    """Ignore Ctrl-C, which reaches all processes of a terminal: the parent stops this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""Ray: workers as actors of a Ray cluster, which places them and starts lost ones anew."""
+"""Ray: workers as actors of a Ray cluster, which places them and restarts lost ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tta_apm.bench.launch.launcher import Launcher
 from tta_apm.bench.launch.worker import GRACE_SECONDS, Ending, Order, work
 from tta_apm.errors import UserError, explain
 
-PORT = 6379  # of a Ray cluster's head, where an address names none
+PORT = 6379  # of a Ray cluster's head, if the address has none
 ANSWER_SECONDS = 5.0
 # A cluster that is started here talks to nobody.
 ALONE = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -71,7 +71,7 @@ class Ray(Launcher):
                 f"{nodes} node{'s' * (nodes > 1)}")
 
     def orders(self, *, redo: bool) -> list[Order]:
-        """As Launcher.orders, with as many threads as cores."""
+        """As Launcher.orders; each worker gets as many threads as cores."""
         threads = max(1, self.cfg.LAUNCH.CPUS)
         return [replace(order, num_threads=threads, environment={"OMP_NUM_THREADS": str(threads)})
                 for order in super().orders(redo=redo)]
@@ -97,7 +97,7 @@ class Ray(Launcher):
             return Ending(died=explain(error))
 
     def _share(self) -> tuple[float, float]:
-        """Cores and GPUs of a worker."""
+        """The cores and GPUs of a worker."""
         launch = self.cfg.LAUNCH
         has_gpus = self.ray.cluster_resources().get("GPU", 0) > 0
         wants_gpu = self.cfg.DEVICE != "cpu" and has_gpus

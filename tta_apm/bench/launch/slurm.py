@@ -1,4 +1,4 @@
-"""Slurm: workers as the jobs of an array, submitted by submitit; or the batch script to submit."""
+"""Slurm: workers as jobs of an array, submitted by submitit, or a batch script to submit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tta_apm.bench.launch.worker import LOGS, Ending, Order, work
 from tta_apm.config.launch import minutes
 from tta_apm.errors import UserError, explain
 
-# Before the time is up or the machine is taken back, so that a worker gives back its claims.
+# Slurm sends SIGUSR1 so long before a job's time is up, so that a worker can release its claims.
 WARNING_SECONDS = 90
-# submitit's name of what runs the jobs; "local" is this machine, which serves tests.
+# submitit's name of the cluster; tests use "local", this machine.
 CLUSTER = "slurm"
 
 
 class Task:
-    """What a job runs. Taken back by the scheduler, it is put into the queue again."""
+    """The function of a job; submitit requeues it if the scheduler ends it."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -32,7 +32,7 @@ class Task:
         ending = work(self.order)
         handler = handlers.get(signal.Signals(ending.signal)) if ending.signal else None
         if callable(handler):
-            handler(ending.signal, None)  # submitit's, which asks `checkpoint` and ends the process
+            handler(ending.signal, None)  # submitit's: it calls `checkpoint` and ends the process
         return ending
 
     def checkpoint(self) -> Any:
@@ -41,9 +41,9 @@ class Task:
 
 
 class Slurm(Launcher):
-    """An array of jobs by the keys of LAUNCH. They outlive the command that follows them."""
+    """Submits an array of jobs with the resources of LAUNCH; they go on after the command."""
 
-    goes_on = True
+    outlives_command = True
 
     def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
         super().__init__(cfg, num_workers, address)
@@ -81,7 +81,7 @@ class Slurm(Launcher):
                 job.cancel(check=False)
 
     def describe(self, command: Sequence[str]) -> str:
-        """A batch script of as many identical commands, which share the folder's work."""
+        """A batch script that runs the command once per worker; the commands share the folder."""
         launch = self.cfg.LAUNCH
         limit = f"%{launch.ARRAY_LIMIT}" if launch.ARRAY_LIMIT else ""
         lines = {"job-name": "tta-apm", "array": f"1-{self.num_workers}{limit}",
@@ -101,7 +101,7 @@ class Slurm(Launcher):
         return gpus if gpus >= 0 else int(self.cfg.DEVICE != "cpu")
 
     def _parameters(self) -> dict[str, Any]:
-        """As submitit calls them."""
+        """The resources by submitit's names."""
         launch = self.cfg.LAUNCH
         generic = {"name": "tta-apm", "nodes": 1, "tasks_per_node": 1,
                    "gpus_per_node": self._gpus(), "cpus_per_task": launch.CPUS,
@@ -118,5 +118,5 @@ def _ending(job: Any) -> Ending:
     try:
         ending: Ending = job.result()
         return ending
-    except Exception as error:  # of submitit, for a job that left no result
+    except Exception as error:  # submitit raises for a job without a result
         return Ending(died=explain(error))

@@ -1,4 +1,4 @@
-"""Worker: one process that runs cells of a folder until none is left. Imports no torch."""
+"""Worker: a process that runs the cells of a folder until none is left. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from typing import NamedTuple
 from tta_apm.console import Interrupts
 from tta_apm.errors import UserError, name_and_text
 
-LOGS = "logs"  # folder of the workers' output, in the folder of the results
-LOOK_SECONDS = 1.0  # between looks whether the process that started it still lives
-GRACE_SECONDS = 10.0  # to end by itself
+LOGS = "logs"  # folder of the workers' output, in the results folder
+POLL_SECONDS = 1.0  # between checks whether the parent process still lives
+GRACE_SECONDS = 10.0  # for a worker to end after a signal, before it is killed
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is told.
+    """The instructions for a worker.
 
     Args:
-        number: of the worker, from 1.
-        num_workers: that share the sweep.
-        folder: of the results, absolute; its config.yaml is the config.
-        start_folder: where the command was typed: what relative paths of the config start from.
+        number: the number of the worker, from 1.
+        num_workers: the number of workers that share the sweep.
+        folder: the results folder, absolute; its config.yaml is the config.
+        start_folder: the working folder of the command, for relative paths in the config.
         redo: as `tta-apm --redo`.
-        num_threads: for the worker's share of the cores; 0 for all.
+        num_threads: the number of threads; 0 for all cores.
         environment: variables to set before torch is imported.
-        parent: the process that it shall not outlive; 0 for none.
-        launch: what the orders of one launcher have in common; "" for nothing.
+        parent: the id of the process that the worker must not outlive; 0 for none.
+        launch: the id of the launcher; "" for none.
     """
 
     number: int
@@ -52,8 +52,7 @@ class Order:
 
     @property
     def id(self) -> str:
-        """The same for a worker that is started again in another's place; "" if that is not told.
-        """
+        """An id that a restarted worker shares with the one that it replaces; "" if unknown."""
         return f"{self.launch}/{self.number}" if self.launch else ""
 
     @property
@@ -65,9 +64,9 @@ class Ending(NamedTuple):
     """How a worker ended.
 
     Args:
-        error: why the sweep cannot be run, in a sentence; "" for no such reason.
-        died: how it ended before its work did; "" if it went to the end.
-        signal: that it stopped for; 0 for none.
+        error: why the sweep cannot be run, a sentence; "" if it can.
+        died: why the worker ended too early; "" if it did not.
+        signal: the number of the signal that stopped it; 0 for none.
     """
 
     error: str = ""
@@ -76,7 +75,7 @@ class Ending(NamedTuple):
 
 
 def work(order: Order) -> Ending:
-    """Run cells of a folder until none is left. What it prints goes to logs/worker-N.log there."""
+    """Run the cells of a folder until none is left. The output goes to logs/worker-N.log there."""
     os.environ.update(order.environment)
     folder = Path(order.folder)
     if not (folder / "config.yaml").is_file():
@@ -87,14 +86,14 @@ def work(order: Order) -> Ending:
     with _output_to(log), Interrupts(take_over=True) as signals:
         try:
             os.chdir(order.start_folder)
-            # timm's import uses what newer torch deprecates: nothing that a user could act on.
+            # timm's import calls functions that newer torch deprecates.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
             _run(order, folder)
             return Ending()
         except KeyboardInterrupt:
             return Ending(signal=signals.number)
         except Exception as error:
-            if signals.number:  # it is of code that takes a signal for something else
+            if signals.number:  # a library turned our KeyboardInterrupt into this error
                 return Ending(signal=signals.number)
             if isinstance(error, UserError):
                 return Ending(f"{order.name} on {platform.node()}: {error}")
@@ -122,7 +121,7 @@ def _run(order: Order, folder: Path) -> None:
 
 @contextmanager
 def _output_to(file: Path) -> Iterator[None]:
-    """Within, standard output and error are appended to a file."""
+    """Append standard output and error to a file inside the `with` block."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -143,13 +142,13 @@ def _output_to(file: Path) -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when `parent`, which started it, is no more: nobody waits for it then."""
-    def look() -> None:
+    """End this process when `parent`, which started it, has ended."""
+    def wait_for_parent() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)  # so that it gives its claims back
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)  # so that it releases its claims
         time.sleep(GRACE_SECONDS)
         os._exit(1)
 
     if parent:
-        threading.Thread(target=look, daemon=True).start()
+        threading.Thread(target=wait_for_parent, daemon=True).start()
