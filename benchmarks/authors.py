@@ -1,11 +1,12 @@
-"""Eight methods against the code of their authors, or its port in online-tta, on the same work.
+"""Ten methods against the code of their authors, or its port in online-tta, on the same work.
 
     python benchmarks/authors.py CLONES
     python benchmarks/authors.py CLONES --classifier torchvision/resnet18 --size 224 --images 16
 
 CLONES is a folder of clones, each by its own name, none of which is part of this repository:
-https://github.com/mr-eggplant/EATA, mr-eggplant/SAR, Jhyun17/DeYO, matsuolab/T3A, and
-mariodoebler/test-time-adaptation (online-tta) for CoTTA, ROID (its authors' own), RoTTA and LAME.
+https://github.com/mr-eggplant/EATA, mr-eggplant/SAR, Jhyun17/DeYO, matsuolab/T3A,
+TaesikGong/NOTE, and mariodoebler/test-time-adaptation (online-tta) for CoTTA, ROID (its authors'
+own), RoTTA, AdaContrast's online form and LAME.
 A method whose clone is not there is left out.
 
 Both sides adapt copies of one network, of random weights in the same memory layout, to the same
@@ -142,6 +143,52 @@ def rotta(bench: Bench) -> tuple[Side, Side]:
     return bench.ours("rotta", lr=LR, optimizer="sgd", memory=size, update_every=size), theirs
 
 
+def note(bench: Bench) -> tuple[Side, Side]:
+    """One update for each batch. Theirs runs each image twice, for its label in the memory and for
+    its prediction; what it writes into files is left out."""
+    size = len(bench.batch)
+    words = argparse.Namespace(
+        gpu_idx=0, use_learned_stats=True, bn_momentum=0.01, iabn=True, iabn_k=4.0, skip_thres=1,
+        update_every_x=size, memory_type="PBRS", epoch=1, no_optim=False, no_adapt=False,
+        temperature=1.0, opt={"num_class": bench.num_classes, "batch_size": size})
+    conf, base = types.ModuleType("conf"), types.ModuleType("learner.dnn")
+    conf.args = words  # type: ignore[attr-defined]
+    base.DNN = object  # type: ignore[attr-defined]
+    package = types.ModuleType("learner")
+    package.__path__ = [str(bench.clones / "NOTE" / "learner")]
+    sys.modules |= {"conf": conf, "learner": package, "learner.dnn": base}
+    sys.path.insert(0, str(bench.clones / "NOTE"))
+    module = importlib.import_module("learner.note")
+    theirs = module.NOTE.__new__(module.NOTE)
+    theirs.net = module.convert_iabn(copy.deepcopy(bench.network)).to(bench.batch.device)
+    theirs.__init__()
+    theirs.optimizer = torch.optim.Adam(theirs.net.parameters(), lr=LR)
+    theirs.mem = module.memory.PBRS(size)
+    theirs.log_loss_results = lambda *_, **__: None
+
+    def predict(number: int, condition: str, sample: Any) -> Tensor:
+        with torch.no_grad():
+            return theirs.net.eval()(torch.stack(sample[0]))
+    theirs.evaluation_online = predict
+
+    @torch.enable_grad()
+    def adapt(images: Tensor) -> None:
+        theirs.target_train_set = images, *torch.zeros(2, len(images), dtype=torch.long)
+        for number in range(1, len(images) + 1):
+            theirs.train_online(number)
+    return bench.ours("note", lr=LR, memory=size, update_every=size), adapt
+
+
+def adacontrast(bench: Bench) -> tuple[Side, Side]:
+    """With the views, which theirs makes of pictures of 8 bits, one by one."""
+    from tta_apm.interop.hosts.online_tta_methods import OnlineTta
+
+    words = ("OPTIM.METHOD", "SGD", "OPTIM.LR", LR, "OPTIM.WD", 1e-4, "CONTRAST.TEMPERATURE", 0.07)
+    theirs = OnlineTta(bench.network, repo=str(bench.clones / HOST), name="adacontrast",
+                       options=list(map(str, words)))
+    return bench.ours("adacontrast", lr=LR), theirs
+
+
 def lame(bench: Bench) -> tuple[Side, Side]:
     return bench.ours("lame"), bench.hosted("lame", "LAME.AFFINITY", "kNN", "LAME.FORCE_SYMMETRY",
                                             True)
@@ -169,7 +216,8 @@ def t3a(bench: Bench) -> tuple[Side, Side]:
 
 SIDES: dict[str, Callable[[Bench], tuple[Side, Side]]] = {
     function.__name__: function
-    for function in (eata, sar, deyo, cotta, cotta_views, roid, rotta, lame, t3a)}
+    for function in (eata, sar, deyo, cotta, cotta_views, roid, rotta, note, adacontrast,
+                     lame, t3a)}
 
 
 def main() -> None:

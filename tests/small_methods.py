@@ -13,12 +13,14 @@ from tta_apm.registry import METHODS
 # The methods of this package, whatever plug-ins a test has imported.
 NAMES = sorted(point.name for point in entry_points(group=METHODS.group))
 APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
-SMALL = {"apm": APM,
+SMALL = {"adacontrast": dict(queue=64),
+         "apm": APM,
          "apm_surviving": APM,
          "cotta": dict(num_views=2),
          "eata": dict(fisher_alpha=1.0, diversity_margin=0.4, num_fisher_images=64),
          "memo": dict(num_views=4),
          "memo_surviving": dict(num_views=4, optimizer="adamw"),
+         "note": dict(memory=8, update_every=8),
          "one_sample": dict(net="mlp", hidden=(48,), steps=3),
          "tpt": dict(num_views=10),
          "tpt_surviving": dict(num_views=10),

@@ -100,7 +100,8 @@ def test_tent_on_a_clip_does_what_a_plain_one_does(vit_clip, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [
-    "tent", "eata", "sar", "deyo", "cotta", "roid", "rotta", "lame", "t3a", "memo", "source"])
+    "tent", "eata", "sar", "deyo", "cotta", "roid", "rotta", "note", "adacontrast", "lame", "t3a",
+    "memo", "source"])
 def test_methods_of_classifiers_run_on_it_and_leave_it_as_it_was(name, vit_clip, images):
     keywords = {**SMALL.get(name, {}), **({"fisher_alpha": 0.0} if name == "eata" else {})}
     clip = copy.deepcopy(vit_clip).float()

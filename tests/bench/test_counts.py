@@ -61,6 +61,8 @@ class Plain(Method):
 @pytest.mark.parametrize("name, updated, forwards, backwards", [
     ("source", 0, 1, 0), ("norm", 0, 1, 0), ("lame", 0, 1, 0), ("t3a", 0, 1, 0),
     ("clip_zero_shot", 0, 1, 0), ("tent", 1, 1, 1), ("rmt", 1, 4, 3),
+    # Two views and the image, two views through the momentum copy.
+    ("adacontrast", 1, 5, 1),
     # One view and the image; a step on the views.
     ("memo", 1, SMALL["memo"]["num_views"] + 1, SMALL["memo"]["num_views"]),
     ("ttt", 1, SMALL["ttt"]["steps"] * SMALL["ttt"]["num_views"] + 1,
@@ -91,6 +93,7 @@ def test_methods_tell_what_they_chose(make_method):
                                    "forwards": 1 + 2 * rotta["updated"],
                                    "backwards": rotta["updated"]})
     assert 0.5 < rotta["updated"] <= 1
+    assert did(make_method("note")) == {"updated": 1, "forwards": 2, "backwards": 1, "resets": 0}
 
 
 def test_sar_goes_twice_and_cotta_by_its_views(make_method):

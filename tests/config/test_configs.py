@@ -78,6 +78,8 @@ def test_methods_of_classifiers_have_a_file_that_says_what_is_published(benchmar
             assert told, file
     wanted = {"eata", "sar", "deyo", "cotta", "roid", "rotta", "lame", "t3a"}
     assert found and all(wanted <= rows for rows in found.values())
+    if benchmark in ("digits_c", "cifar10_c", "cifar100_c", "imagenet_c"):
+        assert all({"note", "adacontrast"} <= rows for rows in found.values())
     if benchmark in ("cifar10_c", "cifar100_c", "imagenet_c"):
         assert found.keys() == {"continual", "reset", "correlated", "mixed_domains"}
 

@@ -20,18 +20,21 @@ class Adapted:
         lr: learning rate.
         optimizer: "adam" (betas 0.9, 0.999) or "sgd" (momentum 0.9).
         owner: name of the method, for error messages.
+        weight_decay, nesterov: of "sgd".
 
     Raises:
         UserError: for an unknown optimizer.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, lr: float, optimizer: str,
-                 owner: str) -> None:
+                 owner: str, weight_decay: float = 0.0, nesterov: bool = False) -> None:
         choose(owner, "optimizer", optimizer, OPTIMIZERS)
         self.parameters = list(parameters)
         self.source = [parameter.detach().clone() for parameter in self.parameters]
         self.lr = lr
         self.optimizer_name = optimizer
+        self.weight_decay = weight_decay
+        self.nesterov = nesterov
         self.restore()
 
     @torch.no_grad()
@@ -42,7 +45,8 @@ class Adapted:
             parameter.grad = None
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(self.parameters, lr=self.lr) if self.optimizer_name == "adam" else
-            torch.optim.SGD(self.parameters, lr=self.lr, momentum=0.9))
+            torch.optim.SGD(self.parameters, lr=self.lr, momentum=0.9,
+                            weight_decay=self.weight_decay, nesterov=self.nesterov))
 
     def step(self, loss: Tensor) -> None:
         """Make one update that reduces `loss`, a scalar."""
