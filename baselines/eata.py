@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.backbones.once import once_per_sweep
+from tta_apm.backbones.tensor_cache import precomputed
 from tta_apm.errors import UserError, at_least, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.adapted import Adapted
@@ -94,8 +94,8 @@ class Eata(Method):
         if fisher_alpha and source is not None:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(source), generator=generator)[:num_fisher_images]
-            known = once_per_sweep("fisher", partial(self._fisher, source, chosen,
-                                                     fisher_batch_size))
+            known = precomputed("fisher", partial(self._fisher, source, chosen,
+                                                  fisher_batch_size))
             self.fisher = [known[str(index)].to(parameter) for index, parameter
                            in enumerate(self.adapted.parameters)]
         self.reset()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta_apm.backbones.classifiers import Classifier
-from tta_apm.backbones.once import once_per_sweep
+from tta_apm.backbones.tensor_cache import precomputed
 from tta_apm.errors import UserError, at_least, between, choose, positive
 from tta_apm.method import Method, Source
 from tta_apm.toolbox.adapted import ema_update
@@ -115,7 +115,7 @@ class Rmt(Method):
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(leaves, lr=lr) if optimizer == "adam" else
             torch.optim.SGD(leaves, lr=lr, momentum=0.9, nesterov=True))
-        self._start = once_per_sweep("start", lambda: self._set_up(
+        self._start = precomputed("start", lambda: self._set_up(
             num_warm_up // warm_up_batch_size))
         if lambda_contrast:
             prototypes = self._start["prototypes"].to(leaves[0].device)

@@ -112,11 +112,11 @@ def test_every_setting_gives_the_same_bytes_alone_together_and_shared(command, t
 
 
 # Its constructor notes each time that the work before all images is done.
-ONCE = """
+PRECOMPUTED = """
 import os
 from pathlib import Path
 import torch
-from tta_apm.backbones.once import once_per_sweep
+from tta_apm.backbones.tensor_cache import precomputed
 from tta_apm.method import Method, register
 
 @register("set_up_once")
@@ -126,7 +126,7 @@ class SetUpOnce(Method):
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
-        self.scale = once_per_sweep("scale", self.work)["scale"]
+        self.scale = precomputed("scale", self.work)["scale"]
 
     def work(self):
         with open(Path(__file__).with_suffix(".txt"), "a") as file:
@@ -142,13 +142,13 @@ class SetUpOnce(Method):
 
 
 def test_what_comes_before_all_images_is_worked_out_by_one_of_them(command, tmp_path):
-    (tmp_path / "plugin.py").write_text(ONCE)
+    (tmp_path / "plugin.py").write_text(PRECOMPUTED)
     config = {**FEW, "METHODS": ["set_up_once", "source"], "PLUGINS": [str(tmp_path / "plugin.py")]}
     assert cli.main(command(config, "two", "--workers", "2")) == cli.OK
     assert len((tmp_path / "plugin.txt").read_text().split()) == 1
     logs = [(tmp_path / f"two/logs/worker-{number}.log").read_text() for number in (1, 2)]
     assert all("set_up_once" in log for log in logs)
-    assert not (tmp_path / "two/.once").exists()
+    assert not (tmp_path / "two/.precomputed").exists()
 
 
 def test_ray_gives_the_same_bytes(command, tmp_path, capsys):

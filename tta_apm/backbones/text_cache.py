@@ -2,7 +2,7 @@
 
 There is one file per model, weights, class names and templates, in
 $XDG_CACHE_HOME/tta_apm/text_features or ~/.cache/tta_apm/text_features. Processes that need the
-same features at the same time compute them once; see once.py.
+same features at the same time compute them once; see tensor_cache.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tta_apm.backbones.once import once
+from tta_apm.backbones.tensor_cache import load_or_compute
 from tta_apm.cache import cache_folder
 
 NAME = "text_features"
@@ -38,7 +38,7 @@ def cached(compute: Callable[[], Tensor], *, model: str, weights: str, class_nam
     if where is None:
         return compute()
     file = where / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    return once(file, lambda: {NAME: compute()})[NAME]
+    return load_or_compute(file, lambda: {NAME: compute()})[NAME]
 
 
 def folder() -> Path | None:

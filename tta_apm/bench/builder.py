@@ -15,7 +15,7 @@ from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
 from tta_apm.backbones.image_tower import suited
-from tta_apm.backbones.once import folder_of_method
+from tta_apm.backbones.tensor_cache import folder_of_method
 from tta_apm.bench import measure
 from tta_apm.bench.evaluate import SourceImages
 from tta_apm.bench.isolation import Guard, MethodError, IsolationError
@@ -35,9 +35,9 @@ class Builder:
     """Builds runs, and keeps the backbones that they share.
 
     Args:
-        once_folder: the folder for results of one-time setup (e.g. text features), so that neither
-            another process of the sweep nor a second build of a run computes them again. None
-            stores nothing.
+        precomputed_folder: the folder for what methods compute before all images (e.g. RMT's
+            warm-up), so that neither another process of the sweep nor a second build of a run
+            computes it again. None stores nothing.
 
     Attributes:
         runs: the runs that were built and not yet released.
@@ -45,11 +45,11 @@ class Builder:
     """
 
     def __init__(self, cfg: CfgNode, dataset: DataSet, device: torch.device,
-                 once_folder: Path | None = None) -> None:
+                 precomputed_folder: Path | None = None) -> None:
         self.cfg = cfg
         self.dataset = dataset
         self.device = device
-        self.once_folder = once_folder
+        self.precomputed_folder = precomputed_folder
         self.backbones: dict[str, Backbone] = {}
         self.runs: dict[Series, Run] = {}
         self.held_mb: dict[str, float] = {}
@@ -151,11 +151,11 @@ class Builder:
     def _folder_of(self, series: Series) -> Path | None:
         """The folder for the one-time setup of a row and seed. It depends on device, threads and
         torch's version, which may change the rounding."""
-        if self.once_folder is None:
+        if self.precomputed_folder is None:
             return None
         first = next(iter(series.cells.values()))
-        return self.once_folder / hash_text(first.fingerprint, str(series.seed),
-                                            describe(self.device), torch.__version__)
+        return self.precomputed_folder / hash_text(first.fingerprint, str(series.seed),
+                                                   describe(self.device), torch.__version__)
 
 
 def explained(error: BaseException) -> str:

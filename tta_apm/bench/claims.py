@@ -30,7 +30,8 @@ from tta_apm.errors import UserError, writing
 from tta_apm.lock import READ_ONLY, briefly_locked
 
 FILE = ".workers"
-ONCE = ".once"  # folder of the results of one-time setup: see backbones.once
+# Folder of the results of one-time setup: see backbones.tensor_cache.
+PRECOMPUTED = ".precomputed"
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # without a heartbeat, after which a process elsewhere counts as dead
 MAX_DEATHS = 3  # a cell fails if so many processes died while they had claimed it
@@ -272,7 +273,7 @@ class Claims:
             if not state.workers:
                 state.work, state.done, state.deaths = self.work, [], {}
                 write_failures(self.folder, {})
-                self._remove_once()
+                self._remove_precomputed()
             if state.work != self.work:
                 holder = next(iter(state.workers.values()))
                 if any(worker.machine == machine() or self._was_heard(key, worker)
@@ -310,14 +311,14 @@ class Claims:
                 state.workers[self.id] = self.me
                 self.is_crowded |= self._is_crowded(state)
             if not state.workers:
-                self._remove_once()
+                self._remove_precomputed()
                 (self.folder / FILE).unlink(missing_ok=True)
             elif (text := state.text()) != before:
                 with atomic_path(self.folder / FILE, durable=False) as temporary:
                     temporary.write_bytes(text)
 
-    def _remove_once(self) -> None:
-        shutil.rmtree(self.folder / ONCE, ignore_errors=True)
+    def _remove_precomputed(self) -> None:
+        shutil.rmtree(self.folder / PRECOMPUTED, ignore_errors=True)
 
     def _fail_deadly(self, name: str, state: State) -> None:
         """Fail a cell if MAX_DEATHS processes died while they ran it."""

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import find_kind
 from tta_apm.bench.builder import Builder, RowError, explained
-from tta_apm.bench.claims import ONCE, Claims, Taken
+from tta_apm.bench.claims import PRECOMPUTED, Claims, Taken
 from tta_apm.bench.evaluate import Evaluation
 from tta_apm.bench.isolation import MethodError, IsolationError
 from tta_apm.bench.one_pass import OnePass, Outcome, BackboneChanged
@@ -65,7 +65,7 @@ class Sweep:
         self.device = choose_device(cfg.DEVICE)
         self.dataset = dataset
         self.claims = claims
-        self.builder = Builder(cfg, dataset, self.device, folder / ONCE)
+        self.builder = Builder(cfg, dataset, self.device, folder / PRECOMPUTED)
         self.failed: dict[str, str] = {}  # names of cells, with the reasons
         self.slowness: Counter[Series] = Counter()  # how often a row has left faster ones
         self.alone: set[Series] = set()  # rows that must run without others

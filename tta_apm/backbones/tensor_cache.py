@@ -1,4 +1,4 @@
-"""once: tensors that take long to compute, cached in a file that processes share.
+"""Tensors that take long to compute, cached in a file that processes share.
 
 The first process computes them; others that need them meanwhile wait for the file. Tensors from the
 file are bit-identical to computed ones.
@@ -26,7 +26,7 @@ Tensors = dict[str, Tensor]
 folder_of_method: ContextVar[Path | None] = ContextVar("folder_of_method", default=None)
 
 
-def once(file: Path, compute: Callable[[], Tensors]) -> Tensors:
+def load_or_compute(file: Path, compute: Callable[[], Tensors]) -> Tensors:
     """Tensors by name from `file`, or from `compute()`, whose result is then stored there.
 
     Tensors from the file are on the CPU. An unreadable file is replaced. If the folder is not
@@ -46,7 +46,7 @@ def once(file: Path, compute: Callable[[], Tensors]) -> Tensors:
     return found
 
 
-def once_per_sweep(name: str, compute: Callable[[], Tensors]) -> Tensors:
+def precomputed(name: str, compute: Callable[[], Tensors]) -> Tensors:
     """Tensors that a method's constructor computes before all images, e.g. the state after warm-up.
 
     All processes of a sweep share them for the same row and seed. Outside of a sweep nothing is
@@ -57,7 +57,7 @@ def once_per_sweep(name: str, compute: Callable[[], Tensors]) -> Tensors:
         compute: returns tensors by name, which must depend on the method's arguments only.
     """
     folder = folder_of_method.get()
-    return compute() if folder is None else once(folder / f"{name}.safetensors", compute)
+    return compute() if folder is None else load_or_compute(folder / f"{name}.safetensors", compute)
 
 
 def _read(file: Path) -> Tensors | None:

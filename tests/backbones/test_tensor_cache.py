@@ -1,4 +1,4 @@
-"""once: what takes long is worked out by one process, whoever asks."""
+"""tensor_cache: one process computes, the others wait for its file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tta_apm_baselines.eata import Eata
 from tta_apm_baselines.rmt import Rmt
 
 from tta_apm.backbones import libraries
-from tta_apm.backbones import once as module
-from tta_apm.backbones.once import folder_of_method, once, once_per_sweep
+from tta_apm.backbones import tensor_cache as module
+from tta_apm.backbones.tensor_cache import folder_of_method, load_or_compute, precomputed
 from tta_apm.errors import UserError
 
 RMT = dict(num_warm_up=96, warm_up_batch_size=32)
@@ -40,7 +40,7 @@ def test_whoever_asks_meanwhile_waits_for_the_first(tmp_path):
         return numbers()
 
     def ask():
-        found.append(once(tmp_path / "folder/kept.safetensors", work))
+        found.append(load_or_compute(tmp_path / "folder/kept.safetensors", work))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -57,22 +57,22 @@ def test_a_full_disk_is_no_hindrance(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr("tta_apm.lock._try", refuse)
     monkeypatch.setattr(module, "atomic_path", refuse)
-    assert equal(once(tmp_path / "kept.safetensors", numbers), numbers())
+    assert equal(load_or_compute(tmp_path / "kept.safetensors", numbers), numbers())
 
 
 def test_an_error_leaves_nothing_and_the_next_one_works_it_out(tmp_path):
     def fail():
         raise UserError("no luck")
     with pytest.raises(UserError, match="no luck"):
-        once(tmp_path / "kept.safetensors", fail)
+        load_or_compute(tmp_path / "kept.safetensors", fail)
     assert not list(tmp_path.iterdir())
-    assert equal(once(tmp_path / "kept.safetensors", numbers), numbers())
+    assert equal(load_or_compute(tmp_path / "kept.safetensors", numbers), numbers())
 
 
 def test_nothing_is_kept_outside_of_a_sweep():
     calls = []
     for _ in range(2):
-        once_per_sweep("numbers", lambda: calls.append(None) or numbers())
+        precomputed("numbers", lambda: calls.append(None) or numbers())
     assert len(calls) == 2
 
 
