@@ -42,7 +42,7 @@ def describe(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' * (threads > 1)}"
+    return f"{_cpu_name()}, {threads} {'threads' if threads > 1 else 'thread'}"
 
 
 def _cpu_name() -> str:

@@ -99,7 +99,7 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
     """Wait until the lock is free, and take it. UserError if it is held for other work."""
     lock: _SystemLock | _FileLock = _SystemLock(folder / NAME)
     before: dict[str, Any] | None = None
-    told = False
+    is_announced = False
     while True:
         lock, is_taken = _try(folder, lock, about)
         if is_taken:
@@ -112,10 +112,10 @@ def _wait(folder: Path, about: dict[str, Any]) -> _SystemLock | _FileLock:
             if holder.get("work") != about["work"]:
                 raise UserError(f"{folder} is being written to by another command or config "
                                 f"({who}): wait for its end, or choose another folder")
-            if not told:
+            if not is_announced:
                 print(f"{folder} is being written to by the same command ({who}): waiting for its "
                       "end", file=sys.stderr, flush=True)
-            told = True
+            is_announced = True
         before = holder
         time.sleep(POLL_SECONDS)
 

@@ -111,8 +111,8 @@ class _Machine:
 
     def call(self, kind: Any, args: Any) -> None:
         maker = self.makers.get(str(kind)) if isinstance(kind, Named) else None
-        made = maker(*args) if maker and isinstance(args, tuple) else NotImplemented
-        self.stack.append(Inert(kind, args) if made is NotImplemented else made)
+        result = maker(*args) if maker and isinstance(args, tuple) else NotImplemented
+        self.stack.append(Inert(kind, args) if result is NotImplemented else result)
 
     def build(self, state: Any) -> None:
         target = self.stack[-1]

@@ -385,7 +385,7 @@ def test_links_to_nothing_and_in_circles_are_named(run, tmp_path):
     assert run()[0] == cli.OK
     rows = tmp_path / "results/cells/reset_each_domain-shuffled"
     (rows / "circle").symlink_to(rows)
-    assert "a link to a folder that it lies in" in run()[1].err
+    assert "a link to a folder that contains it" in run()[1].err
     (rows / "circle").unlink()
     (rows / "nothing").symlink_to(tmp_path / "nowhere")
     assert "a broken link" in run()[1].err

@@ -445,7 +445,7 @@ def test_whatever_is_done_changes_no_other_row(sweep, alone, environment, at):
     for row, deed, told in zip(rows, deeds.values(), lines[::2]):
         assert told.startswith(row) and "FAILED: changed what is not its own: " in told
         what = ("the shared backbone (" if deed in TO_THE_BACKBONE else
-                "the images that it was handed" if deed == "images" else deed)
+                "the images that it was given" if deed == "images" else deed)
         assert what in told
     if "no running statistics" in deeds.values():
         assert ("running_mean); then it failed: RuntimeError: running_mean must be defined in "

@@ -87,7 +87,7 @@ class BatchOnDevice:
         """Raise IsolationError from `cause` if a method wrote to the images, and restore them."""
         if self.images.shape != self.original.shape or not torch.equal(self.images, self.original):
             self.images = self.original.clone()
-            raise IsolationError(["the images that it was handed"]) from cause
+            raise IsolationError(["the images that it was given"]) from cause
 
 
 class StreamImages:

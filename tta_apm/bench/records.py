@@ -185,7 +185,7 @@ def load_record(path: Path) -> Record:
         return record
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is incomplete or not a record of ours ({error}): delete or move "
-                        "it, then run again; only that cell is run anew") from error
+                        "it, then run again; only that cell is repeated") from error
 
 
 def _check_fields(record: Record) -> None:
@@ -222,8 +222,8 @@ def load_predictions(path: Path, record: Record) -> Predictions:
             raise ValueError("its content is not what the record says")
         return Predictions.from_bytes(content)
     except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise corrupt(file, error, f"Delete or move {path}, then run again: only that cell is run "
-                      "anew") from error
+        raise corrupt(file, error, f"Delete or move {path}, then run again: only that cell is "
+                      "repeated") from error
 
 
 def find_records(folder: Path) -> Iterator[Path]:
@@ -240,7 +240,7 @@ def _records(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     try:
         here = folder.resolve(strict=True)
         if here in above:
-            raise UserError(f"{folder} is a link to a folder that it lies in: remove it")
+            raise UserError(f"{folder} is a link to a folder that contains it: remove it")
         entries = sorted(folder.iterdir())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -50,5 +50,4 @@ def _agreed() -> bool:
     try:
         return input("Download? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
-        raise UserError("this is not a terminal, so nobody can be asked: pass --yes to download "
-                        "without asking") from None
+        raise UserError("not a terminal: pass --yes to download without asking") from None

@@ -72,10 +72,10 @@ def run(options: argparse.Namespace) -> int:
         job = Job(cfg, redo=options.redo, needs_images=has_records(folder))
         return _list(job, job.missing(), launcher, _command(options))
     with Claims(folder, shared_work(cfg), runs=launcher is None) as claims:
-        return _run(options, Job(cfg, redo=options.redo), claims, launcher)
+        return _run(Job(cfg, redo=options.redo), claims, launcher)
 
 
-def _run(options: argparse.Namespace, job: Job, claims: Claims, launcher: Launcher | None) -> int:
+def _run(job: Job, claims: Claims, launcher: Launcher | None) -> int:
     """Run the missing cells, with this process's claims on the folder, and print the tables."""
     cfg, folder = job.cfg, job.folder
     todo = job.missing()

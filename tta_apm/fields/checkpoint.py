@@ -99,7 +99,7 @@ def load_training(path: Path, student: Student, optimizer: torch.optim.Adam, cfg
                if before.identity()[key] != value]
     if changed:
         raise UserError(f"{path} was trained with another {', '.join(changed)}: choose another "
-                        "OUTPUT_DIR, or delete it to start anew")
+                        "OUTPUT_DIR, or delete it to start again")
     _load(student, {name.removeprefix(f"{STUDENT}."): value for name, value in tensors.items()
                     if name.startswith(f"{STUDENT}.")}, path)
     losses = tensors["losses"]

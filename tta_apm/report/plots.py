@@ -145,20 +145,20 @@ def _draw_steps(table: Table, series: Sequence[TableLine], names: Sequence[str])
     counts = [_steps(line) for line in series]
     for name, colour in zip(names, COLOURS.values()):
         colour = COLOURS["black"] if name == "mean" else colour
-        look: dict[str, Any] = dict(color=colour, marker="o", markersize=4)
+        style_of_line: dict[str, Any] = dict(color=colour, marker="o", markersize=4)
         figures = [line.figures[name] for line in series]
         axes[0].errorbar(counts, [100 * figure.value for figure in figures],
                          [100 * _or_zero(figure.std) for figure in figures], capsize=2.5,
-                         label=_plain(name), **look)
+                         label=_plain(name), **style_of_line)
         axes[0].plot(counts, [100 * figure.teacher for figure in figures], color=colour,
                      linestyle="--", marker="")
         shift = 0.006 * (names.index(name) - (len(names) - 1) / 2) * max(counts)
         below, above = zip(*(_bar(line, name) for line in series))
         axes[1].errorbar([count + shift for count in counts],
                          [100 * figure.delta for figure in figures], [below, above], capsize=2.5,
-                         **look)
-        axes[2].plot(counts, [100 * figure.agreement for figure in figures], **look)
-        axes[3].plot(counts, [figure.cosine for figure in figures], **look)
+                         **style_of_line)
+        axes[2].plot(counts, [100 * figure.agreement for figure in figures], **style_of_line)
+        axes[3].plot(counts, [figure.cosine for figure in figures], **style_of_line)
     axes[1].axhline(0, color=GREY, linewidth=1.2, zorder=1)
     alone = len(names) == 1
     axes[0].plot([], [], color=COLOURS["black"] if alone else GREY, linestyle="--", marker="",

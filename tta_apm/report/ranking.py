@@ -81,9 +81,9 @@ def _auroc(cell: Scored, weights: np.ndarray) -> np.ndarray:
     order = np.argsort(cell.score, kind="stable")
     score = cell.score[order]
     starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])  # of ties
-    drawn = weights[:, cell.image[order]]
-    positive = np.add.reduceat(drawn * cell.positive[order], starts, axis=1)
-    negative = np.add.reduceat(drawn * ~cell.positive[order], starts, axis=1)
+    counts = weights[:, cell.image[order]]
+    positive = np.add.reduceat(counts * cell.positive[order], starts, axis=1)
+    negative = np.add.reduceat(counts * ~cell.positive[order], starts, axis=1)
     below = negative.cumsum(axis=1) - negative / 2
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     wins = (positive * below).sum(axis=1)

@@ -170,7 +170,7 @@ class Rows:
         return found.union(self.wanted.domains if dataset == self.wanted.dataset else ())
 
     def notes(self, dataset: str) -> list[str]:
-        """Notes for the tables on `dataset`: how complete rows are told, and rows without cells."""
+        """Notes below the tables on `dataset`: when a row is complete, which rows are missing."""
         if self.wanted.unknown_because:
             return [self.wanted.unknown_because]
         if dataset != self.wanted.dataset:
@@ -252,7 +252,7 @@ def _load_result(path: Path, shared: dict[bytes, np.ndarray]) -> Result:
     if (len(correct), int(correct.sum())) != (record.num_images, record.num_correct):
         raise UserError(f"{path} says that {record.num_correct} of {record.num_images} images are "
                         f"right, its predictions say {correct.sum()} of {len(correct)}: delete or "
-                        "move it, then run again; only that cell is run anew")
+                        "move it, then run again; only that cell is repeated")
     teacher = predictions.teacher_prediction
     cosine = predictions.cosine
     return Result(

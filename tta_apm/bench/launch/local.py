@@ -54,7 +54,7 @@ class Local(Launcher):
         threads = orders[0].num_threads
         pids = ", ".join(map(str, self._started().values()))
         return (f"{len(orders)} workers on this machine (processes {pids}), {threads} "
-                f"thread{'s' * (threads > 1)} each")
+                f"{'threads' if threads > 1 else 'thread'} each")
 
     def ended(self) -> dict[int, Ending]:
         return {number: _ending(future) for number, future in self.futures.items() if future.done()}

@@ -19,9 +19,9 @@ from tta_apm.errors import UserError, explain
 
 PORT = 6379  # of a Ray cluster's head, if the address has none
 ANSWER_SECONDS = 5.0
-# A cluster that is started here talks to nobody.
+# A cluster that is started here sends no usage statistics.
 ALONE = {"RAY_USAGE_STATS_ENABLED": "0"}
-# Else Ray takes 127.0.0.1 for the machine's other address, where nobody may answer.
+# Else Ray replaces 127.0.0.1 by another address of the machine, which may not be reachable.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
@@ -68,7 +68,7 @@ class Ray(Launcher):
                       for order, one in zip(orders, self.actors)}
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         return (f"{len(orders)} Ray actors with {cores:g} cores and {gpus:g} GPUs each, on "
-                f"{nodes} node{'s' * (nodes > 1)}")
+                f"{nodes} {'nodes' if nodes > 1 else 'node'}")
 
     def orders(self, *, redo: bool) -> list[Order]:
         """As Launcher.orders; each worker gets as many threads as cores."""
@@ -110,7 +110,11 @@ class Ray(Launcher):
 
 
 def _import_ray(address: str) -> Any:
-    """The package, told where it is used. UserError if it is not here, or nobody at `address`."""
+    """Import Ray, with its settings for `address`.
+
+    Raises:
+        UserError: if Ray is not installed or `address` does not answer.
+    """
     if address not in ("", "auto"):
         _require_answer(address)
     is_local = not address or address.startswith(("127.", "localhost"))
