@@ -27,7 +27,7 @@ from tta_apm.bench.claims import find_workers
 ROOT = Path(__file__).parents[1]
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",
          "[source,norm,tent,eata,memo NUM_VIEWS 8]", "CORRUPTIONS", "[fog,contrast,snow]",
-         "SEVERITY", "[3,5]", "NUM_IMAGES", "60", "BATCH_SIZE", "20"]
+         "SEVERITY", "[3,5]", "NUM_IMAGES", "60", "BATCH_SIZE", "20", "DEVICE", "cpu"]
 
 Files = dict[str, bytes]
 
