@@ -168,6 +168,14 @@ def test_a_small_step_lowers_the_inner_loss_of_every_head_and_image(kind):
 
 
 @BOTH
+def test_a_forward_is_the_same_with_and_without_gradients(kind):
+    layer, inputs = make(kind), tokens()
+    with torch.no_grad():
+        without = layer(inputs, InnerLoop())
+    torch.testing.assert_close(layer(inputs, InnerLoop()), without, rtol=0, atol=1e-12)
+
+
+@BOTH
 @pytest.mark.parametrize("inner", LOOPS)
 def test_an_image_is_alone_and_a_forward_leaves_the_start_as_it_is(kind, inner):
     layer, inputs = make(kind), tokens(images=3)

@@ -219,15 +219,17 @@ class _GeluAndSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not ctx.needs_input_grad[0]:  # two fused kernels
+            return (F.gelu(x, approximate="tanh"),
+                    torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh"))
         square = x * x
         tanh = (x * (RATE + RATE * CUBIC * square)).tanh()
         d_inside = RATE + 3 * RATE * CUBIC * square
         half = (1 - tanh * tanh) * d_inside / 2  # half the derivative of tanh
         slope = 0.5 + tanh / 2 + x * half
-        if ctx.needs_input_grad[0]:
-            curvature = (half * (2 - 2 * x * tanh * d_inside)
-                         + 3 * RATE * CUBIC * square * (1 - tanh * tanh))
-            ctx.save_for_backward(slope, curvature)
+        curvature = (half * (2 - 2 * x * tanh * d_inside)
+                     + 3 * RATE * CUBIC * square * (1 - tanh * tanh))
+        ctx.save_for_backward(slope, curvature)
         return x * (1 + tanh) / 2, slope
 
     @staticmethod
