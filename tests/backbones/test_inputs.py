@@ -8,11 +8,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from test_checkpoints import Named
 from timm.models import register_model
 from torch import nn
 
 from places import SHARED
+from trainers import Named
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.classifiers import load_classifier

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +11,10 @@ import pytest
 from PIL import Image
 
 from tta_apm import cli
-from tta_apm.bench import code, file_hashes
-from tta_apm.bench.code import closure_files, hash_code
+from tta_apm.bench import file_hashes
 from tta_apm.bench.plan import file_name
-from tta_apm.bench.records import find_records, load_record
 
 WEIGHTS = Path(cli.__file__).parent / "backbones" / "shipped"
-
-
-@pytest.fixture
-def run(tmp_path, capsys):
-    """Run a sweep of digits; gives its exit code and what it printed."""
-    def call(*words, folder=tmp_path / "results", cfg="cfgs/digits_c/source.yaml"):
-        flags = [word for word in words if word.startswith("--")]
-        keys = [word for word in words if not word.startswith("--")]
-        pairs = {"CORRUPTIONS": "[contrast]", "NUM_IMAGES": "6", "BATCH_SIZE": "6",
-                 "OUTPUT_DIR": str(folder)} | dict(zip(keys[::2], keys[1::2]))
-        exit_code = cli.main(["--cfg", cfg, *flags, *(word for pair in pairs.items()
-                                                      for word in pair)])
-        return exit_code, capsys.readouterr()
-    return call
 
 
 @pytest.fixture
@@ -53,11 +35,6 @@ def pictures(tmp_path):
 def folder_words(data):
     return ["DATASET", "folder", "DATA_DIR", str(data), "SEVERITY", "[0]", "TEMPLATES", "single",
             "NUM_IMAGES", "-1"]
-
-
-def the_record(folder: Path):
-    file, = find_records(folder / "cells")
-    return load_record(file)
 
 
 # Weights
@@ -225,134 +202,6 @@ def test_what_is_recorded_is_shown_where_the_images_are_not(run, pictures, tmp_p
     assert exit_code == cli.OK and "The images were not checked" in printed.err
 
 
-# Code
-
-@pytest.mark.parametrize("name", [
-    "data/prepare/zenodo", "data/official", "data/hub", "backbones/build",
-    "backbones/weights/downloads",
-    "fields/pretrain", "training/backbones", "report/table", "cli", "config/__init__",
-    "config/rows", "bench/records"])
-def test_code_without_a_say_in_numbers_is_not_in_the_closure(name):
-    file = Path(cli.__file__).parent / f"{name}.py"
-    assert file.is_file()
-    for root in ("tta_apm_baselines.tent", "tta_apm.apm.method", "tta_apm.backbones.clip",
-                 "tta_apm.data.shards", "tta_apm.bench.evaluate", "tta_apm.data.cifar"):
-        assert file not in closure_files(root), root
-
-
-@pytest.mark.parametrize("root, name, within", [
-    ("tta_apm.apm.method", "apm/student", True), ("tta_apm_baselines.tent", "apm/student", False),
-    ("tta_apm_baselines.tent", "toolbox/entropy", True),
-    ("tta_apm.data.cifar", "data/corruptions/functions", True),
-    ("tta_apm.data.digits", "data/corruptions/frost", True),
-    ("tta_apm.backbones.mae", "backbones/weights/files", True),
-    ("tta_apm.backbones.clip", "backbones/small_resnets", True)])
-def test_the_closure_follows_imports(root, name, within):
-    file = Path(cli.__file__).parent / f"{name}.py"
-    assert (file in closure_files(root)) == within
-
-
-@pytest.fixture
-def plugin(tmp_path):
-    """A plugin with a helper beside it; gives its file and a hash of its code."""
-    (tmp_path / "helper.py").write_text('"""Help."""\n\n\ndef gain():\n    return 2.0\n')
-    file = tmp_path / "plugin.py"
-    file.write_text("from helper import gain\n\nVALUE = gain()\n")
-
-    def of():
-        code.find_module.cache_clear()
-        code._resolve.cache_clear()
-        code._home.cache_clear()
-        return hash_code([file])
-    return file, of
-
-
-@pytest.mark.parametrize("change, same", [
-    (lambda text: text.replace("Help.", "Another docstring."), True),
-    (lambda text: text + "# a comment\n", True),
-    (lambda text: text.replace("return 2.0", "return  2.0"), True),
-    (lambda text: text.replace("2.0", "3.0"), False)])
-def test_a_helper_of_a_plugin_counts_by_its_meaning(plugin, change, same):
-    file, of = plugin
-    before = of()
-    helper = file.with_name("helper.py")
-    state = helper.stat()
-    helper.write_text(change(helper.read_text()))
-    os.utime(helper, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
-    assert (of() == before) == same
-
-
-def test_a_file_that_moves_changes_nothing(plugin):
-    file, of = plugin
-    before = of()
-    package = file.parent / "inside"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    file.with_name("helper.py").rename(package / "helper.py")
-    file.write_text("from inside.helper import gain\n\nVALUE = gain()\n")
-    assert of() == before
-
-
-def test_another_function_of_the_same_name_is_other_code(plugin):
-    file, of = plugin
-    file.with_name("second.py").write_text("def gain():\n    return 9.0\n")
-    file.write_text("import second\nfrom helper import gain\n\nVALUE = gain()\n")
-    before = of()
-    state = file.stat()
-    file.write_text("import helper\nfrom second import gain\n\nVALUE = gain()\n")
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
-    assert of() != before
-
-
-def test_another_library_is_other_code(tmp_path):
-    files = tmp_path / "a.py", tmp_path / "b.py"
-    for file, library in zip(files, ("numpy", "scipy")):
-        file.write_text(f"import {library} as lib\n\nVALUE = lib.pi\n")
-    assert hash_code([files[0]]) != hash_code([files[1]])
-
-
-def test_a_clone_is_its_commit_and_its_sources(run, tmp_path):
-    from tta_apm.bench.identity import _hash_folder
-    clone = tmp_path / "clone"
-    (clone / "methods").mkdir(parents=True)
-    source = clone / "methods" / "cotta.py"
-    source.write_text("RATE = 1\n")
-    plain = _hash_folder(clone)
-    commit(clone, ".")
-    committed = _hash_folder(clone)
-    assert committed.endswith(f" {plain}")
-    source.write_text("RATE = 2\n")
-    assert _hash_folder(clone) not in (committed, plain)
-
-
-def test_an_archive_inside_a_checkout_is_not_of_its_commit(tmp_path):
-    from tta_apm.bench.identity import _hash_folder
-    (tmp_path / "archive").mkdir()
-    (tmp_path / "archive/cotta.py").write_text("RATE = 1\n")
-    plain = _hash_folder(tmp_path / "archive")
-    (tmp_path / "mine.py").touch()
-    commit(tmp_path, "mine.py")
-    assert _hash_folder(tmp_path / "archive") == plain
-
-
-def commit(folder: Path, *files: str) -> None:
-    """Make a folder a clone with a commit of some of its files."""
-    for words in (["init", "-q", "."], ["add", *files],
-                  ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
-
-
-def test_a_clone_is_known_by_a_mere_name_too(tmp_path, monkeypatch):
-    """As docs/hosts/online-tta.md has it; a word of another key stays a word."""
-    from tta_apm.bench.identity import _hashes
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "clone").mkdir()
-    (tmp_path / "clone/cotta.py").touch()
-    by_name, = _hashes("ONLINE_TTA.REPO", "clone")
-    assert [by_name] == list(_hashes("ONLINE_TTA.REPO", str(tmp_path / "clone")))
-    assert not list(_hashes("TENT.OPTIMIZER", "clone"))
-
-
 # Files and names
 
 def test_other_rows_have_other_files_even_where_case_does_not_count():
@@ -397,92 +246,3 @@ def test_what_systems_leave_in_folders_is_passed_over(run, tmp_path):
     for name in (".DS_Store", ".nfs0001", "Thumbs.db", "desktop.ini"):
         (tmp_path / "results/cells" / name).write_bytes(b"x")
     assert run()[0] == cli.OK
-
-
-# Older records, damaged ones
-
-def as_of_0_1_0(folder: Path) -> None:
-    for file in (folder / "cells").rglob("*.json"):
-        content = json.loads(file.read_text())
-        del content["identity"]
-        file.write_text(json.dumps(content))
-
-
-@pytest.mark.slow
-def test_records_of_0_1_0_are_shown_marked_and_redone(run, tmp_path, capsys):
-    assert run()[0] == cli.OK
-    folder = tmp_path / "results"
-    as_of_0_1_0(folder)
-    assert cli.main(["table", str(folder)]) == cli.OK
-    assert "recorded by version 0.1.0" in capsys.readouterr().out
-    exit_code, printed = run()
-    assert exit_code == cli.BAD_INPUT and "by version 0.1.0" in printed.err
-    assert run("--redo")[0] == cli.OK
-    assert the_record(folder).identity["settings"]["method"] == "source"
-
-
-@pytest.mark.slow
-def test_config_yaml_stays_as_it_was_where_a_run_is_refused(run, tmp_path):
-    assert run()[0] == cli.OK
-    before = (tmp_path / "results/config.yaml").read_text()
-    assert run("BATCH_SIZE", "3")[0] == cli.BAD_INPUT
-    assert (tmp_path / "results/config.yaml").read_text() == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("field, value", [
-    ("row", 5), ("severity", "5"), ("severity", 9), ("num_images", -1), ("num_images", 10**400),
-    ("seconds", None), ("seconds", -1.0), ("seconds", float("nan")), ("seed", 10**400),
-    ("peak_memory_mb", "much"), ("gflops_per_image", []), ("hyper_parameters", []),
-    ("versions", "1"), ("num_correct", 99), ("batch_size", True), ("identity", "x")])
-def test_a_record_of_wrong_types_or_ranges_is_named_with_its_field(run, tmp_path, field, value):
-    assert run()[0] == cli.OK
-    file, = find_records(tmp_path / "results/cells")
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, field: value}))
-    exit_code, printed = run()
-    assert exit_code == cli.BAD_INPUT and str(file) in printed.err and field in printed.err
-    assert run("--redo")[0] == cli.OK
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, column", [
-    ("index", np.array([0.5] * 6)), ("index", np.array([10**12] + [0] * 5)),
-    ("index", np.array([-1] * 6)), ("label", np.zeros((6, 1), np.int64)),
-    ("prediction", np.zeros(5, np.int64)), ("prediction", np.array(["a"] * 6)),
-    ("confidence", np.full(6, 9e9, np.float32)), ("confidence", np.full(6, np.nan, np.float32))])
-def test_predictions_that_no_run_leaves_are_named(run, tmp_path, name, column):
-    import io
-
-    from tta_apm.bench.records import hash_bytes
-    assert run()[0] == cli.OK
-    file, = find_records(tmp_path / "results/cells")
-    arrays = dict(np.load(file.with_suffix(".npz")))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{**arrays, name: column})
-    file.with_suffix(".npz").write_bytes(buffer.getvalue())
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "predictions_hash": hash_bytes(buffer.getvalue())}))
-    exit_code, printed = run()
-    assert exit_code == cli.BAD_INPUT and str(file) in printed.err.replace(".npz", ".json")
-    assert name in printed.err
-
-
-@pytest.mark.slow
-def test_a_redo_that_was_killed_leaves_a_folder_that_goes_on(run, tmp_path):
-    assert run()[0] == cli.OK
-    file, = find_records(tmp_path / "results/cells")
-    predictions = file.with_suffix(".npz").read_bytes()
-    file.with_suffix(".npz").write_bytes(predictions + b"of other predictions")
-    assert run("--redo")[0] == cli.OK  # as version 0.1.0 left it
-    file.unlink()  # as this one leaves it
-    assert run()[0] == cli.OK
-
-
-@pytest.mark.slow
-def test_damaged_records_are_counted_in_one_go(run, tmp_path):
-    assert run("SEEDS", "[1,2,3]")[0] == cli.OK
-    for file in find_records(tmp_path / "results/cells"):
-        file.write_text("{}")
-    exit_code, printed = run("SEEDS", "[1,2,3]")
-    assert exit_code == cli.BAD_INPUT and "and 2 more like it" in printed.err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 import torch
 import yaml
 
 from small_methods import NAMES, SMALL
+from sweeps import STRANGERS, cells
 from tta_apm import cli
 from tta_apm.bench import together
 from tta_apm.bench.isolation import Guard
@@ -26,99 +25,8 @@ from tta_apm.registry import METHODS
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
 
-PLUGIN = """
-    import time
-    import torch
-    from torch import nn
-    from tta_apm.method import Method, register
-
-    class Plain(Method):
-        needs, scope = "classifier", "image"
-
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-        def forward(self, images):
-            return self.backbone(images)
-        def reset(self):
-            pass
-
-    register("plain")(Plain)
-
-    @register("late_spoiler")
-    class LateSpoiler(Plain):
-        needs, scope = "classifier", "stream"
-        survives = "a count"
-        calls = 0
-        def forward(self, images):
-            self.calls += 1
-            if self.calls == 4:  # the warm-up, and three batches
-                with torch.no_grad():
-                    next(self.backbone.parameters()).data.mul_(2)
-            return self.backbone(images)
-
-    @register("broke")
-    class Broke(Plain):
-        needs, scope = "classifier", "image"
-        built = 0
-        def __init__(self, backbone):
-            super().__init__(backbone)
-            type(self).built += 1
-        def forward(self, images):
-            if self.built == 1:
-                raise MemoryError("beside the others")
-            return self.backbone(images)
-
-    @register("grasping")
-    class Grasping(Plain):
-        needs, scope = "classifier", "image"
-        def forward(self, images):
-            images.requires_grad_()
-            with torch.enable_grad():
-                self.backbone.prepare(images).sum().backward()
-            return self.backbone(images.detach())
-
-    @register("sleepy")
-    class Sleepy(Plain):
-        needs, scope = "classifier", "image"
-        def forward(self, images):
-            time.sleep(0.3)
-            return self.backbone(images)
-
-    @register("heavy")
-    class Heavy(Plain):
-        needs, scope = "classifier", "image"
-        def __init__(self, backbone):
-            super().__init__(backbone)
-            self.load = nn.Parameter(torch.ones(60_000_000), requires_grad=False)
-
-    class Slow(nn.Module):
-        calls = 0
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(3, 10)
-        def forward(self, images):
-            type(self).calls += 1
-            time.sleep(0.05)
-            return self.head(images.mean((2, 3)))
-
-    def slow():
-        torch.manual_seed(0)
-        return Slow()
-"""
-
-
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """A file of the methods above, which are forgotten after the test."""
-    monkeypatch.setattr(METHODS, "_registered", dict(METHODS._registered))
-    file = tmp_path / "plugin_methods.py"
-    file.write_text(textwrap.dedent(PLUGIN))
-    return file
-
-
-@pytest.fixture
-def sweep(tmp_path, plugin, capsys):
+def sweep(tmp_path, capsys):
     """Run rows on 12 digits in batches of 4; gives exit code, predictions by cell, records."""
     def sweep(rows, folder, *overrides):
         config = tmp_path / f"{folder}.yaml"
@@ -126,16 +34,12 @@ def sweep(tmp_path, plugin, capsys):
                                    for key, value in keywords.items()}
                     for name, keywords in SMALL.items() if name in rows}
         config.write_text(yaml.safe_dump({
-            "METHODS": rows, "PLUGINS": [str(plugin)], "CORRUPTIONS": ["fog", "contrast"],
+            "METHODS": rows, "PLUGINS": [str(STRANGERS)], "CORRUPTIONS": ["fog", "contrast"],
             "NUM_IMAGES": 12, "BATCH_SIZE": 4, "SEEDS": [1],
             "OUTPUT_DIR": str(tmp_path / folder), **sections}))
         code = cli.main(["--cfg", str(config), *overrides])
         return code, cells(tmp_path / folder), capsys.readouterr()
     return sweep
-
-
-def cells(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.npz")}
 
 
 def records(folder) -> dict[str, Record]:
@@ -216,15 +120,15 @@ def test_rows_ask_a_clip_once_for_each_batch(sweep, monkeypatch):
     assert alone == shared
 
 
-def test_shared_work_is_charged_to_every_row_as_if_it_were_alone(sweep, plugin, tmp_path):
+def test_shared_work_is_charged_to_every_row_as_if_it_were_alone(sweep, tmp_path):
     """A network that takes 50 ms for a batch, whatever the machine is busy with."""
-    model = ("CLASSIFIER.MODEL", f"{plugin}:slow", "CLASSIFIER.WEIGHTS", "", "CLASSIFIER.MEAN",
+    model = ("CLASSIFIER.MODEL", f"{STRANGERS}:slow", "CLASSIFIER.WEIGHTS", "", "CLASSIFIER.MEAN",
              "[0,0,0]", "CLASSIFIER.STD", "[1,1,1]")
     code, _, _ = sweep(["source", "plain", "sleepy"], "shared", *model)
     assert code == cli.OK
     import sys
     net = next(module.Slow for name, module in sys.modules.items()
-               if getattr(module, "Slow", None) and "plugin_methods" in str(module.__file__))
+               if getattr(module, "Slow", None) and "strangers" in str(module.__file__))
     assert net.calls <= 3 + 6  # each row's warm-up, and once for each batch
     seconds = {name: record.seconds for name, record in records(tmp_path / "shared").items()}
     assert seconds["source fog"] == pytest.approx(3 * 0.05, rel=0.5)

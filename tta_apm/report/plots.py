@@ -291,7 +291,10 @@ def _title(table: Table, what: str) -> str:
     images = ", ".join(sorted({str(line.protocol.num_images) for line in table.lines}))
     seeds = max((line.seeds for line in table.lines), key=len)
     gaps = " · incomplete" if any(line.num_missing for line in table.lines) else ""
-    origins = sorted({"; ".join(line.origin.images_from) for line in table.lines})
+    named = {origin for line in table.lines for origin in line.origin.images_from}
+    # On the fly, that of frost is that of the others and the name of its pictures.
+    origins = sorted(origin for origin in named if not any(
+        other != origin and other.startswith(origin) for other in named))
     return (f"{phrases.title(table)}: {what} · {images} images · {len(seeds)} "
             f"seed{phrases.plural(seeds)}{gaps}\nimages: {'; '.join(origins)}")
 
