@@ -342,7 +342,7 @@ def test_reads_are_seen(text, expected):
 ALLOWED = {
     "tta_apm/backbones/weights/archives.py": [".safe_open", ".safe_open"],
     # timm puts the tensors into place that it is handed.
-    "tta_apm/backbones/libraries.py": ["create_model(pretrained=True)"],
+    "tta_apm/backbones/from_timm.py": ["create_model(pretrained=True)"],
 }
 
 

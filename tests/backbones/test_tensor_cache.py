@@ -118,7 +118,7 @@ def test_one_process_at_a_time_downloads(tmp_path):
             file.write_text("whole")
         return found.append(file.read_text())
 
-    threads = [threading.Thread(target=libraries._download, args=(load, "net", file))
+    threads = [threading.Thread(target=libraries.download, args=(load, "net", file))
                for _ in range(3)]
     for thread in threads:
         thread.start()

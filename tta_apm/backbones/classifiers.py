@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tta_apm.backbones import libraries
+from tta_apm.backbones import from_robustbench, from_timm, from_torchvision, libraries
 from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.inputs import InputKeys, resolve
@@ -146,6 +146,6 @@ class Family(NamedTuple):
 
 FAMILIES = {
     OWN: Family(load_own, untrained_own),
-    "timm": Family(libraries.load_timm, libraries.untrained_timm),
-    "torchvision": Family(libraries.load_torchvision, libraries.untrained_torchvision),
-    "robustbench": Family(libraries.load_robustbench, libraries.untrained_robustbench)}
+    "timm": Family(from_timm.load, from_timm.untrained),
+    "torchvision": Family(from_torchvision.load, from_torchvision.untrained),
+    "robustbench": Family(from_robustbench.load, from_robustbench.untrained)}

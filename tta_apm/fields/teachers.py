@@ -89,7 +89,7 @@ def _timm_net(name: str, cfg: PretrainConfig) -> tuple[Any, str, InputSpec]:
     """A network of timm, the name and hash of its weights, and its input specification."""
     import timm
 
-    from tta_apm.backbones.libraries import timm_inputs, timm_pretrained
+    from tta_apm.backbones.from_timm import timm_inputs, timm_pretrained
     from tta_apm.backbones.weights import files
     known = {*timm.list_models(), *timm.list_models(include_tags=True)}
     if name not in known:
