@@ -1,4 +1,4 @@
-"""MTTT: a ViT whose layers learn from the tokens of each image while they process it."""
+"""MTTT: a ViT whose layers train inner networks on the tokens of each image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tta_apm.method import Method
 class Mttt(Method):
     """Learning to (learn at test time), "MTTT" (Sun et al. 2023, arXiv 2310.13807).
 
-    Layers with an inner loop stand in the place of attention: in each head a small network takes
-    gradient steps on reconstructing the layer's tokens and then transforms them. Training went
-    through these steps, so that they are a part of the forward pass; nothing survives from one
-    image to the next. With `steps=0` the inner networks stay as they start.
+    Attention is replaced by layers with an inner loop: in each head, a small inner network takes
+    gradient steps on reconstructing the layer's tokens, and then transforms them. The backbone was
+    trained through these steps, so they are part of its forward. No state is carried from one image
+    to the next. With `steps=0` the inner networks keep their initial weights.
 
     Args:
-        backbone: ViTs of one size, one for each layer.
+        backbone: ViTs of one size, one for each kind of layer.
         layer: "mlp" for MTTT-MLP, "linear" for MTTT-Linear; "self_attention" and
-            "linear_attention" are the networks beside them, which have no inner loop.
+            "linear_attention" are networks without an inner loop, for comparison.
         steps: passes of the inner loop over the tokens of a layer.
-        mini_batches: updates of each pass, on disjoint random parts of the tokens; the paper's
+        mini_batches: updates per pass, on disjoint random parts of the tokens; the paper's
             "SGD T=4" is `mini_batches=4`.
-        lr: of the inner loop, the paper's η.
+        lr: learning rate of the inner loop, the paper's η.
         seed: of the random parts.
 
     Raises:
@@ -55,4 +55,4 @@ class Mttt(Method):
         return logits
 
     def reset(self) -> None:
-        """Nothing to do: the inner networks start anew in every forward."""
+        """Do nothing: the inner networks start from their initial weights in every forward."""

@@ -1,4 +1,4 @@
-"""SHOT: source hypothesis transfer, offline; with it SHOT-IM."""
+"""SHOT: source hypothesis transfer, offline; also SHOT-IM by its settings."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from tta_apm.errors import at_least
 from tta_apm.method import DomainImages, Method
 from tta_apm.toolbox.head import Head
 
-EPSILON = 1e-5  # inside logarithms, as in the authors' code: empty classes stay finite
-ROUNDS = 2  # of pseudo-labels: centres by probabilities, then by the labels of the first round
+EPSILON = 1e-5  # added in logarithms, as in the authors' code, so that they are finite
+ROUNDS = 2  # of pseudo-labelling: class centres by probabilities, then by the first round's labels
 
 
 class Shot(Method):
     """Source hypothesis transfer (Liang, Hu and Feng, ICML 2020).
 
-    Offline and without source images: it trains for `epochs` on all images of a domain, then
-    predicts them by the last epoch's network. The last linear layer stays the source's, the
-    hypothesis; all before it is trained such that each prediction is certain and the predictions
-    together are diverse (information maximisation), and on pseudo-labels: at the start of each
-    epoch every image gets the class whose centre of features is nearest by cosine. With `cls_par` 0
-    it is SHOT-IM.
+    Offline, without source images: it trains for `epochs` on all images of a domain, then predicts
+    them with the last epoch's network. The last linear layer, the hypothesis, is frozen. All layers
+    before it are trained with two losses: information maximisation, which makes each prediction
+    certain and the predictions together diverse; and the cross-entropy with pseudo-labels, which
+    are set at the start of each epoch: every image gets the class whose centre of features is
+    nearest by cosine. With `cls_par` 0 it is SHOT-IM.
 
-    While it trains, batches are normalised by their own statistics, and the running ones, by which
-    it predicts, become the domain's. A batch of one image is skipped.
+    In training, batches are normalised by their own statistics, and the running statistics, with
+    which it predicts, are updated by the domain's images. A batch of one image is skipped.
 
-    It departs from the authors' code in three ways: the networks here have no bottleneck layer and
-    no weight-normalised last layer, so that all that trains has the learning rate of their trunk;
-    images are not augmented, as in their code for digits; dropout stays off. The best epoch, which
-    their code logs, cannot be known without labels.
+    Departures from the authors' code: the networks here have no bottleneck layer and no
+    weight-normalised last layer, so all trained layers have the learning rate of their trunk;
+    images are not augmented, as in their code for digits; dropout stays off. Their code also logs
+    the best epoch, which cannot be determined without labels.
 
     Args:
         backbone: a classifier whose last layer is linear.
-        epochs: over the images of a domain.
-        lr: learning rate of SGD (Nesterov momentum .9, weight decay 1e-3) at the start; it falls as
-            (1 + 10 t/T)^-.75 over the T updates.
-        batch_size: of training, whatever that of the stream.
-        cls_par: weight of the cross-entropy of pseudo-labels; .3 for photographs, .1 for digits.
+        epochs: passes over the images of a domain.
+        lr: initial learning rate of SGD (Nesterov momentum 0.9, weight decay 1e-3); it decays as
+            (1 + 10 t/T)^-0.75 over the T updates.
+        batch_size: batch size of training, independent of the stream's.
+        cls_par: weight of the cross-entropy with pseudo-labels; 0.3 for photographs, 0.1 for
+            digits.
         ent_par: weight of information maximisation.
         seed: of the order of the images.
 
@@ -70,7 +71,8 @@ class Shot(Method):
         self.source = copy.deepcopy(self.model.state_dict())
 
     def reset(self) -> None:
-        """The source's weights and running statistics; each domain has an optimiser of its own."""
+        """Return to the source's weights and running statistics; each domain has a new optimiser.
+        """
         self.model.load_state_dict(self.source)
 
     @torch.no_grad()
@@ -101,7 +103,7 @@ class Shot(Method):
         self.model.requires_grad_(False)
 
     def _trained(self, images: DomainImages) -> list[Tensor]:
-        """All parameters but those of the last layer, which is found as it classifies an image."""
+        """All parameters except the last layer's, which is found in a forward of one image."""
         with torch.no_grad():
             self.head.features(images.batch(torch.arange(1)))
         self.model.requires_grad_(True)
@@ -113,14 +115,15 @@ class Shot(Method):
         return [batch for batch in order.split(self.batch_size) if len(batch) > 1]
 
     def _use_batch_statistics(self, use: bool) -> None:
-        """Normalise by a batch's statistics and let the running ones follow; or by the latter."""
+        """Normalise by the batch's statistics and update the running ones, or by the running ones.
+        """
         for layer in self.model.modules():
             if isinstance(layer, _BatchNorm):
                 layer.train(use)
 
     @torch.no_grad()
     def _pseudo_labels(self, images: DomainImages) -> Tensor:
-        """Classes [N] of all images."""
+        """Pseudo-labels [N] of all images."""
         parts = [self.head.features(images.batch(batch))
                  for batch in torch.arange(len(images)).split(self.batch_size)]
         logits, features = (torch.cat(part) for part in zip(*parts))
@@ -128,9 +131,9 @@ class Shot(Method):
 
 
 def pseudo_labels(probabilities: Tensor, features: Tensor) -> Tensor:
-    """Classes [N] of images with probabilities [N,K] and features [N,D] (Eq. 4 to 6).
+    """Pseudo-labels [N] of images with probabilities [N,K] and features [N,D] (Eq. 4 to 6).
 
-    Each gets the class with the nearest centre by cosine, of those that are the class of any image.
+    An image gets the class with the nearest centre by cosine, among classes that have images.
     """
     num_classes = probabilities.shape[1]
     ones = features.new_ones(len(features), 1)
@@ -146,7 +149,7 @@ def pseudo_labels(probabilities: Tensor, features: Tensor) -> Tensor:
 
 
 def information_loss(logits: Tensor) -> Tensor:
-    """Mean entropy of predictions [B,K] less the entropy of their mean (Eq. 3)."""
+    """Mean entropy of predictions minus the entropy of their mean (Eq. 3), from logits [B,K]."""
     probabilities = logits.softmax(-1)
     mean = probabilities.mean(0)
     each = -(probabilities * (probabilities + EPSILON).log()).sum(-1)

@@ -22,38 +22,37 @@ from tta_apm.toolbox.views import pad_crop_views
 class UdaSs(Method):
     """Unsupervised domain adaptation through self-supervision (Sun, Tzeng, Darrell and Efros 2019).
 
-    Offline, and no adaptation of a given network: for each domain a new one of the backbone's
-    architecture is trained, on labelled source images and on the domain's images without labels.
-    Updates alternate: one on telling by which of four turns each image of a batch, half of it
-    source and half of it the domain, was turned (a linear layer on the penultimate features); one
-    on the classes of a batch of source images. Each has an SGD of its own over the layers that
-    both share. Batch statistics mix both sets of images in the first and are the source's in the
-    second; running statistics, by which it predicts, follow both.
+    Offline. No given network is adapted: for each domain, a new network of the backbone's
+    architecture is trained on labelled source images and on the domain's images without labels.
+    Two kinds of updates alternate: one on predicting the rotation (of four) of each image in a
+    batch, half of which are source images and half the domain's, with a linear layer on the
+    penultimate features; and one on the classes of a batch of source images. Each kind has its own
+    SGD over the shared layers. Batch statistics are over both sets of images in the first kind and
+    over source images in the second; both update the running statistics, with which it predicts.
 
-    It predicts by the last epoch's network. The authors choose an epoch by the error on held-out
+    It predicts with the last epoch's network. The authors choose an epoch by the error on held-out
     source images and the distance of mean features.
 
-    It departs from the authors' code in four ways: weights start as torch's layers draw them; both
-    learning rates fall at the milestones, where the code's second one does not; the layer that
-    tells turns is not decayed by the other optimiser; and turning is the only task (no mirroring,
-    no quadrants), as in the tables of TTT and APM.
+    Departures from the authors' code: weights are initialised as torch's layers do; both learning
+    rates fall at the milestones (in the code the second one does not); the rotation layer has no
+    weight decay by the other optimiser; and rotation is the only task (no mirroring, no quadrants),
+    as in the tables of TTT and APM.
 
     Args:
-        backbone: a classifier with a linear last layer, for its architecture; its weights do not
-            count.
-        epochs: over the source images.
-        milestones: epochs after which learning rates fall to a tenth.
-        lr: learning rate of both SGDs (momentum .9, weight decay 5e-4).
-        batch_size: of source images, and of the images to be turned.
-        flip: whether images are mirrored, half of the times, beside being cropped.
-        digits: in place of turns by 90 and 180 degrees, after which some digits cannot be told
-            apart, images are transposed and mirrored.
-        seed: of weights, order, crops and turns.
+        backbone: a classifier with a linear last layer, of which only the architecture is used.
+        epochs: passes over the source images.
+        milestones: epochs after which the learning rates fall to a tenth.
+        lr: learning rate of both SGDs (momentum 0.9, weight decay 5e-4).
+        batch_size: number of source images, and of images to rotate, in a batch.
+        flip: whether cropped images are also mirrored with probability 1/2.
+        digits: whether images are transposed and mirrored instead of rotated by 90 and 180 degrees,
+            after which some digits look like others.
+        seed: of weights, order, crops and rotations.
         source: labelled source images.
 
     Raises:
         UserError: for values out of range, without source images, or for a network with parameters
-            that torch does not know how to draw.
+            that torch cannot initialise.
     """
 
     needs = "classifier"
@@ -76,14 +75,14 @@ class UdaSs(Method):
         self.digits = digits
         self.seed = seed
         self.source = source
-        self.model = copy.deepcopy(backbone).cpu()  # where one seed draws the same on any machine
+        self.model = copy.deepcopy(backbone).cpu()  # one seed gives the same weights on any device
         draw_weights(self.model, seed)
         self.model.to(backbone.mean.device)
         self.head = Head(self.model, "uda_ss")
         self.start = copy.deepcopy(self.model.state_dict())
 
     def reset(self) -> None:
-        """The weights as they were drawn; each domain has optimisers of its own."""
+        """Return to the initial weights; each domain has new optimisers."""
         self.model.load_state_dict(self.start)
 
     @torch.no_grad()
@@ -118,7 +117,7 @@ class UdaSs(Method):
         self.model.requires_grad_(False)
 
     def _parts(self, images: DomainImages) -> tuple[list[nn.Parameter], nn.Linear]:
-        """All parameters but those of the last layer; and a new layer, which tells turns."""
+        """All parameters except the last layer's, and a new layer that predicts rotations."""
         with torch.no_grad():
             _, features = self.head.features(images.batch(torch.arange(1)))
         with torch.random.fork_rng(devices=[]):
@@ -133,7 +132,8 @@ class UdaSs(Method):
         return torch.randperm(count, generator=self.generator)
 
     def _without_end(self, count: int, size: int) -> Iterator[Tensor]:
-        """Positions of `count` images in batches, in a new order once all have come."""
+        """Yield batches of positions of `count` images without end, in a new order for each pass.
+        """
         while True:
             yield from self._order(count).split(size)
 
@@ -157,8 +157,10 @@ class UdaSs(Method):
 
 
 def turn(images: Tensor, turns: Tensor, *, digits: bool) -> Tensor:
-    """Square images [N,3,S,S], each turned by `turns` [N] quarters; with `digits` by transposing
-    for one and mirroring for two."""
+    """Rotate square images [N,3,S,S] by `turns` [N] quarter turns each.
+
+    With `digits`, one turn is a transposition and two turns are a mirroring.
+    """
     turned = rotate(images, turns)
     if digits:
         turned[turns == 1] = images[turns == 1].transpose(-2, -1)
@@ -167,9 +169,10 @@ def turn(images: Tensor, turns: Tensor, *, digits: bool) -> Tensor:
 
 
 def draw_weights(network: nn.Module, seed: int) -> None:
-    """Draw all weights of a network on the CPU anew, as torch's layers do.
+    """Initialise all weights of a network on the CPU, as torch's layers do.
 
-    UserError for parameters that belong to no such layer.
+    Raises:
+        UserError: for parameters that belong to no such layer.
     """
     layers: list[Any] = [layer for layer in network.modules() if hasattr(layer, "reset_parameters")]
     known = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}

@@ -2,11 +2,11 @@
 
     python benchmarks/apm.py --preset slim --images 2 --steps 20 --authors-steps 1
 
-All sides fit the same student to the same images by the same steps of Adam, in turn, in one
-process, with and without the teacher. Then the floor: the time that the arithmetic alone takes at
-the rate of a plain product measured here, plus the time that the weights alone take through the
-memory. On a CPU in float32 the method also runs with SPARSE false, which shows what its sparse path
-saves. See plain_loop and authors_like for the other sides.
+All sides fit the same student to the same images with the same steps of Adam, in turn, in one
+process, with and without the teacher. The lower bound is the time of the arithmetic alone, at the
+rate of a matrix product that is measured here, plus the time to read and write the weights. On a
+CPU in float32 the method also runs with SPARSE false, which shows what its sparse path saves. See
+plain_loop and authors_like for the other sides.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COPIES, CHUNK = 8, 16  # of the authors' loop: of the image, and columns at a ti
 
 
 class FixedTeacher(nn.Module):
-    """Answers with features that are there: the method without its teacher."""
+    """A teacher that returns precomputed features, to time the method without its teacher."""
 
     def __init__(self, features: Tensor, text_features: Tensor) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ def features_of(method: Apm, images: Tensor) -> Tensor:
 
 def plain_loop(student: Student, start: dict[str, Tensor], teacher: FixedTeacher | ClipBackbone,
                method: Apm, images: Tensor) -> Tensor:
-    """As one would write it: one Student, one Adam, one image after the other, eager, in float32,
-    every column through the whole MLP; the teacher once per image."""
+    """A plain implementation: one Student and one Adam per image, one image after the other, eager,
+    in float32, every column through the whole MLP; the teacher once per image."""
     features = []
     for index, image in enumerate((images - method.mean) / method.std):
         with torch.no_grad():
@@ -185,7 +185,7 @@ def authors_like(student: Student, clip: ClipBackbone, image: Tensor, steps: int
 
 
 def floor(method: Apm, images: Tensor, per_step: float, steps: int) -> list[str]:
-    """How long a step must take by arithmetic and by memory, and the copies' share."""
+    """Lower bounds of the seconds of a step by arithmetic and by memory, and the copies' share."""
     device = images.device
     kind = torch.bfloat16 if method.precision == "bfloat16" else torch.float32
     gflops = count_gflops(lambda: method(images[:1]))
@@ -218,7 +218,7 @@ def matrix_rate(device: torch.device, kind: torch.dtype) -> float:
 
 
 def memory_rate(device: torch.device) -> float:
-    """Bytes per second, read and written, of a copy that no cache holds."""
+    """Bytes per second, read and written, of a copy that does not fit into the caches."""
     source = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     times = common.in_turn([lambda: target.copy_(source)], 10, device)[0]

@@ -4,8 +4,9 @@
     python benchmarks/arrangements.py --methods tpt ttt_mae --images 1 --classes 10 --steps 1 \\
         --masks 16                                                (minutes on a CPU)
 
-Each side adapts to and predicts the same images from the same random weights, in turn, in one
-process. The loops are written anew from what the authors' repositories do; see each function.
+Each side adapts to the same images from the same random weights and predicts them, in turn, in one
+process. The loops were written for this benchmark after the authors' repositories; see each
+function.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ def main() -> None:
 
 
 def as_published(backbone: Classifier) -> Classifier:
-    """A copy in torch's plain layout, where ours on a CPU has the channels last."""
+    """A copy in torch's contiguous format; on a CPU, classifiers here are channels-last."""
     return copy.deepcopy(backbone).to(memory_format=torch.contiguous_format)
 
 
 def tent(backbone: Classifier, images: Tensor) -> tuple[Side, Side]:
-    """The authors put the network into training mode and train its BatchNorm by its statistics."""
+    """TENT as in the authors' code: the network in training mode, so BatchNorm uses the batch."""
     method = METHODS.load("tent")(backbone)
     model = as_published(backbone).train().requires_grad_(False)
     affine = []

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides timed in turn, the machine, tables and RESULTS.md."""
+"""Functions for all benchmarks: timing sides in turn, the machine, tables and RESULTS.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Options that all benchmarks have; `doc` is the module's."""
+    """A parser with the options of all benchmarks; `doc` is the module's docstring."""
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
@@ -33,7 +33,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def machine(device: torch.device, packages: Sequence[str] = ("torch", "open_clip_torch")) -> str:
-    """The device, threads and versions of packages that a figure was measured with."""
+    """The device, threads and versions of packages of a measurement, in words."""
     return ", ".join([describe(device), f"Python {platform.python_version()}",
                       *(f"{name.removesuffix('_torch')} {version(name)}" for name in packages)])
 
@@ -41,8 +41,11 @@ def machine(device: torch.device, packages: Sequence[str] = ("torch", "open_clip
 def in_turn(sides: Sequence[Callable[[], object]], rounds: int, device: torch.device,
             warm: bool = True, clock: Callable[[], float] = time.perf_counter
             ) -> list[list[float]]:
-    """Seconds of each side in each round; the sides take turns, so that a noisy machine is noisy
-    to all. `warm` runs each once before."""
+    """Seconds of each side in each round.
+
+    The sides take turns, so that other load on the machine affects all of them. With `warm`, each
+    runs once before.
+    """
     for side in sides if warm else ():
         side()
     seconds: list[list[float]] = [[] for _ in sides]
@@ -58,7 +61,7 @@ def in_turn(sides: Sequence[Callable[[], object]], rounds: int, device: torch.de
 
 @contextmanager
 def classified_by(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """The features that `backbone` is asked to classify within, one entry for each call."""
+    """A context that collects the features of each call of `backbone.classify`."""
     classify = getattr(backbone, "classify")
     kept: list[Tensor] = []
 
@@ -70,13 +73,13 @@ def classified_by(backbone: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
-    """`slow` over `fast`, round by round: the median and the range."""
+    """The ratio `slow` / `fast` of each round: median and range, in words."""
     ratios = sorted(a / b for a, b in zip(slow, fast))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; columns after the first are set flush right."""
+    """A Markdown table; columns after the first are aligned to the right."""
     from tta_apm.report.formats.markdown import pipe_table
 
     return pipe_table(head, rows, text=1).splitlines()

@@ -3,8 +3,8 @@
     python benchmarks/growth.py --device cuda
     python benchmarks/growth.py --hidden 512 256        (minutes on a CPU)
 
-One size grows, the others stay at the first of their own values. Each line is fitted by a straight
-line; R² says how straight it is, and the intercept what is paid once.
+One size grows, while the others keep the first of their own values. A straight line is fitted to
+each series; R² shows how linear it is, and the intercept is the constant cost.
 """
 
 from __future__ import annotations

@@ -4,15 +4,13 @@
 
 FOLDER holds the archives or clones of online-tta and ttab, and cifar10_test.tar.gz (`tta-apm data
 make cifar10_jpeg`). Each method runs in each host by `tta-apm host`, over images of CIFAR-10-C that
-`tta-apm data make` makes here. Methods that see an image alone are then run by our sweep on the
-images that the host handed them; the others, whose result depends on the batch, in a plain loop
-over the host's batches. The first table that is printed counts equal predictions; the second has
-online-tta's own TENT beside ours, both in the host; the third says which of online-tta's own
-methods run in our sweeps.
+`tta-apm data make` makes here. Methods of scope "image" are then run by a sweep on the images that
+the host passed to them; the others, whose result depends on the batch, in a plain loop over the
+host's batches. The first table counts equal predictions; the second compares online-tta's own TENT
+with ours, both in the host; the third lists which of online-tta's own methods run in our sweeps.
 
-The classifier is a published ResNet-20 for CIFAR-10 (--weights). The CLIP, the MAE and the network
-of rotations are the packaged ones of digits: what they say of CIFAR means nothing, that it is equal
-does.
+The classifier is a published ResNet-20 for CIFAR-10 (--weights). The CLIP, the MAE and the rotation
+network are the packaged ones of digits, so only the equality of their predictions matters.
 """
 
 from __future__ import annotations
@@ -120,7 +118,7 @@ def unpack(folder: Path, host: str, into: Path) -> Path:
 
 
 def make_data(images: Path, folder: Path) -> Path:
-    """DATA_DIR of both hosts, made by our own commands of real images that went through JPEG."""
+    """DATA_DIR of both hosts, made by our own commands from real images stored as JPEG."""
     (folder / "cifar10_test.tar.gz").symlink_to(images / "cifar10_test.tar.gz")
     for name, *more in (["cifar10_c", "--corruptions", ",".join(CORRUPTIONS)], ["cifar10_python"]):
         assert cli.main(["data", "make", name, "--clean", "cifar10_jpeg", "--data-dir",

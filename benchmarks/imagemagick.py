@@ -1,11 +1,11 @@
-"""How far our motion blur and snow are from those of the real ImageMagick, as a Markdown table.
+"""Differences of our motion blur and snow from those of ImageMagick, as a Markdown table.
 
     python benchmarks/imagemagick.py --dataset cifar10_jpeg --data-dir DIR --constants cifar
     python benchmarks/imagemagick.py --dataset folder --data-dir DIR/val --constants imagenet
 
-The official scripts (hendrycks/robustness) smear with ImageMagick through Wand. Both sides get the
-same images and the same draws. Wants `pip install wand` and ImageMagick 6's libMagickWand; where
-one is not there, it says so and ends.
+The official scripts (hendrycks/robustness) use ImageMagick through Wand. Both sides get the same
+images and the same random numbers. Needs `pip install wand` and ImageMagick 6's libMagickWand; if
+one is missing, it says so and ends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
 
 
 def real_smear() -> tuple[Smear, str]:
-    """As filters.smear, by ImageMagick; and its version. ImportError where it is not there."""
+    """filters.smear computed by ImageMagick, and its version; ImportError if it is missing."""
     from ctypes import c_double, c_void_p
 
     from wand.api import library

@@ -1,16 +1,16 @@
-"""Coverage: how often the interval of a paired difference holds the true one, and how wide it is.
+"""Coverage: how often the interval of a paired difference contains the true one, and its width.
 
     python benchmarks/intervals.py                   (minutes on one core)
 
-Images are independent, with 0 to 20 % discordant pairs in a cell, half of them, three quarters or
-all in one direction. Of an image's cells, a corruption takes the image's own result with the
-probability that the scenario names and a new one otherwise; a seed does so with its corruption's.
-So values are from a distribution that is known, and with it the true difference. One cell, and
-cells that always agree, have a trinomial, whose outcomes are summed over exactly; the other
-scenarios are simulated.
+Images are independent, with 0 to 20 % discordant pairs in a cell, of which a half, three quarters
+or all are in one direction. A corruption of an image has the image's own result with the
+probability that the scenario states, else a new random result; a seed has its corruption's result
+in the same way. So the distribution of the values is known, and with it the true difference. For
+one cell, and for cells that always agree, the distribution is trinomial, and coverage is the exact
+sum over its outcomes; the other scenarios are simulated.
 
-"Ideal" is the narrowest interval of equal reach to both sides around the observed difference that
-covers in 95 %: it knows the distribution.
+"Ideal" is the narrowest symmetric interval around the observed difference that covers in 95 % of
+the cases, computed from the known distribution.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NEGLIGIBLE = 1e-9  # probability of an outcome that is left out
 
 
 class Scenario(NamedTuple):
-    """Cells of an image: corruptions × seeds, and how each follows what is above it."""
+    """Cells of an image: corruptions × seeds, and the probabilities of inheriting results."""
     corruptions: int
     seeds: int
     follows_image: float
@@ -144,7 +144,7 @@ def repeated(shares: np.ndarray, times: int) -> np.ndarray:
 
 def outcomes(shares: np.ndarray, size: int, trials: int, rng: np.random.Generator
              ) -> tuple[np.ndarray, np.ndarray]:
-    """How often each value comes among the images, int [T, V], and the weights of these, [T]."""
+    """Counts of each value among the images, int [T, V], and the probabilities of these, [T]."""
     if len(shares) > 3:
         return rng.multinomial(size, shares, trials), np.full(trials, 1 / trials)
     from scipy.stats import multinomial
@@ -172,7 +172,7 @@ def measure(interval: Interval, values: np.ndarray, shares: np.ndarray, counts: 
 
 
 def bootstrap(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """The percentile bootstrap, which drawing images anew is."""
+    """The interval of the percentile bootstrap over images."""
     values, counts = np.unique(differences, return_counts=True)
     drawn = rng.multinomial(len(differences), counts / len(differences), 1000)
     low, high = np.quantile(drawn @ values / len(differences), [0.025, 0.975])

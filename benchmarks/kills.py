@@ -1,13 +1,13 @@
-"""Commands killed at random moments, begun again and compared with runs that nobody disturbed.
+"""Commands that are killed at random moments, resumed, and compared with undisturbed runs.
 
     python benchmarks/kills.py                      200 kills: six minutes of one core
     python benchmarks/kills.py --kills 6 --commands import table
 
-Half of the kills come by the clock, half at a random one of the command's file operations (opening,
-renaming, removing, making a folder), which take too little of its time to be met by the clock.
-After one to four of them the command runs to its end. Then each file must be what it is without
-kills, bit by bit but for the times in a record; none must be missing or left over; and a cell that
-was whole at a kill must not have been run again.
+Half of the kills are at a random time, half at a random file operation of the command (opening,
+renaming, removing, making a folder), since these are too short to be hit by time. After one to four
+kills the command runs to its end. Then each file must be bit-identical to that of an undisturbed
+run, except for the times in a record; no file may be missing or left over; and a cell that was
+complete at a kill must not have been run again.
 """
 
 from __future__ import annotations

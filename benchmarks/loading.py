@@ -2,15 +2,15 @@
 
     python benchmarks/loading.py --images 512 --append
 
-The files are made up: smooth noise of 500×375 pixels, quality 90, about 50 kB each, in class
-folders. Decoding alone reads, resizes and crops them in threads, batch by batch, and nothing else.
-The stream adds what a sweep does around it: order, hashes of the images, the way to the device as
-uint8, and there the floats in [0,1] and the resize to 224 pixels.
+The files are synthetic: smooth noise of 500×375 pixels, quality 90, about 50 kB each, in class
+folders. "Decoding alone" reads, resizes and crops them in threads, batch by batch. The stream adds
+the other work of a sweep: order, hashes of the images, the transfer to the device as uint8, and
+there the conversion to floats in [0,1] and the resize to 224 pixels.
 
-The last rows stand for a busy device: for each batch it takes as long as decoding one, in which
-the processor is free. It is a sleep, so that the figure says what the loading does. One after the
-other that is half as fast as decoding alone; prefetched it should be as fast as the slower of both,
-but for the making of floats, which on a CPU takes the cores that decode.
+The last rows simulate a busy device, which takes as long per batch as decoding a batch and leaves
+the processor free (a sleep). One after the other, this halves the speed of decoding alone. With
+prefetching it should be as fast as the slower of the two, except for the conversion to floats,
+which on a CPU uses the cores that decode.
 """
 
 from __future__ import annotations

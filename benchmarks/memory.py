@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py --append
 
-The files are made up, in the sizes of the official ones: 15 of 154 MB, zeros that take no room on
-disk, and the 10,000 labels. Each sweep is a process of its own, whose peak of resident memory the
-system counts. The networks are the packaged small ones: what is measured is the data's share.
+The files are synthetic and have the sizes of the official ones: 15 sparse files of 154 MB, which
+take no space on disk, and the 10,000 labels. Each sweep is a separate process, whose peak of
+resident memory the system counts. The networks are the small packaged ones, so that the memory is
+that of the data.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py --clip ViT-B-16 ViT-L-14 --classes 10 1000 --images 64
 
-CLIPs, classifiers, a masked autoencoder and a net with a rotation branch of full size, each
-method with its paper's hyper-parameters unless it is named with others. Each in a process of its
-own, so that one's memory is not another's. On a CPU take few images and steps:
+CLIPs, classifiers, a masked autoencoder and a network with a rotation branch of full size, each
+method with its paper's hyper-parameters unless others are given. Each method runs in a separate
+process, so that its peak memory is its own. On a CPU use few images and steps:
 
     python benchmarks/methods.py --clip ViT-B-16 --classes 10 --images 2 \\
         --methods source norm tent clip_zero_shot tpt "apm PRESET slim STEPS 2" \\

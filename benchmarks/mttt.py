@@ -3,11 +3,11 @@
     python benchmarks/mttt.py                                             (a layer of ViT-S/16)
     python benchmarks/mttt.py --width 192 --heads 3 --tokens 1024         (of ViT-Ti, 32×32 pixels)
 
-One layer in float32 on random tokens, T = 1 on the full batch. "Authors' arrangement" is written
-anew from what their JAX code does: every head reconstructs its tokens at the full width, the inner
-gradient comes from automatic differentiation, and the inner loss is worked out once more at the
-end, for their log. "Loop" takes one image, head and token after the other. All give the same output
-up to rounding, which is checked; MTTT-Linear also that of linear attention with its weights.
+One layer in float32 on random tokens, T = 1 on the full batch. "Authors' arrangement" was written
+for this benchmark after their JAX code: every head reconstructs its tokens at the full width, the
+inner gradient comes from automatic differentiation, and the inner loss is computed once more at the
+end, for their log. "Loop" processes one image, head and token after the other. All have the same
+output up to rounding, which is checked; MTTT-Linear also equals linear attention with its weights.
 """
 
 from __future__ import annotations

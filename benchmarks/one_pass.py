@@ -5,12 +5,12 @@
     python benchmarks/one_pass.py digits --images 20 --append
     python benchmarks/one_pass.py clip --images 8 --append
 
-Both sides are the same sweep, TOGETHER auto and TOGETHER 1, in turn; the time of building data set,
-backbones and methods is left out of both. `photos`: eight cheap rows with one of timm's smallest
-networks (random weights) over photographs in DIR/<class>/ under five corruptions made on the fly.
-`heavy`: source, norm and tent with EfficientNet-Lite0 over the same. `digits`: all rows of
-digits_c, whose images cost next to nothing. `clip`: four rows on a ViT-B/16 (random weights), with
-the number of images that its tower is asked for.
+Both sides are the same sweep, with TOGETHER auto and TOGETHER 1, in turn; the time to build data
+set, backbones and methods is excluded. `photos`: eight cheap rows with one of timm's smallest
+networks (random weights) on photographs in DIR/<class>/ under five corruptions computed on the fly.
+`heavy`: source, norm and tent with EfficientNet-Lite0 on the same images. `digits`: all rows of
+digits_c, whose images cost almost nothing. `clip`: four rows on a ViT-B/16 (random weights), with
+the number of images that its tower encodes.
 """
 
 from __future__ import annotations

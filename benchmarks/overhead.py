@@ -2,12 +2,12 @@
 
     python benchmarks/overhead.py --methods apm --images 200
 
-The sweep is the command line's: config, corruptions, streams, predictions, records, table. Overhead
-is its wall time beyond the seconds that its records give to the method, over these: both are of the
-same run, so that a noisy machine is noisy to both. The bare side calls the same method on the same
-batches, in memory, in a loop, and tells whether those seconds are true. Imports, data and weights
-are left out. What else a sweep does once (a first image, to warm up and to count its FLOPs, and the
-tables) is in: take as many images as make that little, as sweeps do.
+The sweep is that of the command line: config, corruptions, streams, predictions, records, table.
+The overhead is (wall time - method's seconds in the records) / method's seconds. Both are from the
+same run, so that other load on the machine affects both. For comparison, a plain loop calls the
+same method on the same batches in memory, which checks the seconds in the records. Imports, data
+and weights are excluded. Other constant work of a sweep (a first image, to warm up and to count
+FLOPs, and the tables) is included, so use enough images to make it small.
 """
 
 from __future__ import annotations

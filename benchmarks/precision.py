@@ -3,8 +3,8 @@
     python benchmarks/precision.py                  (the small student of cfgs/digits_c; a CPU)
     python benchmarks/precision.py --student full --preset slim --device cuda
 
-Wanted of a mode: predictions equal on 99.9 % of the images, cosine of the features within 1e-3
-of 1.
+A mode should have equal predictions on 99.9 % of the images, and a cosine of the features within
+1e-3 of 1.
 """
 
 from __future__ import annotations

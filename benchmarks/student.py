@@ -7,12 +7,12 @@ Without a folder it runs a few of scikit-learn's digits first.
 
 Detector: AUROC of the student's disagreement with its teacher, its final cosine and its confidence,
 beside the teacher's own confidence and entropy, for the teacher's wrong predictions (within each
-domain, then the mean) and for corrupted images against the same images without (where the run has
-SEVERITY 0). Nothing is fitted and no threshold chosen. The teacher is asked once more, since no
-record holds its confidence.
+domain, then the mean) and for corrupted images against the same clean images (if the run has
+SEVERITY 0). Nothing is fitted and no threshold chosen. The teacher is run once more, since records
+do not have its confidence.
 
-Ensemble: students of different seeds, drawn differently, vote; of tied classes the one that its
-voters are surest of is taken.
+Ensemble: students with different seeds vote; a tie is decided by the summed confidence of the
+voters.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The victim is the driver or one of the workers, at a random moment of the sweep. After one to three
 kills the command runs to its end. Then no cell may be missing, differ in a prediction or have been
-run again after it was whole; and nothing may be left over, such as a claim of a dead process.
+run again after it was complete; and nothing may be left over, e.g. a claim of a dead process.
 """
 
 from __future__ import annotations

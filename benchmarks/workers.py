@@ -3,8 +3,8 @@
     python benchmarks/workers.py                    local: 1 against 2 workers, one thread each
     python benchmarks/workers.py --launchers local ray slurm
 
-The sweep is of rows that adapt, on digits. Start-up is stated apart: from the command to the moment
-when the first worker has claimed a unit. submitit runs on this machine, by its local executor.
+The sweep has rows that adapt, on digits. Start-up is stated separately: the time from the command
+until the first worker has claimed a unit. submitit uses its local executor, on this machine.
 """
 
 from __future__ import annotations

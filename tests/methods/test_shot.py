@@ -139,5 +139,5 @@ def test_bad_values_are_told(digits_resnet, images):
         Shot(digits_resnet, batch_size=1)
     headless = copy.deepcopy(digits_resnet)
     headless.net = nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten())
-    with pytest.raises(UserError, match="do not come from a linear layer"):
+    with pytest.raises(UserError, match="are not the output of a linear layer"):
         Shot(headless).prepare(AllImages(images))

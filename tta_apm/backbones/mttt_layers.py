@@ -1,16 +1,16 @@
 """MTTT's two layers, which mix tokens by an inner loop.
 
-In each head an inner network f learns, from W0 on, to reconstruct the layer's own
-tokens; what it has learnt then transforms them (Sun et al. 2023, arXiv 2310.13807, sections 2, 3):
+In each head an inner network f with initial weights W0 is trained to reconstruct the layer's
+tokens, and then transforms them (Sun et al. 2023, arXiv 2310.13807, Sections 2 and 3):
 
     loss(W) = H/2 · mean over n tokens and D channels of (decoder(f(φ(x); W)) - x)²
     W <- W - η · gradient of loss(W), `steps` passes over the tokens
     output  = sum over the heads of h(f(ψ(x); W))
 
-The gradients are written out below, so that a layer works in any grad mode and the outer gradient
-goes through them; the inner networks of all images and heads take their steps as one program.
+The inner gradients are computed by formulas, so a layer works in any grad mode and outer gradients
+flow through them. The inner networks of all images and heads are updated as one program.
 
-Shape letters: B images, N tokens, n of them in a mini-batch, D channels, H heads, d = D / H.
+Shapes: B images, N tokens, n of them in a mini-batch, D channels, H heads, d = D / H.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from tta_apm.backbones.attentions import join_heads, split_heads
 from tta_apm.errors import at_least, multiple_of
 
 EPSILON = 1e-6  # of layer normalisation, as in the authors' flax
-# Of GELU in the tanh approximation: x/2 (1 + tanh(RATE (x + CUBIC x³))).
+# Constants of GELU in the tanh approximation: x/2 (1 + tanh(RATE (x + CUBIC x³))).
 RATE = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
 
 
 class InnerLoop(NamedTuple):
-    """How inner networks learn: gradient descent on the tokens of one image.
+    """The settings of the inner loop, gradient descent on the tokens of one image.
 
     Attributes:
-        steps: passes over the tokens; 0 leaves the inner networks as they start.
-        mini_batches: disjoint random parts of the tokens, with an update after each; 1 is the full
-            batch. Each head has parts of its own.
-        lr: the paper's η.
-        generator: of the parts, on the CPU; None is torch's global one.
+        steps: passes over the tokens; with 0 the inner networks keep their initial weights.
+        mini_batches: number of disjoint random parts of the tokens, with an update on each; 1 is
+            the full batch. Each head has its own parts.
+        lr: learning rate, the paper's η.
+        generator: of the random parts, on the CPU; None: torch's global one.
     """
 
     steps: int = 1
@@ -49,15 +49,15 @@ class InnerLoop(NamedTuple):
     generator: torch.Generator | None = None
 
     def check(self, owner: str, num_tokens: int) -> None:
-        """UserError, of `owner`, for values out of range or parts that would be of unequal size."""
+        """Raise UserError for values out of range, or for parts of unequal size."""
         at_least(0, owner, steps=self.steps, lr=self.lr)
         at_least(1, owner, mini_batches=self.mini_batches)
         multiple_of(self.mini_batches, owner, "mini_batches", tokens=num_tokens)
 
     def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """What each update learns from: tensors [B,H,N,·] or [B,1,N,·] -> the same of its tokens.
+        """Yield, for each update, the parts [B,H,n,·] of tensors [B,H,N,·] or [B,1,N,·].
 
-        The same tokens for all images, so that an image's result does not depend on the others.
+        All images have the same random parts, so that no image's result depends on the others.
         """
         heads, num_tokens = tensors[0].shape[1:3]
         each = torch.arange(heads)[:, None]
@@ -75,7 +75,7 @@ Weights = tuple[Tensor, ...]  # of inner networks, [H,·,·] at the start, then 
 
 
 class InnerLoopLayer(nn.Module):
-    """What MTTT's two layers share: projections into the heads and out, and the inner loop.
+    """Base of MTTT's two layers: the projections into and out of the heads, and the inner loop.
 
     Args:
         width: D.
@@ -86,8 +86,8 @@ class InnerLoopLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.phi = nn.Linear(width, width)  # inner input
-        self.psi = nn.Linear(width, width)  # inner input once W is learnt
-        self.g = nn.Parameter(torch.empty(heads, width // heads, width))  # of the decoder
+        self.psi = nn.Linear(width, width)  # input of the trained inner network
+        self.g = nn.Parameter(torch.empty(heads, width // heads, width))  # decoder
         self.g_bias = nn.Parameter(torch.zeros(width))
         self.h = nn.Linear(width, width)  # output
         for matrix in (self.phi.weight, self.psi.weight, self.g, self.h.weight):
@@ -96,12 +96,12 @@ class InnerLoopLayer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, tokens: Tensor, inner: InnerLoop) -> Tensor:
-        """Tokens [B,N,D] -> [B,N,D]."""
+        """Mix tokens [B,N,D]; same shape."""
         weights = self.learn(tokens, inner)
         return self.h(join_heads(self.run(weights, split_heads(self.psi(tokens), self.heads))))
 
     def learn(self, tokens: Tensor, inner: InnerLoop) -> Weights:
-        """The inner networks after the inner loop on tokens [B,N,D]."""
+        """The weights of the inner networks after the inner loop on tokens [B,N,D]."""
         weights = self.start()
         inputs = split_heads(self.phi(tokens), self.heads)
         for some_inputs, some_targets in inner.parts(inputs, self.targets(tokens)):
@@ -111,19 +111,19 @@ class InnerLoopLayer(nn.Module):
         return weights
 
     def start(self) -> Weights:
-        """W0."""
+        """The initial weights W0."""
         raise NotImplementedError
 
     def run(self, weights: Weights, inputs: Tensor) -> Tensor:
-        """f: inputs [B,H,n,d] -> [B,H,n,d]."""
+        """Outputs [B,H,n,d] of the inner networks f for inputs [B,H,n,d]."""
         raise NotImplementedError
 
     def targets(self, tokens: Tensor) -> Tensor:
-        """What `gradients` needs of tokens [B,N,D] that are to be reconstructed."""
+        """The targets for `gradients`, from tokens [B,N,D]."""
         raise NotImplementedError
 
     def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
-        """Those of the inner loss on inputs [B,H,n,d]."""
+        """The gradients of the inner loss on inputs [B,H,n,d]."""
         raise NotImplementedError
 
 
@@ -142,7 +142,7 @@ class MtttLinear(InnerLoopLayer):
         return inputs @ weights[0]
 
     def targets(self, tokens: Tensor) -> Tensor:
-        """(x - bias of g) gᵀ [B,H,N,d]: what is left of the tokens once the decoder is linear."""
+        """(x - bias of g) gᵀ [B,H,N,d], all that the gradient with a linear decoder needs."""
         return split_heads((tokens - self.g_bias) @ self.g.flatten(0, 1).mT, self.heads)
 
     def gradients(self, weights: Weights, inputs: Tensor, targets: Tensor) -> Weights:
@@ -174,8 +174,8 @@ class MtttMlp(InnerLoopLayer):
         return F.gelu(inputs @ w1 + b1, approximate="tanh") @ w2 + b2
 
     def targets(self, tokens: Tensor) -> Tensor:
-        """The tokens less the normalisation's shift, each times every row of the decoder and the
-        gain: [B,H,N,d+1]."""
+        """Products [B,H,N,d+1] of the tokens, minus the normalisation's shift, with the decoder's
+        rows times the gain."""
         rows = self._centred() * self.gain
         shift = rows @ self.shift.mT  # [H,d+1,1]
         return split_heads(tokens @ rows.flatten(0, 1).mT, self.heads) - shift.mT
@@ -185,15 +185,15 @@ class MtttMlp(InnerLoopLayer):
         active, slope = _GeluAndSlope.apply(inputs @ w1 + b1)
         output = active @ w2 + b2
 
-        # The decoded token [D] is e G, of e = (output, 1) and the centred rows G: of mean 0 and
-        # variance e M eᵀ. With its scale s, the gain and the targets t the inner loss of a token is
-        # (s² e P eᵀ - 2 s e·t) / 2d, but for a constant; nothing of length D is needed.
+        # The centred decoded token [D] is e G with e = (output, 1) and the centred rows G; its
+        # variance is e M eᵀ. With the scale s = 1/std and the targets t, the inner loss of a token
+        # is (s² e P eᵀ - 2 s e·t) / 2d plus a constant, so no vector of length D is needed.
         rows = self._centred()
         variances = rows @ rows.mT / rows.shape[-1]  # M
         weighted = (rows * self.gain) @ (rows * self.gain).mT  # P
         extended = F.pad(output, (0, 1), value=1.0)  # e
         spread = extended @ variances
-        variance = (extended * spread).sum(-1, keepdim=True).clamp(min=0)  # rounded, it may be less
+        variance = (extended * spread).sum(-1, keepdim=True).clamp(min=0)  # rounding errors
         scale = (variance + EPSILON).rsqrt()
         residual = scale * (extended @ weighted) - targets
         along = (extended * residual).sum(-1, keepdim=True)
@@ -205,7 +205,7 @@ class MtttMlp(InnerLoopLayer):
                 active.mT @ d_output, d_output.sum(-2, keepdim=True))
 
     def _centred(self) -> Tensor:
-        """The decoder's rows and, last, its bias, each less its mean: [H,d+1,D]."""
+        """The decoder's rows and, last, its bias, each minus its mean: [H,d+1,D]."""
         rows = torch.cat([self.g, self.g_bias.expand(self.heads, 1, -1)], 1)
         return rows - rows.mean(-1, keepdim=True)
 
@@ -213,13 +213,13 @@ class MtttMlp(InnerLoopLayer):
 class _GeluAndSlope(torch.autograd.Function):
     """GELU in the tanh approximation, as in the authors' flax, and its derivative.
 
-    The inner gradient needs the derivative, the outer one that of the derivative; torch's own takes
-    more time than the layer's products.
+    The inner gradient needs the derivative, and the outer gradient the second derivative; torch's
+    own second derivative takes more time than the layer's products.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not ctx.needs_input_grad[0]:  # two fused kernels
+        if not ctx.needs_input_grad[0]:  # without a backward pass, two fused kernels are enough
             return (F.gelu(x, approximate="tanh"),
                     torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh"))
         square = x * x

@@ -1,4 +1,4 @@
-"""MtttVit: frozen ViTs of one size that differ in the layer that mixes their tokens, for MTTT."""
+"""MtttVit: frozen ViTs of one size that differ in the layer that mixes tokens, for MTTT."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tta_apm.backbones.mttt_layers import EPSILON, InnerLoop, MtttLinear, MtttMl
 from tta_apm.backbones.weights import files
 from tta_apm.errors import UserError, choose
 
-#: The layers that mix tokens: MTTT's, named by their inner network, and those they replace.
+#: The layers that mix tokens: MTTT's, by the name of their inner network, and two attentions.
 LAYERS = {"mlp": MtttMlp, "linear": MtttLinear, "linear_attention": LinearAttention,
           "self_attention": SelfAttention}
 
@@ -41,7 +41,7 @@ class Architecture(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Patches of an image."""
+        """The number of patches of an image."""
         return (self.image_size // self.patch) ** 2
 
 
@@ -53,7 +53,7 @@ ARCHITECTURES = {
 
 
 class Block(nn.Module):
-    """A layer that mixes tokens, then an MLP; each after a normalisation and beside a shortcut."""
+    """A layer that mixes tokens, then an MLP, each with a normalisation before and a shortcut."""
 
     def __init__(self, architecture: Architecture, layer: str) -> None:
         super().__init__()
@@ -69,8 +69,9 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """A ViT as the authors have it: tokens are averaged, and a tanh layer precedes the head. Codes
-    of positions are learnt, as in their experiments from pixels.
+    """A ViT as in the authors' code: tokens are averaged, and a tanh layer precedes the head.
+
+    Positional embeddings are learned, as in their experiments from pixels.
 
     Args:
         layer: a name of LAYERS.
@@ -103,10 +104,11 @@ def make_vits(architecture: Architecture, num_classes: int) -> nn.ModuleDict:
 
 
 class MtttVit(Backbone):
-    """Frozen ViTs that were trained alike, each with another layer that mixes tokens.
+    """Frozen ViTs with the same training, each with another layer that mixes tokens.
 
     Args:
-        nets, architecture: of make_vits, and the images that they take.
+        nets: see make_vits.
+        architecture: their architecture and the images that they take.
         name, weights, keep: see Backbone.
     """
 
@@ -125,7 +127,7 @@ class MtttVit(Backbone):
         return self.kept(self.nets[layer](self.prepare(images), inner))
 
     def check_layer(self, owner: str, layer: str) -> None:
-        """UserError, of `owner`, unless there is a network with that layer."""
+        """Raise UserError unless there is a network with that layer."""
         choose(owner, "layer", layer, self.nets.keys())
 
 
@@ -150,11 +152,11 @@ def load_mttt_vit(model: str, weights: str, *, num_classes: int, device: torch.d
     Args:
         model: a name of ARCHITECTURES.
         weights: a file, or the name of a packaged file, with the weights of make_vits.
-        num_classes: of the networks.
+        num_classes: number of outputs of the networks.
         keep: see Backbone.
 
     Raises:
-        UserError: for an unknown model, for weights that are not here or do not fit.
+        UserError: for an unknown model, or for weights that are not found or do not fit.
     """
     check_model("MTTT_VIT", model, ARCHITECTURES)
     file = files.open_weights(weights)
