@@ -50,7 +50,8 @@ class Tpt(Method):
         steps: updates per image.
         lr: learning rate of AdamW (betas 0.9, 0.999 and weight decay 0.01, torch's defaults).
         phrase: words whose embeddings the context is initialised with.
-        weights: a file of CoOp to initialise the context with instead (see Coop); "" for none.
+        weights: a file of CoOp or CoCoOp to initialise the context with instead (see Coop, Cocoop);
+            CoCoOp's is initialised by its meta-net, for each image by itself. "" for none.
         flip: whether to mirror each random view with probability 1/2.
         augmix: whether to apply AugMix to the random views, as the authors do for the fine-grained
             data sets.
@@ -91,8 +92,9 @@ class Tpt(Method):
         self.resolved = {"precision": self.precision}
         self.loss_scale = LOSS_SCALE if self.precision == "float16" else 1
         self.seed = seed
-        context = (load_context(weights, backbone, meta_net=False).ctx.detach() if weights
-                   else phrase_context(backbone, phrase))
+        learned = load_context(weights, backbone, meta_net=None) if weights else None
+        context = phrase_context(backbone, phrase) if learned is None else learned.ctx.detach()
+        self.of_image = learned if learned is not None and learned.meta_net is not None else None
         self.prompts = ContextPrompts(backbone, len(context), class_chunk)
         with torch.no_grad():
             text_features = self._encode_classes(context[None])
@@ -112,9 +114,13 @@ class Tpt(Method):
     def _adapt(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Logits [B,K] of images [B,3,H,W], each with its own adapted context."""
         features = self._view_features(images, generators)
-        confident = self._most_confident(features)
+        initial, text_features = stack({"context": self.context}, len(images)), self.text_features
+        if self.of_image is not None:
+            initial = {"context": self.of_image(features[:, 0]).requires_grad_()}
+            text_features = self._encode_classes(initial["context"])
+        confident = self._most_confident(features, text_features)
         contexts = adapt(
-            stack({"context": self.context}, len(images)),
+            initial,
             lambda stacked: self.loss_scale * marginal_entropy(
                 self._classify(confident, stacked["context"])),
             steps=self.steps,
@@ -150,9 +156,10 @@ class Tpt(Method):
         with products(self.precision, contexts.device):
             return self.prompts(contexts).to(contexts.dtype)
 
-    def _most_confident(self, features: Tensor) -> Tensor:
-        """Select from features [B,V,D] those of least entropy under the initial prompt."""
-        logits = cosine_logits(self.backbone, features, self.text_features)
+    def _most_confident(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """Select from features [B,V,D] those of least entropy under the initial prompt, whose text
+        features are [B,K,D], or [1,K,D] for all images."""
+        logits = cosine_logits(self.backbone, features, text_features)
         selected = entropy(logits).topk(self.num_selected, largest=False).indices
         return features.gather(1, selected[..., None].expand(-1, -1, features.shape[-1]))
 

@@ -111,9 +111,23 @@ def digits_mttt():
 
 
 @pytest.fixture(scope="session")
-def backbones(digits_clip, digits_resnet, digits_mae, digits_rotation, digits_mttt):
+def digits_mae_joint():
+    return build("mae_joint", "digits_mae", "digits_mae_joint.safetensors",
+                 class_names=CLASS_NAMES, templates=(), device=CPU)
+
+
+@pytest.fixture(scope="session")
+def digits_mae_fine_tuned():
+    return build("mae_fine_tuned", "digits_mae", "digits_mae_fine_tuned.safetensors",
+                 class_names=CLASS_NAMES, templates=(), device=CPU)
+
+
+@pytest.fixture(scope="session")
+def backbones(digits_clip, digits_resnet, digits_mae, digits_mae_joint, digits_mae_fine_tuned,
+              digits_rotation, digits_mttt):
     """A backbone of each kind."""
     return {"clip": digits_clip, "classifier": digits_resnet, "mae": digits_mae,
+            "mae_joint": digits_mae_joint, "mae_fine_tuned": digits_mae_fine_tuned,
             "rotation": digits_rotation, "mttt_vit": digits_mttt}
 
 

@@ -247,3 +247,27 @@ def test_tpt_starts_from_a_file_of_coop(clip, images, tmp_path):
     assert torch.allclose(untuned, coop, atol=1e-3)
     tuned = Tpt(clip, weights=file, num_views=10)(images)
     assert not torch.allclose(tuned, coop, atol=1e-2)
+
+
+def test_tpt_starts_from_the_context_that_cocoop_makes_of_each_image(clip, images, tmp_path):
+    state = {name: 3 * tensor for name, tensor in cocoop_state(clip).items()}
+    file = checkpoint_of(tmp_path, state)
+    cocoop = Cocoop(clip, weights=file)(images)
+    untuned = Tpt(clip, weights=file, num_views=1, selection=1.0, steps=0)(images)
+    assert torch.allclose(untuned, cocoop, atol=1e-3)
+    assert not torch.allclose(untuned, Coop(clip, weights=checkpoint_of(
+        tmp_path, {"ctx": state["ctx"]}))(images), atol=1e-2)
+    tuned = Tpt(clip, weights=checkpoint_of(tmp_path, state), num_views=10)
+    together = tuned(images)
+    assert not torch.allclose(together, cocoop, atol=1e-2)
+    assert torch.allclose(torch.cat([tuned(image) for image in images.split(1)]), together,
+                          atol=1e-3)
+
+
+def test_a_meta_net_of_zeros_makes_tpt_from_cocoop_that_from_coop(clip, images, tmp_path):
+    state = {name: tensor if name == "ctx" else torch.zeros_like(tensor)
+             for name, tensor in cocoop_state(clip).items()}
+    from_cocoop = Tpt(clip, weights=checkpoint_of(tmp_path, state), num_views=10)(images)
+    from_coop = Tpt(clip, weights=checkpoint_of(tmp_path, {"ctx": state["ctx"]}),
+                    num_views=10)(images)
+    assert torch.allclose(from_cocoop, from_coop, atol=1e-3)

@@ -64,7 +64,7 @@ def test_a_tenth_of_64_views_are_the_six_with_the_least_entropy(clip, images):
     assert features.shape[:2] == (6, 64)
     entropies = entropy(clip.logit_scale * features @ clip.text_features.T)
     lowest = entropies.sort(1).indices[:, :6]
-    for index, kept in enumerate(method._most_confident(features)):
+    for index, kept in enumerate(method._most_confident(features, method.text_features)):
         assert torch.equal(kept, features[index, lowest[index]])
 
 
@@ -90,7 +90,7 @@ def test_the_first_step_is_adamw_s(clip, images, watched):
     assert torch.equal(started, phrase_context(clip, "a photo of a").expand(6, -1, -1))
     leaf = started.clone().requires_grad_()
     features = method._most_confident(
-        method._view_features(images, image_generators(images, 42)))
+        method._view_features(images, image_generators(images, 42)), method.text_features)
     marginal_entropy(method._classify(features, leaf)).sum().backward()
     clear = leaf.grad.abs() > 1e-5
     assert clear.float().mean() > 0.5
@@ -134,7 +134,7 @@ def test_the_step_lowers_the_entropy_of_the_mean_prediction(clip, images, watche
     method, contexts = watched(num_views=20)
     method(images)
     features = method._most_confident(
-        method._view_features(images, image_generators(images, 42)))
+        method._view_features(images, image_generators(images, 42)), method.text_features)
     with torch.no_grad():
         before, after = [marginal_entropy(method._classify(features, context))
                          for context in tuple(contexts)]

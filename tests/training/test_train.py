@@ -1,6 +1,7 @@
 """Training of the packaged backbones: it repeats itself, and what it shows them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,13 @@ def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
     few = train_split()
     few.pixels, few.labels = few.pixels[:64], few.labels[:64]
     data = replace(recipe.data, train=lambda data_dir: few, test=lambda data_dir: few)
-    monkeypatch.setitem(RECIPES, name, replace(recipe, data=data))
+    start = ""
+    if recipe.start:
+        first = Path(recipe.start).stem
+        monkeypatch.setitem(RECIPES, first, replace(RECIPES[first], data=data))
+        start = str(tmp_path / "start.safetensors")
+        assert cli.main(["train", first, "--out", start, "--epochs", "1"]) == cli.OK
+    monkeypatch.setitem(RECIPES, name, replace(recipe, data=data, start=start))
     weights = []
     for run, seed in (("a.safetensors", "0"), ("b.safetensors", "0"), ("c.safetensors", "1")):
         assert cli.main(["train", name, "--out", str(tmp_path / run), "--epochs", "2",
@@ -69,6 +76,14 @@ def test_bad_words_are_told_in_a_sentence(words, message, capsys):
     assert cli.main(["train", *words]) == cli.BAD_INPUT
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
+
+
+def test_a_network_that_is_trained_on_needs_its_start(capsys, monkeypatch):
+    recipe = replace(RECIPES["digits_mae_fine_tuned"], start="nowhere/digits_mae.safetensors")
+    monkeypatch.setitem(RECIPES, "digits_mae_fine_tuned", recipe)
+    assert cli.main(["train", "digits_mae_fine_tuned"]) == cli.BAD_INPUT
+    assert ("nowhere/digits_mae.safetensors is not here, the weights to start from: `tta-apm train "
+            "digits_mae` makes them") in capsys.readouterr().err
 
 
 def test_help_lists_all_names(capsys):

@@ -80,6 +80,12 @@ PACKAGED: dict[str, Kind] = {
     # comma: encoder_and_decoder.pth,head.pth.
     "mae": Kind("tta_apm.backbones.mae", {
         "MODEL": "digits_mae", "WEIGHTS": "digits_mae.safetensors"}),
+    # The same, all of whose parts were trained together.
+    "mae_joint": Kind("tta_apm.backbones.mae_joint", {
+        "MODEL": "digits_mae", "WEIGHTS": "digits_mae_joint.safetensors"}),
+    # The encoder of such a one, fine-tuned with a linear head.
+    "mae_fine_tuned": Kind("tta_apm.backbones.mae_fine_tuned", {
+        "MODEL": "digits_mae", "WEIGHTS": "digits_mae_fine_tuned.safetensors"}),
     # For TTT: a classifier with a rotation head, trained jointly.
     "rotation": Kind("tta_apm.backbones.rotation", {
         "MODEL": "digits_rotation", "WEIGHTS": "digits_rotation.safetensors"}),

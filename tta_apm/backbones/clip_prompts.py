@@ -161,12 +161,12 @@ def cosine_logits(backbone: ClipBackbone, features: Tensor, text_features: Tenso
     return backbone.logit_scale * features @ text_features.mT
 
 
-def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Context:
+def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool | None) -> Context:
     """Load a frozen context from a checkpoint of CoOp's code or a packaged .safetensors file.
 
     Args:
         weights: a path or the name of a packaged file.
-        meta_net: whether the context is CoCoOp's, else it is CoOp's.
+        meta_net: whether the context is CoCoOp's, else it is CoOp's; None takes either.
 
     Raises:
         UserError: if there is no such file, or if its tensors are not those of such a context or
@@ -175,10 +175,12 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool) -> Con
     file = files.open_weights(weights)
     if file is None:
         raise UserError(f"file not found: {weights!r} of a learned context")
-    kind = "CoCoOp" if meta_net else "CoOp"
     shapes = {name: fit.shapes(entries)[full] for name in ("ctx", "meta_net.linear1.weight")
               for entries in file.state_dicts.values() for full in fit.shapes(entries)
               if full == name or full.endswith(f".{name}")}
+    if meta_net is None:
+        meta_net = "meta_net.linear1.weight" in shapes
+    kind = "CoCoOp" if meta_net else "CoOp"
     if len(shapes.get("ctx", ())) != 2:
         found = f"its 'ctx' is {list(shapes['ctx'])}" if "ctx" in shapes else "it lacks 'ctx'"
         raise UserError(f"{file.path} is not a context of {kind}: {found}, and only vectors [M,W] "

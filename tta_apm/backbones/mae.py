@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +148,9 @@ class MaskedAutoencoder(Backbone):
     """
 
     kind = "mae"
+    #: Where its weights come from, for the error of a file that is not there.
+    source: ClassVar[str] = (f"The authors' ViT-L is in two, {' and '.join(OFFICIAL)}: download "
+                             "both and give their paths, joined by a comma")
 
     def __init__(self, net: MaeVit, architecture: Architecture, *, name: str, weights: str,
                  keep: Sequence[int] | None = None) -> None:
@@ -185,14 +188,21 @@ def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> 
 
 def untrained(model: str, task: Task, device: torch.device | str) -> MaskedAutoencoder:
     """See Kind."""
-    check_model("MAE", model, ARCHITECTURES)
+    return untrained_mae(model, task, device)
+
+
+def untrained_mae(model: str, task: Task, device: torch.device | str, *,
+                  cls: type[MaskedAutoencoder] = MaskedAutoencoder) -> MaskedAutoencoder:
+    """One with random weights, of the class `cls`. UserError for an unknown model."""
+    check_model(cls.kind.upper(), model, ARCHITECTURES)
     net = MaeVit(ARCHITECTURES[model], task.num_outputs)
     initialize(net)
-    return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=UNTRAINED).to(device)
+    return cls(net, ARCHITECTURES[model], name=model, weights=UNTRAINED).to(device)
 
 
 def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device | str,
-             keep: Sequence[int] | None = None) -> MaskedAutoencoder:
+             keep: Sequence[int] | None = None,
+             cls: type[MaskedAutoencoder] = MaskedAutoencoder) -> MaskedAutoencoder:
     """Load a masked autoencoder with its probing head.
 
     Args:
@@ -201,15 +211,17 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
             comma, first that of encoder and decoder, then that of the head: "a.pth,b.pth".
         num_classes: number of outputs of the head.
         keep: see Backbone.
+        cls: of the result.
 
     Raises:
         UserError: for an unknown model, or for weights that are not found or do not fit.
     """
-    check_model("MAE", model, ARCHITECTURES)
-    found = [_find(name.strip()) for name in weights.split(",")]
+    section = cls.kind.upper()
+    check_model(section, model, ARCHITECTURES)
+    found = [_find(name.strip(), section, cls.source) for name in weights.split(",")]
     if len(found) > 2:
-        raise UserError(f"MAE.WEIGHTS: {weights!r} names {len(found)} files; give one, or two: "
-                        "that of encoder and decoder, and that of the head")
+        raise UserError(f"{section}.WEIGHTS: {weights!r} names {len(found)} files; give one, or "
+                        "two: that of encoder and decoder, and that of the head")
     head = _part(_on_meta(model, num_classes), is_head=True)
     outputs, keep = files.settle_outputs(found[-1], head, model, num_classes=num_classes,
                                          keep=keep, rename=partial(_only, head))
@@ -221,16 +233,13 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
     net.load_state_dict({name: tensor.float() for part in parts
                          for name, tensor in part.tensors.items()}, assign=True)
     label = ", ".join(files.describe(part.label, file.path) for part, file in zip(parts, found))
-    return MaskedAutoencoder(net, ARCHITECTURES[model], name=model, weights=label,
-                             keep=keep).to(device)
+    return cls(net, ARCHITECTURES[model], name=model, weights=label, keep=keep).to(device)
 
 
-def _find(name: str) -> files.Weights:
+def _find(name: str, section: str, source: str) -> files.Weights:
     file = files.open_weights(name)
     if file is None:
-        raise UserError(f"MAE.WEIGHTS: file not found: {name!r}. The authors' ViT-L is in two, "
-                        f"{' and '.join(OFFICIAL)}: download both and give their paths, joined by "
-                        "a comma")
+        raise UserError(f"{section}.WEIGHTS: file not found: {name!r}. {source}")
     return file
 
 

@@ -21,9 +21,11 @@ from tta_apm.atomic import atomic_write
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
+from tta_apm.backbones.weights import files
 from tta_apm.backbones.weights.zero_rows import drop_zero_rows
 from tta_apm.data.dataset import Clean
 from tta_apm.device import choose_device
+from tta_apm.errors import UserError
 from tta_apm.progress import bar
 from tta_apm.toolbox.views import crops, pad_crop_views
 from tta_apm.training.recipes import BackboneRecipe
@@ -58,7 +60,13 @@ def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
 
 
 def train(recipe: BackboneRecipe, *, data_dir: str) -> nn.Module:
-    """Train a new network of `recipe` on the data set below `data_dir`."""
+    """Train a network of `recipe` on the data set below `data_dir`.
+
+    UserError if the weights that it starts from are not there.
+    """
+    if recipe.start and files.find(recipe.start) is None:
+        raise UserError(f"train: {recipe.start} is not here, the weights to start from: "
+                        f"`tta-apm train {Path(recipe.start).stem}` makes them")
     torch.manual_seed(recipe.seed)
     device = choose_device("auto")
     return TRAINERS[recipe.kind](recipe, recipe.data.train(data_dir), device)
@@ -157,6 +165,36 @@ def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Modu
     return net
 
 
+def _mae_joint(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
+    """All parts of a masked autoencoder, by the sum of both losses, reconstruction and labels."""
+    from tta_apm.backbones import mae
+    architecture = mae.ARCHITECTURES[recipe.model]
+    net = mae.MaeVit(architecture, len(images.class_names)).to(device)
+    mae.initialize(net)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+
+    def loss(batch: Tensor, labels: Tensor) -> Tensor:
+        return (mae.pretraining_loss(net, batch, generator)
+                + F.cross_entropy(net.classify(net.encode(batch)), labels))
+    _fit(net, loss, recipe, Pixels(images, architecture.mean, architecture.std))
+    return net
+
+
+def _mae_fine_tuned(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
+    """The encoder of a pretrained masked autoencoder and a new linear head, by cross-entropy."""
+    from tta_apm.backbones import mae
+    from tta_apm.backbones.mae_fine_tuned import make_vit
+    architecture = mae.ARCHITECTURES[recipe.model]
+    pretrained = mae.load_mae(recipe.model, recipe.start, num_classes=len(images.class_names),
+                              device=device).net.state_dict()
+    net = make_vit(architecture, len(images.class_names)).to(device)
+    own = net.state_dict()
+    net.load_state_dict({name: pretrained.get(name, value) for name, value in own.items()})
+    _fit(net, lambda batch, labels: F.cross_entropy(net(batch), labels), recipe,
+         Pixels(images, architecture.mean, architecture.std))
+    return net
+
+
 def _rotation(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """TTT's network: both branches on augmented views, for labels and for all four rotations."""
     from tta_apm.backbones import rotation
@@ -190,8 +228,8 @@ def _mttt_vit(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn
 
 
 TRAINERS: dict[str, Callable[[BackboneRecipe, Clean, torch.device], nn.Module]] = {
-    "classifier": _classifier, "clip": _clip, "mae": _mae, "rotation": _rotation,
-    "mttt_vit": _mttt_vit}
+    "classifier": _classifier, "clip": _clip, "mae": _mae, "mae_joint": _mae_joint,
+    "mae_fine_tuned": _mae_fine_tuned, "rotation": _rotation, "mttt_vit": _mttt_vit}
 
 
 # Shared by the kinds

@@ -1,0 +1,26 @@
+"""Joint Train: a network trained at once to reconstruct hidden patches and to classify."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tta_apm.backbones.mae_joint import JointMae
+from tta_apm.method import Method
+
+
+class JointTrain(Method):
+    """Encoder, decoder and head of a masked autoencoder, trained together on both tasks and not
+    adapted: the row Joint Train of TTT-MAE's tables (Gandelsman et al., NeurIPS 2022)."""
+
+    needs = "mae_joint"
+    scope = "image"
+
+    def __init__(self, backbone: JointMae) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images)
+
+    def reset(self) -> None:
+        """Do nothing: there is no state."""
