@@ -1,4 +1,4 @@
-"""Methods side by side from Python, without a config: the same numbers as the command line's.
+"""A comparison of methods in Python, without a config; it has the command line's numbers.
 
     python examples/compare_in_python.py
 """

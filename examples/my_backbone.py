@@ -1,4 +1,4 @@
-"""A kind of backbone of your own in one file: a classifier and a CLIP side by side, and a method.
+"""Your own kind of backbone in one file: a classifier and a CLIP together, and a method for it.
 
     tta-apm --cfg cfgs/digits_c/quick.yaml PLUGINS examples/my_backbone.py \
         METHODS "[source,clip_zero_shot,vote,vote SHARE 0.8]"
@@ -14,7 +14,7 @@ from tta_apm.backbones import classifiers, clip
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import KINDS, Kind, Task
 
-# In a package, an entry point of the group tta_apm.backbone_kinds does instead of KINDS.register.
+# In a package, an entry point of the group tta_apm.backbone_kinds replaces KINDS.register.
 PAIR = Kind(__name__, {"MODEL": "timm/digits_resnet", "WEIGHTS": "digits_resnet.safetensors",
                        "CLIP_MODEL": "digits_clip", "CLIP_WEIGHTS": "digits_clip.safetensors"},
             has_prompts=True)
@@ -22,7 +22,7 @@ KINDS.register("pair")(PAIR)
 
 
 class Pair(Backbone):
-    """Two frozen networks that tell the same classes apart; each prepares images itself."""
+    """Two frozen networks for the same classes; each prepares images itself."""
 
     kind = "pair"
 
@@ -35,14 +35,14 @@ class Pair(Backbone):
         self.freeze()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two times logits [B,K] of images [B,3,H,W] in [0,1]."""
+        """The logits [B,K] of both networks for images [B,3,H,W] in [0,1]."""
         return self.classifier(images), self.clip(images)
 
 
 def load(section: Mapping[str, str], task: Task, device: torch.device) -> Pair:
     """The two networks with their weights: see Kind."""
-    of_clip = {"MODEL": section["CLIP_MODEL"], "WEIGHTS": section["CLIP_WEIGHTS"]}
-    return Pair(classifiers.load(section, task, device), clip.load(of_clip, task, device))
+    clip_section = {"MODEL": section["CLIP_MODEL"], "WEIGHTS": section["CLIP_WEIGHTS"]}
+    return Pair(classifiers.load(section, task, device), clip.load(clip_section, task, device))
 
 
 def untrained(model: str, task: Task, device: torch.device) -> Pair:
@@ -74,4 +74,4 @@ class Vote(Method):
         return torch.log(self.share * first + (1 - self.share) * second)
 
     def reset(self) -> None:
-        """Nothing is kept from image to image."""
+        """Do nothing: there is no state."""

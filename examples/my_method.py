@@ -1,4 +1,4 @@
-"""A method of your own in one file: CLIP's logits with another temperature.
+"""Your own method in one file: CLIP's logits with another temperature.
 
     tta-apm --cfg cfgs/digits_c/quick.yaml PLUGINS examples/my_method.py \
         METHODS [clip_zero_shot,sharpened] SHARPENED.GAIN 3
@@ -11,14 +11,14 @@ from tta_apm import Method, register
 
 @register("sharpened")
 class Sharpened(Method):
-    """Zero-shot logits times a factor: the same predictions, more confident.
+    """Zero-shot logits times a factor, which changes the confidence but not the predictions.
 
     Args:
         backbone: a CLIP.
-        gain: of the logits.
+        gain: the factor.
     """
 
-    needs = "clip"    # the frozen backbone it is given: or "classifier", "mae", "rotation"
+    needs = "clip"    # the kind of frozen backbone: or "classifier", "mae", "rotation"
     scope = "image"   # what a prediction depends on: the image, its batch, or the stream so far
 
     def __init__(self, backbone: nn.Module, *, gain: float = 2.0) -> None:
@@ -31,4 +31,4 @@ class Sharpened(Method):
         return self.gain * self.backbone(images)
 
     def reset(self) -> None:
-        """Nothing is kept from image to image."""
+        """Do nothing: there is no state."""

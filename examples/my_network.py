@@ -1,10 +1,10 @@
-"""A network of your own: ResNet-20 for CIFAR (He et al. 2016, section 4.2), with a file of weights.
+"""Your own network: ResNet-20 for CIFAR (He et al. 2016, Section 4.2), with a file of weights.
 
     tta-apm --cfg cfgs/cifar10_jpeg_c/all.yaml METHODS [source,norm,tent] \
         CLASSIFIER.MODEL examples/my_network.py:resnet20 CLASSIFIER.WEIGHTS resnet20.th \
         CLASSIFIER.MEAN [0.485,0.456,0.406] CLASSIFIER.STD [0.229,0.224,0.225]
 
-The names are those of akamaster/pytorch_resnet_cifar10, whose published weights fit.
+Parameters have the names of akamaster/pytorch_resnet_cifar10, whose published weights fit.
 """
 
 import torch.nn.functional as F
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut without parameters: every second pixel, zeros around."""
+    """Two convolutions and a shortcut without parameters: every second pixel, zero channels."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
-        self.padding = (outside - inside) // 2
+        self.padding = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -38,10 +38,10 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(16)
         widths = [16, 16, 32, 64]
         self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(*(Block(inside if block == 0 else outside, outside,
-                                  2 if block == 0 and inside != outside else 1)
+            nn.Sequential(*(Block(before if block == 0 else width, width,
+                                  2 if block == 0 and before != width else 1)
                             for block in range(depth)))
-            for inside, outside in zip(widths, widths[1:]))
+            for before, width in zip(widths, widths[1:]))
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A method in your own loop: TENT and APM round networks of yours.
+"""Methods in your own loop: TENT and APM around your own networks.
 
     python examples/own_loop.py
 """
@@ -22,7 +22,7 @@ def main() -> None:
     tent = load_method("tent", classifier, lr=1e-3)
     for batch, truth in zip(images.split(20), labels.split(20)):
         logits = tent(batch)
-        print(f"TENT round an untrained network: {(logits.argmax(1) == truth).float().mean():.0%}")
+        print(f"TENT on an untrained network: {(logits.argmax(1) == truth).float().mean():.0%}")
 
     clip = load_backbone("clip", "digits_clip", "digits_clip.safetensors", dataset=dataset)
     apm = load_method("apm", clip, image_size=32, patch=8, code=64, hidden=(256, 128), lr=3e-3)

@@ -1,10 +1,10 @@
-"""The pattern of DequanWang/tent: `setup_NAME(model)` gives what the evaluation calls and resets.
+"""The pattern of DequanWang/tent: `setup_NAME(model)` returns a model with `reset()`.
 
     python examples/tent_setup.py
 
 There, cifar10c.py chooses among setup_source, setup_norm and setup_tent, resets the model before
-each corruption and severity, and counts with robustbench's clean_accuracy. A function of three
-lines beside those brings any method of this package.
+each corruption and severity, and measures with robustbench's clean_accuracy. One more function of
+three lines adds all methods of this package.
 """
 
 import torch
@@ -15,12 +15,12 @@ from tta_apm.data.dataset import Domain
 
 
 def setup_ours(model: nn.Module, name: str, **settings: object) -> Method:
-    """Round a network as robustbench has them: it takes images in [0,1] and normalises inside."""
+    """A method on a network of robustbench, which takes images in [0,1] and normalises itself."""
     classifier = Classifier(model, mean=(0, 0, 0), std=(1, 1, 1))
     return load_method(name, classifier, **settings)
 
 
-# ---- an evaluation of that pattern
+# ---- an evaluation with that pattern
 
 DIGITS = load_dataset("digits_c")
 
@@ -52,7 +52,7 @@ def evaluate(model: Method) -> None:
 
 def main() -> None:
     base = load_backbone("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
-                         dataset=DIGITS)  # normalises inside
+                         dataset=DIGITS)  # it normalises images itself
     for name, settings in {"source": {}, "norm": {}, "tent": {"lr": 1e-2}, "sar": {"lr": 1e-2}
                            }.items():
         print(name)

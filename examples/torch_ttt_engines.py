@@ -1,13 +1,13 @@
-"""torch-ttt's engines and our methods, each in the other's place.
+"""torch-ttt's engines as methods, and methods of this package as engines.
 
     pip install torch-ttt
     python examples/torch_ttt_engines.py
     tta-apm --cfg cfgs/digits_c/source.yaml PLUGINS examples/torch_ttt_engines.py \
         METHODS "[source,torch_ttt NAME tent,torch_ttt NAME actmad LAYER net.fc]"
 
-An engine is a module that is called with images and returns logits and a loss, and that adapts in
-eval mode. So a method of ours becomes an engine in a few lines, and an engine a method. The second
-part of what is printed says of each engine whether it runs as a method.
+An engine is a module that is called with images, returns logits and a loss, and adapts in eval
+mode. A few lines make a method an engine, and an engine a method. The second part of the output
+lists for each engine whether it runs as a method.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tta_apm.data.digits import train_split
 from tta_apm.errors import UserError, choose
 from tta_apm.method import Source
 
-# What engines learn together with the network, at training time: a method gets a network only.
+# What engines train together with the network; a method gets a trained network only.
 LEARN = {"ttt": "a head for rotations", "ttt_pp": "a contrastive head",
          "ittt": "an embedding of its own predictions"}
 OF_TEXT = ("masked_ttt",)
@@ -36,8 +36,7 @@ NUM_SOURCE_IMAGES = 256  # for statistics
 
 @EngineRegistry.register("tta_apm")
 class OurEngine(BaseEngine):
-    """A method of ours as an engine of theirs. Nothing is learnt at training time: the loss is 0.
-    """
+    """A method of this package as an engine. Its training loss is 0."""
 
     def __init__(self, model: nn.Module, method: Method) -> None:
         super().__init__()
@@ -55,15 +54,15 @@ class OurEngine(BaseEngine):
 
 @register("torch_ttt")
 class TorchTtt(Method):
-    """An engine of theirs as a method of ours: it adapts a copy of its network to each batch anew.
+    """An engine as a method; it adapts a new copy of its network to each batch.
 
     Args:
         backbone: a classifier.
         name: as torch-ttt registers the engine.
         lr: learning rate.
         steps: gradient steps per batch.
-        layer: of the network, whose features the engine looks at, e.g. net.fc; for actmad.
-        source: images whose statistics the engine aligns to; for actmad.
+        layer: name of the layer whose features the engine aligns, e.g. net.fc; for actmad.
+        source: source images, to whose statistics the engine aligns them; for actmad.
 
     Raises:
         UserError: for an engine that a network and images do not suffice for.
@@ -101,11 +100,11 @@ class TorchTtt(Method):
         return logits.detach()
 
     def reset(self) -> None:
-        """Nothing is kept from batch to batch."""
+        """Do nothing: no state is carried from batch to batch."""
 
 
 def engines(net: nn.Module, images: Tensor) -> dict[str, str]:
-    """What comes of each engine of the installed torch-ttt as a method over a network of digits."""
+    """For each engine of the installed torch-ttt, whether it runs as a method, in words."""
     found = {}
     for name in sorted(EngineRegistry._registry.keys() - {"tta_apm"}):
         try:

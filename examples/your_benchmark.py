@@ -1,9 +1,9 @@
-"""A benchmark of yours in five lines: APM, MEMO and TENT in a loop that knew none of them.
+"""Your own benchmark: five lines add APM, MEMO and TENT to an existing loop.
 
     python examples/your_benchmark.py
 
-The first half is a benchmark as anybody may have it: a network, a loader, a loop under no_grad that
-counts what is right. The five lines that are marked put methods of this package into it.
+The first half is an ordinary benchmark: a network, a loader, and a loop under no_grad that counts
+correct predictions. The five numbered lines add methods of this package to it.
 """
 
 import torch
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from tta_apm import Classifier, Method, load_backbone, load_dataset, load_method
 from tta_apm.data.dataset import Domain
 
-# ---- a benchmark of yours
+# ---- your benchmark
 
 DIGITS = load_dataset("digits_c")
 
 
 def your_network() -> nn.Module:
-    """Takes normalised images [B,3,32,32], gives logits [B,10]."""
+    """A network that takes normalised images [B,3,32,32] and returns logits [B,10]."""
     return load_backbone("classifier", "timm/digits_resnet", "digits_resnet.safetensors",
                          dataset=DIGITS).get_submodule("net")
 
@@ -37,16 +37,16 @@ def your_accuracy(model: nn.Module, loader: DataLoader) -> float:
     return torch.stack(right).mean().item()
 
 
-# ---- what comes to it
+# ---- the added lines
 
 def main() -> None:
-    # 1: your network; it normalises inside from now on
+    # 1: your network, which normalises images itself from now on
     classifier = Classifier(your_network(), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    # 2: a CLIP with the names of your classes, for methods that need one
+    # 2: a CLIP with your class names, for methods that need one
     clip = load_backbone("clip", "digits_clip", "digits_clip.safetensors", dataset=DIGITS)
     methods = {
         "network": classifier,
-        # 3: a method, which is a module like your network
+        # 3: methods, which are modules like your network
         "tent": load_method("tent", classifier, lr=1e-2),
         "memo": load_method("memo", classifier, num_views=8, lr=1e-2),
         "apm": load_method("apm", clip, image_size=32, patch=8, code=64, hidden=(256, 128),

@@ -102,8 +102,8 @@ def test_one_sample_draws_by_its_seed_and_leaves_the_global_one(digits_clip, ima
 def test_a_teacher_without_a_linear_head_is_told():
     net = nn.Sequential(nn.Conv2d(3, 10, 4, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     teacher = Classifier(net, mean=MEAN, std=STD)
-    with pytest.raises(UserError, match="^one_sample: the logits of the classifier Sequential do "
-                                        "not come from a linear layer"):
+    with pytest.raises(UserError, match="^one_sample: the logits of the classifier Sequential are "
+                                        "not the output of a linear layer"):
         OneSample(teacher, net="mlp", hidden=(24,))
 
 

@@ -1,6 +1,6 @@
-"""Attentions that a ViT mixes its tokens by: self-attention and two linear ones.
+"""Attentions that mix the tokens of a ViT: self-attention and two linear ones.
 
-Shape letters: B images, N tokens, D channels, H heads, d = D / H.
+Shapes: B images, N tokens, D channels, H heads, d = D / H.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Queries, keys, values and an output, as all attentions have them."""
+    """Base of all attentions: the projections to queries, keys and values, and of the output."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -22,13 +22,14 @@ class Attention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, tokens: Tensor, inner: object = None) -> Tensor:
-        """Tokens [B,N,D] -> [B,N,D]; `inner` is for layers that have an inner loop."""
+        """Mix tokens [B,N,D]; same shape. `inner` is unused: it is for layers with an inner loop.
+        """
         query, key, value = (split_heads(part(tokens), self.heads)
                              for part in (self.query, self.key, self.value))
         return self.out(join_heads(self.attend(query, key, value)))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Each [B,H,N,d] -> [B,H,N,d]."""
+        """The heads' outputs [B,H,N,d] for queries, keys and values [B,H,N,d]."""
         raise NotImplementedError
 
 
