@@ -2,12 +2,14 @@
 
     python benchmarks/hosts.py --hosts FOLDER --data-dir FOLDER
 
-FOLDER holds the archives or clones of online-tta and ttab, and cifar10_test.tar.gz (`tta-apm data
-make cifar10_jpeg`). Each method runs in each host by `tta-apm host`, over images of CIFAR-10-C that
-`tta-apm data make` makes here. Methods of scope "image" are then run by a sweep on the images that
-the host passed to them; the others, whose result depends on the batch, in a plain loop over the
-host's batches. The first table counts equal predictions; the second compares online-tta's own TENT
-with ours, both in the host; the third lists which of online-tta's own methods run in our sweeps.
+FOLDER holds the archives of online-tta and ttab, and cifar10_test.tar.gz (`tta-apm data make
+cifar10_jpeg`); with a clone of yours named Benchmark-TTA, which has no licence and so cannot be
+passed on, the first table has that host, too. Each method runs in each host by `tta-apm host`, over
+images of CIFAR-10-C that `tta-apm data make` makes here. Methods of scope "image" are then run by a
+sweep on the images that the host passed to them; the others, whose result depends on the batch, in
+a plain loop over the host's batches. The first table counts equal predictions; the second compares
+online-tta's own TENT with ours, both in the host; the third lists which of online-tta's own methods
+run in our sweeps.
 
 The classifier is a published ResNet-20 for CIFAR-10 (--weights). The CLIP, the MAE and the rotation
 network are the packaged ones of digits, so only the equality of their predictions matters.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pickle
 import re
 import tarfile
 import tempfile
@@ -51,6 +54,7 @@ SHARED = ROOT.parent / "shared"
 WEIGHTS = SHARED / "data/cifar10_resnets/resnet20-12fca82f.th"
 CORRUPTIONS = ("gaussian_noise", "contrast")
 ARCHIVES = {"online-tta": "online-tta-*.tar.gz", "ttab": "ttab-*.tar.gz"}
+BENCHMARK_TTA = "Benchmark-TTA"  # a clone
 SEED = 1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Methods of ours in small settings.
@@ -63,7 +67,8 @@ OURS: dict[str, dict[str, Any]] = {
 ALONE = [name for name in OURS if METHODS.signature(name).scope == "image"]
 # Names that a host has too.
 TAKEN = {"online-tta": {"source", "tent", "rmt", "memo", "tpt", "sar"},
-         "ttab": {"tent", "memo", "ttt", "sar"}}
+         "ttab": {"tent", "memo", "ttt", "sar"},
+         "benchmark-tta": {"source", "tent", "rmt", "memo", "sar"}}
 # What keeps their methods short; all else is by their own configs.
 FEW = ["TEST.N_AUGMENTATIONS", 2, "SOURCE.NUM_SAMPLES", 32, "RMT.NUM_SAMPLES_WARM_UP", 16]
 
@@ -103,7 +108,7 @@ def command_of(host: str, name: str, weights: Path = WEIGHTS) -> list[str]:
     """What names a method of ours and its backbone in a host."""
     theirs = f"tta_apm_{name}" if name in TAKEN[host] else name
     kind = METHODS.signature(name).needs
-    option = "MODEL.ADAPTATION" if host == "online-tta" else "--model_adaptation_method"
+    option = "--model_adaptation_method" if host == "ttab" else "MODEL.ADAPTATION"
     return [option, theirs, *words_of(kind, settings(weights)[kind]),
             *words_of(theirs, OURS[name])]
 
@@ -140,6 +145,19 @@ def in_ttab(repo: Path, data: Path, *words: str, images: int = 20, batch_size: i
          "--data_size", str(images), "--batch_size", str(batch_size), "--num_cpus", "0",
          "--job_id", str(data / "jobs"), "--root_path", str(data / "logs"), "--data_names",
          f"cifar10_c_deterministic-{CORRUPTIONS[-1]}-5", "--seed", str(SEED), *words])
+
+
+def in_benchmark_tta(repo: Path, data: Path, *words: str, images: int, batch_size: int) -> None:
+    """Run Benchmark-TTA on two domains; it takes the images that a file of its own lists."""
+    listed = data / "ckpt/Datasets/cifar10_c/list.pickle"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(SEED)
+    listed.write_bytes(pickle.dumps(torch.randperm(10_000, generator=generator)[:images].tolist()))
+    run(["host", "benchmark-tta", "--repo", str(repo), "--", "--cfg",
+         "cfgs/Online_TTA/cifar10_c/source.yaml", "DATA_DIR", str(data), "CKPT_DIR",
+         str(data / "ckpt"), "OUTPUT", str(data / "output"), "CORRUPTION.TYPE",
+         str(list(CORRUPTIONS)), "CORRUPTION.SEVERITY", "[5]", "TEST.BATCH_SIZE", str(batch_size),
+         "TEST.NUM_WORKERS", "0", "RNG_SEED", str(SEED), *words])
 
 
 def run(words: Sequence[str]) -> None:
@@ -231,6 +249,8 @@ def compare(host: str, repo: Path, data: Path, folder: Path, *, images: int, bat
             words = command_of(host, name, weights)
             if host == "online-tta":
                 in_online_tta(repo, data, *words, "TEST.BATCH_SIZE", str(batch_size), images=images)
+            elif host == "benchmark-tta":
+                in_benchmark_tta(repo, data, *words, images=images, batch_size=batch_size)
             else:
                 in_ttab(repo, data, *words, images=images, batch_size=batch_size)
     alone = [name for name in names if name in ALONE]
@@ -337,6 +357,8 @@ def main() -> None:
     options.add_argument("--hosts", type=Path, default=SHARED / "hosts")
     options.add_argument("--data-dir", type=Path, default=SHARED / "data")
     options.add_argument("--weights", type=Path, default=WEIGHTS)
+    options.add_argument("--only", nargs="+", choices=TAKEN, default=list(TAKEN),
+                         help="hosts of the first table")
     options.add_argument("--images", type=int, default=200, help="per domain")
     options.add_argument("--batch-sizes", type=int, nargs="+", default=[200, 16, 1])
     options.add_argument("--tables", nargs="+", default=["equal", "tent", "theirs"],
@@ -349,10 +371,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
         repos = {host: unpack(chosen.hosts, host, folder) for host in ARCHIVES}
+        if (chosen.hosts / BENCHMARK_TTA).is_dir():
+            repos["benchmark-tta"] = chosen.hosts / BENCHMARK_TTA
         (folder / "data").mkdir()
         data = make_data(chosen.data_dir, folder / "data")
         if "equal" in chosen.tables:
-            printed.append(table_of_ours(repos, data, folder, chosen))
+            wanted = {host: repo for host, repo in repos.items() if host in chosen.only}
+            printed.append(table_of_ours(wanted, data, folder, chosen))
         if "tent" in chosen.tables:
             printed.append(pipe(["online-tta", "errors in % of its own TENT", "of ours there"], [
                 [setting, *(" ".join(f"{error:.1f}" for error in side) for side in two_tents(
