@@ -24,7 +24,8 @@ from small_methods import SMALL
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
 from tta_apm.bench.evaluate import SourceImages, to_device
-from tta_apm.bench.records import Predictions, Record, hash_bytes, save_cell
+from tta_apm.bench.predictions import Predictions
+from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.data.digits import CLASS_NAMES, digits, train_split
 from tta_apm.registry import METHODS
 

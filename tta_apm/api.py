@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tta_apm.bench.records import Predictions, load_predictions
+from tta_apm.bench.predictions import Predictions
+from tta_apm.bench.records import load_predictions
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.registry import METHODS

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from small_methods import NAMES, AllImages
-from tta_apm.bench.evaluate import checked_details
+from tta_apm.bench.checks import checked_details
 from tta_apm.bench.isolation import Guard
 from tta_apm.bench.randomness import Randomness, global_state
 from tta_apm.method import Method

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tta_apm.report.build import build_tables
-from tta_apm.report.results import Wanted, group_rows, load_results
+from tta_apm.report.results import group_rows, load_results
+from tta_apm.report.wanted import Wanted
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from tta_apm.errors import UserError
 from tta_apm.report import plots, style
 from tta_apm.report.build import build_tables
 from tta_apm.report.plots import plot
-from tta_apm.report.results import Wanted, group_rows, load_results, load_rows
+from tta_apm.report.results import group_rows, load_results, load_rows
+from tta_apm.report.wanted import Wanted
 
 pytestmark = pytest.mark.slow  # draws every picture
 

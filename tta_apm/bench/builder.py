@@ -18,7 +18,7 @@ from tta_apm.backbones.image_tower import suited
 from tta_apm.backbones.tensor_cache import folder_of_method
 from tta_apm.bench import measure
 from tta_apm.bench.evaluate import SourceImages
-from tta_apm.bench.isolation import Guard, MethodError, IsolationError
+from tta_apm.bench.isolation import Guard, IsolationError, MethodError
 from tta_apm.bench.run import Run
 from tta_apm.bench.series import Series
 from tta_apm.data.dataset import DataSet, hash_text

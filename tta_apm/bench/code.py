@@ -20,11 +20,11 @@ from typing import NamedTuple
 # Modules that the closure imports but that decide no number: errors, names, writing, downloads,
 # measurements, records. A module that is missing here only makes hashes change too often.
 WITHOUT_NUMBERS = frozenset(f"tta_apm.{name}" for name in (
-    "errors", "registry", "atomic", "cache", "config", "bench.measure", "bench.records",
-    "bench.counts",
-    "backbones.build", "backbones.passes", "backbones.text_cache", "backbones.weights.downloads",
-    "backbones.weights.lookalikes", "console", "lock", "online", "plugins", "progress", "data.hub",
-    "data.official", "data.prepare", "data.provenance", "api"))
+    "errors", "registry", "atomic", "cache", "config", "bench.counts", "bench.measure",
+    "bench.predictions", "bench.records", "backbones.build", "backbones.passes",
+    "backbones.text_cache", "backbones.weights.downloads", "backbones.weights.lookalikes",
+    "console", "lock", "online", "plugins", "progress", "data.hub", "data.official",
+    "data.prepare", "data.provenance", "api"))
 # Fields of syntax trees without meaning, or which only some versions of Python have.
 SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores", "type_params"})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tta_apm.bench.plan import Cell
-from tta_apm.bench.records import Predictions
+from tta_apm.bench.predictions import Predictions
 from tta_apm.config import Row
 from tta_apm.data.dataset import Domain
 from tta_apm.progress import bar

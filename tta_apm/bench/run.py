@@ -10,7 +10,8 @@ import torch
 
 from tta_apm.bench import measure
 from tta_apm.bench.batches import BatchOnDevice, LoadedBatch, batches_ahead
-from tta_apm.bench.evaluate import Evaluation, Evaluator, checked_resolved, warm_up
+from tta_apm.bench.checks import checked_resolved
+from tta_apm.bench.evaluate import Evaluation, Evaluator, warm_up
 from tta_apm.bench.isolation import Guard
 from tta_apm.bench.shared_work import SharedWork
 from tta_apm.data.dataset import Domain

@@ -16,8 +16,8 @@ from tta_apm.backbones.build import find_kind
 from tta_apm.bench.builder import Builder, RowError, explained
 from tta_apm.bench.claims import PRECOMPUTED, Claims, Taken
 from tta_apm.bench.evaluate import Evaluation
-from tta_apm.bench.isolation import MethodError, IsolationError
-from tta_apm.bench.one_pass import OnePass, Outcome, BackboneChanged
+from tta_apm.bench.isolation import IsolationError, MethodError
+from tta_apm.bench.one_pass import BackboneChanged, OnePass, Outcome
 from tta_apm.bench.plan import Cell, order_of
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.provenance import commit, versions

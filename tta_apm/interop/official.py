@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tta_apm.errors import UserError
-from tta_apm.report.results import DomainKey, TableRow
+from tta_apm.report.protocol import DomainKey
+from tta_apm.report.results import TableRow
 
 SOME = 5  # number of missing domains that an error message names
 OFFICIAL = "official"  # the first word in descriptions of published files

@@ -12,7 +12,8 @@ from tta_apm.bench.records import hash_bytes
 from tta_apm.errors import choose
 from tta_apm.metrics import METRICS
 from tta_apm.report import phrases
-from tta_apm.report.results import DomainKey, Rows, TableRow
+from tta_apm.report.protocol import DomainKey
+from tta_apm.report.results import Rows, TableRow
 from tta_apm.report.statistics import paired_interval, per_image
 from tta_apm.report.table import (
     Columns, Cost, Figure, Origin, Table, TableLine, domains_of, empty_tables)

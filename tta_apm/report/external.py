@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tta_apm.report import phrases
-from tta_apm.report.results import DomainKey, Protocol
+from tta_apm.report.protocol import DomainKey, Protocol
 from tta_apm.report.table import Columns, Figure, Origin, Table, TableLine, empty_tables
 
 NOT_STATED = "not stated"

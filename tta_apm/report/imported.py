@@ -19,7 +19,7 @@ from tta_apm.errors import UserError, explain
 from tta_apm.report import phrases
 from tta_apm.report.external import NOT_STATED, ExternalRow, protocol_of
 from tta_apm.report.imported_log import FIELDS, Log, checked
-from tta_apm.report.results import DomainKey
+from tta_apm.report.protocol import DomainKey
 
 FOLDER = "imported"
 # Fields that logs of version 0.1.0 lack, with their defaults.

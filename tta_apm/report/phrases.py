@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from tta_apm.data.corruptions.constants import CORRUPTIONS
-from tta_apm.report.results import Protocol
+from tta_apm.report.protocol import Protocol
 from tta_apm.report.table import Cost, Figure, Table, TableLine, in_usual_order
 
 MISSING = "–"

@@ -18,9 +18,11 @@ import numpy as np
 from tta_apm.errors import UserError
 from tta_apm.report import phrases, style
 from tta_apm.report.build import build_tables
-from tta_apm.report.results import Protocol, load_rows, saved_config
+from tta_apm.report.protocol import Protocol
+from tta_apm.report.results import load_rows
 from tta_apm.report.style import COLOURS, GREY, MARKERS, plain
 from tta_apm.report.table import Table, TableLine
+from tta_apm.report.wanted import saved_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tta_apm.report import phrases
 from tta_apm.report.external import ExternalRow, protocol_of, with_rows
-from tta_apm.report.results import DomainKey
+from tta_apm.report.protocol import DomainKey
 from tta_apm.report.table import CLEAN_KEY, Table
 
 FOLDER = Path(__file__).parent / "published"

@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tta_apm.bench.records import Record, find_records, load_predictions, load_record
-from tta_apm.data.streams import domains as domains_of
 from tta_apm.errors import UserError
-from tta_apm.names import clean, clean_all
+from tta_apm.names import clean_all
+from tta_apm.report.protocol import DomainKey, Protocol, domain_key
 from tta_apm.report.statistics import agreement
+from tta_apm.report.wanted import Wanted, wanted
 
 CELLS = "cells"
-# A domain within its data set: corruption and severity.
-DomainKey = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a row was run. Cells that differ in one of these fields are never averaged.
-
-    The fields are those of Record. For a row that was measured elsewhere, a field that its source
-    does not state is "", 0 or None, and `num_images` is a text if there are several numbers.
-    """
-
-    row: str
-    method: str
-    hyper_parameters: Mapping[str, Any] | None
-    backbone: str
-    weights: str
-    templates: str
-    resolution: int
-    preprocessing: str
-    dataset: str
-    num_images: int | str
-    scope: str
-    survives: str
-    setting: str
-    order: str
-    batch_size: int | None
-
-    @classmethod
-    def of(cls, record: Record) -> Protocol:
-        """The protocol of a cell."""
-        return cls(**{each.name: getattr(record, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -72,36 +40,6 @@ class Result:
     teacher_correct: np.ndarray | None
     agreement: float | None
     cosine: float | None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The cells that the last run in a folder was to make, from its saved config.
-
-    Args:
-        dataset, setting, order: of the run, as in its records.
-        methods: the texts of its rows, in order.
-        domains, seeds: those that each row must have to be complete.
-        unknown_because: why the config is unknown, a sentence; the other fields are then empty.
-    """
-
-    dataset: str = ""
-    setting: str = ""
-    order: str = ""
-    methods: tuple[str, ...] = ()
-    domains: tuple[DomainKey, ...] = ()
-    seeds: tuple[int, ...] = ()
-    unknown_because: str = ""
-
-    def is_of_run(self, protocol: Protocol) -> bool:
-        """Whether a row of `protocol` belongs to the run."""
-        return protocol.row in self.methods and (self.dataset, self.setting, self.order) == (
-            protocol.dataset, protocol.setting, protocol.order)
-
-    def missing_rows(self, rows: Sequence[TableRow]) -> list[str]:
-        """The texts of the run's rows that have no cell yet."""
-        found = {row.protocol.row for row in rows if self.is_of_run(row.protocol)}
-        return [text for text in self.methods if text not in found]
 
 
 @dataclass(frozen=True)
@@ -177,49 +115,8 @@ class Rows:
             return [f"The folder's config.yaml is for {self.wanted.dataset}: a row on {dataset} "
                     "counts as complete if it has every domain that any row has."
                     ] if self.wanted.dataset else []
-        missing = self.wanted.missing_rows(self.rows)
+        missing = self.wanted.missing_rows(row.protocol for row in self.rows)
         return [f"The run's METHODS without any cell yet: {', '.join(missing)}."] if missing else []
-
-
-def domain_key(record: Record) -> DomainKey:
-    return record.corruption, record.severity
-
-
-def saved_config(folder: Path) -> dict[str, Any]:
-    """The config.yaml of a results folder; {} if it is not found or not a config."""
-    import yaml
-
-    try:
-        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def wanted(folder: Path) -> Wanted:
-    """The cells that the config.yaml of a results folder asks for."""
-    from tta_apm.config.written import split
-
-    saved = saved_config(folder)
-    texts = [saved.get(key) for key in ("DATASET", "SETTING", "ORDER")]
-    lists = [saved.get(key) for key in ("METHODS", "CORRUPTIONS", "SEVERITY", "SEEDS")]
-    kinds = (str, str, int, int)
-    if not all(isinstance(text, str) for text in texts) or not all(
-            isinstance(values, list) and all(isinstance(value, kind) for value in values)
-            for values, kind in zip(lists, kinds)):
-        return Wanted(unknown_because=(
-            f"{clean(str(folder / 'config.yaml'))} is not found or not a config: a row counts as "
-            "complete if it has every domain that any row has, for each of its own seeds."))
-    dataset, setting, order = map(str, texts)
-    methods, corruptions, severities, seeds = (values or [] for values in lists)
-    if order == "dirichlet":
-        order = f"{order} {saved.get('DIRICHLET')}"
-    return Wanted(
-        dataset=dataset, setting=setting, order=order,
-        methods=tuple(clean(" ".join(split(entry, " "))) for entry in methods),
-        domains=tuple((domain.corruption, domain.severity)
-                      for domain in domains_of(dataset, corruptions, severities)),
-        seeds=tuple(seeds))
 
 
 def load_rows(folder: Path) -> Rows:

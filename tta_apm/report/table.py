@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tta_apm.data.corruptions.constants import CORRUPTIONS
-from tta_apm.report.results import DomainKey, Protocol, TableRow
+from tta_apm.report.protocol import DomainKey, Protocol
+from tta_apm.report.results import TableRow
 
 CLEAN_KEY: DomainKey = ("clean", 0)
 # The domains of each column: one, or the same corruption at several severities.

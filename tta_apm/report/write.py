@@ -12,8 +12,9 @@ from tta_apm.report.build import build_tables
 from tta_apm.report.external import add_external
 from tta_apm.report.formats import csv, latex, markdown, terminal
 from tta_apm.report.published import add_published
-from tta_apm.report.results import CELLS, Rows, group_rows, load_rows, saved_config, wanted
+from tta_apm.report.results import CELLS, Rows, group_rows, load_rows
 from tta_apm.report.table import Table
+from tta_apm.report.wanted import saved_config, wanted
 
 
 @dataclass(frozen=True)
