@@ -1,4 +1,4 @@
-"""What several tests share: backbones, images, files, a network that is cut."""
+"""Fixtures for several tests: backbones, images, files, and a machine without a network."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from tta_apm.registry import METHODS
 
 CPU = torch.device("cpu")
 
-# Ignored by what is started in the background; tests interrupt processes.
+# Background processes ignore SIGINT; tests interrupt processes with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The networks of the tests are too small to share among threads; also for processes they start.
+# The tests' networks are too small for several threads; also in processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory):
-    """Text features are kept there, not among the user's; processes that tests start do so too."""
+    """The cache of text features is in a temporary folder, also for processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -49,7 +49,7 @@ def cache_of_the_tests(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def forget_plugin_files():
-    """What .py files named as plugins have registered is not known to the next test."""
+    """Registrations by plugin files are removed after each test."""
     yield
     for name, cls in list(METHODS._registered.items()):
         if cls.__module__.startswith("tta_apm_plugin_"):
@@ -61,7 +61,7 @@ def forget_plugin_files():
 
 @pytest.fixture(scope="session")
 def make_clip():
-    """Builds the digits CLIP with the given templates, and with other classes if asked."""
+    """A factory of the digits CLIP with given templates and classes."""
     def make(*prompt_templates, class_names=CLASS_NAMES):
         return build("clip", "digits_clip", "digits_clip.safetensors", class_names=class_names,
                      templates=prompt_templates, device=CPU)
@@ -89,7 +89,7 @@ def bare(digits_resnet):
 
 @pytest.fixture
 def exact_resnet(digits_resnet):
-    """A copy of digits_resnet in float64, to compare methods with plain ones."""
+    """A copy of digits_resnet in float64, to compare methods with plain implementations."""
     return copy.deepcopy(digits_resnet).double()
 
 
@@ -137,7 +137,7 @@ def backbones(digits_clip, digits_resnet, digits_mae, digits_mae_joint, digits_m
 
 @pytest.fixture
 def make_method(backbones, digits_source):
-    """Builds a method by its name, in a small size; "NAME BACKBONE KIND" takes another backbone."""
+    """A factory of small methods by name; "NAME BACKBONE KIND" uses another backbone."""
     def make(row, **changes):
         name, _, kind = row.partition(" BACKBONE ")
         cls = METHODS.load(name)
@@ -160,13 +160,13 @@ def digits_test():
 
 @pytest.fixture(scope="session")
 def digits_source():
-    """The 1,200 labelled images that the backbones of digits learnt from."""
+    """The 1,200 labelled training images of the digits' backbones."""
     return SourceImages(train_split(), CPU)
 
 
 @pytest.fixture
 def images(digits_test):
-    """The images of digits_test under noise, for methods to adapt to; some tests take fewer."""
+    """The images of digits_test under noise, for methods to adapt to; some tests use fewer."""
     noise = torch.randn(digits_test[0].shape, generator=torch.Generator().manual_seed(0))
     return (digits_test[0] + 0.2 * noise).clamp(0, 1)
 
@@ -182,7 +182,7 @@ def blobs(num: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def pictures():
-    """Makes coarse and fine coloured blobs, uint8 [num,height,width,3]."""
+    """A factory of images with coarse and fine coloured blobs, uint8 [num,height,width,3]."""
     def make(num, height, width):
         return blobs(num, height, width).copy()
     return make
@@ -190,7 +190,7 @@ def pictures():
 
 @pytest.fixture(scope="session")
 def zoom_reference():
-    """Enlarges the middle of an image [H,W,C] with scipy and trims it evenly."""
+    """A function that zooms into the centre of an image [H,W,C] with scipy and crops it."""
     def zoom(image, factor):
         height, width = image.shape[:2]
         high, wide = int(np.ceil(height / factor)), int(np.ceil(width / factor))
@@ -259,7 +259,7 @@ def write_config(tmp_path):
 
 @pytest.fixture(scope="session")
 def tar_of():
-    """Makes the bytes of an archive of `members`, all of one kind."""
+    """A factory of the bytes of a tar archive of `members`, all of one type."""
     def make(members, kind=tarfile.REGTYPE, mode="w"):
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode=mode) as archive:
@@ -272,7 +272,7 @@ def tar_of():
 
 
 class Harmful:
-    """Touches `path` when it is unpickled."""
+    """An object that creates the file `path` when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -283,13 +283,13 @@ class Harmful:
 
 @pytest.fixture
 def harmful(tmp_path):
-    """For a checkpoint: whoever runs its code makes the file `harmful.path`."""
+    """An object for a checkpoint; running its code creates the file `harmful.path`."""
     return Harmful(tmp_path / "harm")
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network, and nothing in the caches."""
+    """A machine without a network and with empty caches."""
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network here")
     monkeypatch.setattr("urllib.request.urlopen", refuse)

@@ -1,4 +1,4 @@
-"""Where tests find what is not in the repository. A module of its own: conftest is several."""
+"""Paths for tests, also outside the repository; not in conftest.py, of which there are several."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 # The repository.
 ROOT = Path(__file__).parents[1]
-# Real images and published weights beside the project; tests that use them skip where it is absent.
+# Real images and published weights beside the project; without it, tests that need them skip.
 SHARED = ROOT.parent / "shared"

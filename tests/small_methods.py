@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tta_apm.registry import METHODS
 
-# The methods of this package, whatever plug-ins a test has imported.
+# The methods of this package, without plugins that a test has imported.
 NAMES = sorted(point.name for point in entry_points(group=METHODS.group))
 APM = dict(image_size=32, patch=8, code=32, hidden=(64, 32), steps=3, lr=3e-3)
 SMALL = {"adacontrast": dict(queue=64),
@@ -35,7 +35,7 @@ SMALL = {"adacontrast": dict(queue=64),
 
 
 class AllImages:
-    """Images [N,3,H,W] as an offline method takes those of a domain: see method.DomainImages."""
+    """Images [N,3,H,W] with the interface of method.DomainImages, for offline methods."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images

@@ -1,4 +1,4 @@
-"""APM against a plain reference, and the facts of the paper (specified parameter counts, ...)."""
+"""APM against a plain implementation, and facts of the paper, e.g. parameter counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def images() -> Tensor:
 
 
 def adapt_one(method: Apm, student: Student, image: Tensor, teacher_feature: Tensor) -> Tensor:
-    """The reference: one image, one student, a plain loop; returns the student's feature [D]."""
+    """A plain implementation for one image; returns the student's feature [D]."""
     size = (method.image_size, method.image_size)
     if image.shape[-2:] != size:
         image = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
@@ -95,7 +95,7 @@ def test_equals_the_reference_in_float32(teacher, images, pooling):
 
 
 def count(feature_dim: int, **keywords) -> int:
-    """Weights of the student of a preset or of other widths, in the paper's size."""
+    """The number of weights of a student in the paper's size, for a preset or other widths."""
     hidden, pooling = PRESETS[keywords.pop("preset", "paper")]
     with torch.device("meta"):
         student = Student(**{**dict(grid=32, patch=14, kernels=1, code=1024, hidden=hidden,
@@ -125,7 +125,7 @@ def test_parameter_counts_of_slim_without_heads():
 
 
 def test_parameter_counts_of_other_columns():
-    """More kernels widen T, I_xy adds a value per kernel, T_vit takes the convolution's place."""
+    """More kernels widen T, I_xy adds a value per kernel, T_vit replaces the convolution."""
     conv = 3 * 14 * 14 + 1
     assert count(1024, kernels=3) - count(1024) == 2 * (1024 * 4096 + conv)
     assert count(1024, kernels=3, local_patch=True) - count(1024, kernels=3) == 3 * 4096
@@ -240,7 +240,8 @@ def test_the_optimiser_starts_empty_for_every_image(teacher, images, monkeypatch
 
 @pytest.mark.slow
 def test_the_fit_improves_and_reaches_the_teacher(teacher, images):
-    """Loss falls, cosine > 0.95 well before 60 steps, many steps give the teacher's answers."""
+    """The loss falls, the cosine exceeds 0.95 before 60 steps, many steps give the teacher's
+    predictions."""
     keywords = dict(image_size=32, patch=8, code=64, hidden=(512, 512, 256))
     cosines = []
     for steps in (0, 10, 20, 60):
@@ -255,7 +256,7 @@ def test_the_fit_improves_and_reaches_the_teacher(teacher, images):
 
 
 def test_without_steps_the_student_knows_nothing(teacher, digits_test):
-    """Before the first update every image gets nearly the same answer: chance."""
+    """Before the first update every image has nearly the same prediction, so accuracy is chance."""
     images, labels = digits_test
     logits = Apm(teacher, **{**SMALL, "steps": 0})(images)
     assert (logits.argmax(-1) == labels).float().mean() < 0.25

@@ -1,4 +1,4 @@
-"""The audit: an optimiser that survives from image to image, and the methods that have one."""
+"""The audit: methods whose optimiser survives from image to image."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_batches_and_reset_make_no_difference_to_a_stream(pair, digits_test):
 
 
 class Toy(Method):
-    """Fits three weights, drawn anew for each image, to the image's mean colour."""
+    """Fits three weights, sampled for each image, to the image's mean colour."""
 
     def forward(self, images):
         colours = images.mean((2, 3))
@@ -94,7 +94,7 @@ class ToySurviving(SurvivingOptimizer, Toy):
 
 
 def test_it_is_one_adam_over_the_stream():
-    """Against a plain loop: weights anew for every image, one optimiser for all."""
+    """Against a plain loop with new weights for every image and one optimiser for all."""
     images = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     weights = torch.zeros(3, requires_grad=True)
     adam = torch.optim.Adam([weights], lr=0.1)
@@ -127,7 +127,7 @@ def test_both_take_the_same_settings(fresh):
 
 
 def remembers(method: Method, images: torch.Tensor) -> bool:
-    """Whether images that come before others change the others' logits."""
+    """Whether earlier images change the logits of later ones."""
     method.reset()
     with torch.no_grad():
         fresh = method(images[:4])
@@ -145,7 +145,7 @@ def test_the_audit_sees_an_optimiser_that_survives():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_method_survives_by_stealth(name, make_method, digits_test):
-    """What a method remembers of other images it must declare, and what it declares it does."""
+    """Methods carry state between images if and only if they declare it."""
     signature = METHODS.signature(name)
     declared = signature.attributes.get("survives", "")
     assert remembers(make_method(name), digits_test[0][:12]) == (signature.scope == "stream")

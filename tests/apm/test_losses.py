@@ -1,4 +1,4 @@
-"""APM's losses and columns: the batched program against the plain student, in float64."""
+"""APM's losses and columns: FastStudent against Student, in float64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def images(digits_test) -> Tensor:
 
 
 def plain_loss(student: Student, inputs: Tensor, chosen: Tensor, weights, targets) -> Tensor:
-    """The sum of the three losses for one image, as the paper states them."""
+    """The sum of the paper's three losses for one image."""
     features = student.columns(inputs)[chosen]
     if student.pooling is None:
         pooled = features.mean(0)
@@ -163,7 +163,7 @@ def test_augmentation_shows_the_student_a_new_crop_at_each_step(teacher, images)
 
 
 def test_what_is_off_costs_nothing(teacher, images, monkeypatch):
-    """No weights more than the plain student's, no grid asked for, no feature per column."""
+    """Without these losses there are no further weights, no grid and no features per column."""
     monkeypatch.setattr(type(teacher), "encode_grid", None)
     monkeypatch.setattr("tta_apm.apm.method.colour_targets", None)
     method = Apm(teacher, **SMALL)
@@ -226,7 +226,7 @@ def test_targets_of_a_grid_of_the_same_size_are_that_grid():
 
 @pytest.mark.parametrize("side", [2, 3, 8])
 def test_targets_of_a_grid_of_another_size_keep_their_position(side):
-    """A ramp along x stays one: values rise from left to right, and rows are alike."""
+    """A ramp along x is resampled to a ramp: values rise from left to right, and rows are equal."""
     ramp = torch.arange(4.0).expand(1, 4, 4)[..., None]
     resampled = grid_targets(ramp, side).view(side, side)
     assert torch.allclose(resampled, resampled[:1].expand(side, side))
@@ -262,8 +262,8 @@ def test_positions_of_a_vit_are_its_last_tokens_in_the_joint_space(digits_clip, 
     ("resnet10t", "avg", 64, 2), ("vit_tiny_patch16_224", "token", 224, 14),
     ("convnext_atto", "avg", 64, 2), ("swin_tiny_patch4_window7_224", "avg", 224, 7)])
 def test_positions_of_timm_towers(name, pool, size, side):
-    """Features as the tower's own; where it pools by the mean, they are the mean of the positions
-    as far as its head is linear."""
+    """The features are the tower's. If it pools by the mean and its head is linear, they are the
+    mean over the positions."""
     torch.manual_seed(0)
     tower = TimmModel(name, 12, image_size=size, pool=pool, proj="linear").eval()
     images = torch.randn(2, 3, size, size)
@@ -277,7 +277,7 @@ def test_positions_of_timm_towers(name, pool, size, side):
 
 
 def test_positions_of_a_clip_resnet_are_what_all_attention_on_them_gives():
-    """Of a grid of one position, without codes, the pooling sees that position twice."""
+    """With a grid of one position and without codes, the pooling sees that position twice."""
     torch.manual_seed(0)
     tower = ModifiedResNet([1, 1, 1, 1], output_dim=10, heads=4, image_size=32, width=8).eval()
     tower.attnpool.positional_embedding.data.zero_()

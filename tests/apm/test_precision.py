@@ -1,4 +1,4 @@
-"""Precision modes against float64, and what they leave alone."""
+"""Precision modes against float64, and their side effects."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_precision_does_not_depend_on_the_company(digits_clip, images):
 
 
 def test_a_callers_autocast_changes_nothing(digits_clip, images):
-    """Its cache would hand out weights from before an update."""
+    """Autocast's cache would return weights from before an update."""
     method = Apm(digits_clip, precision="float32", **SMALL)
     expected, answer = method(images[:3]), digits_clip.encode_image(images[:3])
     teacher = copy.copy(digits_clip)
@@ -86,7 +86,7 @@ def test_auto_is_short_on_a_gpu_only(monkeypatch):
 
 
 def test_auto_is_no_type_that_a_gpu_emulates(monkeypatch):
-    """V100 is 7.0, T4 is 7.5; float16 they have."""
+    """V100 (7.0) and T4 (7.5) have float16 but no bfloat16."""
     for capability, auto in (((7, 0), "float32"), ((7, 5), "float32"), ((8, 0), "bfloat16"),
                              ((12, 0), "bfloat16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -112,7 +112,7 @@ def test_methods_say_what_auto_became(digits_clip):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.4", reason="no float16 on a CPU before torch 2.4")
 def test_tpt_in_float16(digits_clip, images):
-    """The constant that scales its loss is undone exactly: by AdamW's eps."""
+    """AdamW's eps cancels the constant factor of the loss exactly."""
     exact = Tpt(copy.deepcopy(digits_clip).double(), num_views=8, selection=0.25)
     logits = exact(images[:12].double())
     for precision, tolerance in (("float32", 1e-4), ("float16", 2e-2)):

@@ -1,4 +1,4 @@
-"""A pooled MLP without idle arithmetic: the same values and gradients as the whole."""
+"""SparsePooledMlp has the values and gradients of the dense MLP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTHS = (30, 24, 18, 12)
 
 @pytest.fixture(params=[0.0, 3.0, 20.0], ids=["mixed", "some mixed", "alike"])
 def net(request):
-    """Places, parts, queries, offsets and the layers: columns that differ, a little or hardly."""
+    """Positions, parts, queries, offsets and layers, with columns that differ more or less."""
     torch.manual_seed(0)
     positions = torch.zeros(BATCH, POSITIONS, PARTS)
     positions[:, :, 0] = 1

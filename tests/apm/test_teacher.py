@@ -1,4 +1,4 @@
-"""Classifiers as APM's teachers: of timm, with a named layer, of one's own."""
+"""Classifiers as APM's teachers: timm's, with a named layer, and users' own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HALF = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 class Plain(nn.Module):
-    """A convolution, the mean over positions, a hidden layer, a head."""
+    """A network of a convolution, the mean over positions, a hidden layer and a head."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Plain(nn.Module):
 
 
 class Skips(Plain):
-    """The head sees more than the hidden layer's output."""
+    """A network whose head has more inputs than the hidden layer's output."""
 
     def forward(self, images: Tensor) -> Tensor:
         pooled = self.conv(images).mean((2, 3))
@@ -69,7 +69,7 @@ def images(digits_test) -> Tensor:
 
 
 def features_of(teacher: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The input of digits_resnet's head [B,D] and the map [B,h,w,D] that it is the mean of."""
+    """The input [B,D] of digits_resnet's head, and the feature map [B,h,w,D] whose mean it is."""
     maps = teacher.net.forward_features(teacher.prepare(images))
     return maps.mean((2, 3)), maps.permute(0, 2, 3, 1)
 
@@ -119,7 +119,7 @@ def test_equals_a_plain_loop_in_float64(exact_resnet, images, similarity, grid_w
     (Plain, "hidden"), (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), "")],
     ids=["vit", "vit-avg", "plain", "plain-hidden", "linear"])
 def test_a_student_that_is_the_teacher_has_its_logits(make, layer, similarity, images, monkeypatch):
-    """The head, and the network behind a named layer, with the teacher's own feature."""
+    """The head, or the network behind a named layer, classifies the teacher's own feature."""
     teacher = classifier(make)
     method = Apm(teacher, **SMALL, feature_layer=layer, similarity=similarity)
     monkeypatch.setattr(method, "_adapt", lambda images, teacher: teacher.features)
@@ -159,7 +159,7 @@ def test_a_clips_tower_as_a_classifier_is_that_clip(digits_clip, digits_test):
 
 
 def test_the_layer_that_is_named_is_fitted(images):
-    """In the state in which the network hands it on, before an activation in place."""
+    """The layer's output is kept from before an in-place activation changes it."""
     teacher = classifier(Plain)
     hidden = teacher.net.hidden(teacher.net.conv(teacher.prepare(images)).relu().mean((2, 3)))
     found = ClassifierTeacher(teacher, layer="hidden", wants_grid=False)
@@ -186,7 +186,7 @@ def test_the_grid_are_the_last_activations(make, side, images):
 
 @pytest.mark.slow
 def test_other_rows_over_the_same_batch_change_nothing(tmp_path):
-    """`source` works the logits out first; APM needs the layers to run."""
+    """The logits are cached for `source` first, but APM needs the layers to run."""
     row = ("apm BACKBONE classifier IMAGE_SIZE 32 PATCH 8 CODE 32 HIDDEN [64,32] STEPS 3 "
            "LR 0.01")
     found = []

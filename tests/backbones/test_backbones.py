@@ -1,4 +1,4 @@
-"""Backbones: those that are packaged, how they are built, and that checkpoints run no code."""
+"""Backbones: the packaged ones, their construction, and that checkpoints run no code."""
 
 import ast
 import pickle
@@ -93,7 +93,7 @@ def test_an_unknown_kind_is_told():
 
 
 def test_outputs_to_keep_are_on_the_networks_device():
-    """A list would be copied there at each forward."""
+    """A list would be copied to the device at each forward."""
     backbone = build("classifier", "timm/digits_resnet", FILES["classifier"],
                      class_names=("7", "0"), templates=(), device="cpu",
                      outputs=Outputs(10, (7, 0)))
@@ -103,7 +103,7 @@ def test_outputs_to_keep_are_on_the_networks_device():
     assert backbone.to("meta").keep.device.type == "meta"
 
 
-# Files that others made
+# Files of other programs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [

@@ -1,6 +1,6 @@
-"""The shapes in which trainers leave weights: each is written as its trainer does, and read.
+"""The kinds of files that trainers write: each is written as its trainer does, and read.
 
-docs/checkpoints.md holds the same table; `python tests/backbones/test_checkpoints.py` writes it
+docs/checkpoints.md has the same table; `python tests/backbones/test_checkpoints.py` writes it
 there.
 """
 
@@ -29,7 +29,7 @@ PACKAGED = {"C": "digits_resnet", "L": "digits_clip", "P": "digits_coop", "Q": "
 
 
 def load(kind: str, weights: str, clip) -> tuple[dict[str, Any], str]:
-    """The tensors of what is loaded, and what the record says of them."""
+    """The tensors of a loaded network, and their description in the record."""
     if kind == "C":
         backbone = load_classifier("timm/digits_resnet", weights, num_classes=10, device="cpu")
         return backbone.net.state_dict(), backbone.weights
@@ -64,7 +64,7 @@ def test_a_shape_is_read_or_told(name, digits_clip, tmp_path):
 
 
 def table() -> str:
-    """The shapes as docs/checkpoints.md has them."""
+    """The kinds of files as the table of docs/checkpoints.md."""
     lines = ["| id | weights of | shape | what happens |", "| --- | --- | --- | --- |"]
     for name, shape in SHAPES.items():
         outcome = "read" if not shape.told else f"told: {words(shape.told)}"
@@ -75,7 +75,7 @@ def table() -> str:
 
 
 def words(pattern: str) -> str:
-    """A pattern as a text to read."""
+    """A pattern as readable text."""
     text = pattern.split("|of another")[0].replace(r"\d+", "N").replace("\\", "")
     return text.replace(".*", " ... ").replace("$", "").replace("  ", " ").replace("|", " or ")
 

@@ -1,4 +1,4 @@
-"""Classifiers of timm, torchvision and robustbench, and every message about wrong ones."""
+"""Classifiers of timm, torchvision and robustbench, and all their error messages."""
 
 import pytest
 import timm
@@ -24,7 +24,7 @@ def test_timm_with_a_file(save, extension, tmp_path):
     images = torch.rand(2, 3, 176, 176)
     assert backbone.image_size == net.pretrained_cfg["input_size"][-1] == 176
     with torch.no_grad():
-        # Another memory layout, another order of the sums.
+        # Another memory format changes the order of sums.
         assert torch.allclose(backbone(images), net((images - backbone.mean) / backbone.std),
                               atol=1e-5)
     assert backbone.weights.startswith(f"weights.{extension} ")
@@ -42,7 +42,7 @@ def test_torchvision_with_a_file(tmp_path):
 
 
 def test_robustbench_with_a_file(tmp_path):
-    """robustbench's own loader reads the file; the network normalises inside."""
+    """robustbench's own loader reads the file; the network normalises images itself."""
     from tta_apm.compat import import_robustbench
     import_robustbench()
     from robustbench.model_zoo import model_dicts

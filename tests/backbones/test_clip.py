@@ -1,4 +1,4 @@
-"""CLIP: its prompts, its features, and every message about wrong weights."""
+"""CLIP: prompts, features, and all error messages about weights."""
 
 import pytest
 import torch

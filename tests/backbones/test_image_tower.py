@@ -117,7 +117,7 @@ def test_methods_of_classifiers_run_on_it_and_leave_it_as_it_was(name, vit_clip,
 
 @pytest.fixture
 def rows(tmp_path):
-    """The config of some METHODS and its rows."""
+    """A config with these METHODS, and its rows."""
     def rows(*methods: str):
         file = tmp_path / "rows.yaml"
         file.write_text(json.dumps({"METHODS": methods}))

@@ -1,4 +1,4 @@
-"""What weights want of images: from whom it is taken, and when it is asked for."""
+"""Size, mean and std of the images for weights: their sources, and errors without a source."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ class Small(nn.Module):
 
 @register_model
 def a_users_network(pretrained=False, num_classes=10, **options):
-    """As a user registers one: timm has no config of it."""
+    """A network that a user registered with timm, without a config."""
     return Small(num_classes)
 
 
@@ -84,7 +84,7 @@ def test_timms_config_beside_the_file_tells(users_file):
     backbone = load_timm("a_users_network", users_file)
     assert backbone.image_size == 48 and numbers(backbone) == (list(HALF), [0.25] * 3)
     assert backbone.preprocessing.endswith("by config.json beside mine.pth")
-    # The run's own config comes first, of another architecture nothing is believed.
+    # The run's config takes precedence; a config.json of another architecture is ignored.
     assert load_timm("a_users_network", users_file, keys=InputKeys(32)).image_size == 32
     content["architecture"] = "another"
     users_file.with_name("config.json").write_text(json.dumps(content), encoding="utf-8")
@@ -139,7 +139,7 @@ def test_networks_that_normalise_inside_take_no_mean():
 
 @pytest.mark.slow
 def test_a_tags_weights_go_through_timm_and_ours_reads_them(monkeypatch, tmp_path):
-    """resnet10t's tag, its file from the cache: no file is opened by timm."""
+    """resnet10t's tag with its file from the cache: timm opens no file."""
     net = timm.create_model("resnet10t").eval()
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.setattr(downloads, "from_hub", lambda repo, names: tmp_path / "model.safetensors")
@@ -197,7 +197,7 @@ def test_mean_and_std_of_a_clip_are_asked_for(models, clip_file):
 
 
 def test_vit_l_14_is_asked_about_since_its_tags_differ():
-    """One of its twelve tags has another mean, so that they tell nothing together."""
+    """One of its twelve tags has another mean, so the library states none for a file."""
     from tta_apm.backbones.clip import _known_of
     known = dict(_known_of("ViT-L-14", files.Weights(files.PACKAGED / "digits_clip.safetensors")))
     assert not {"mean", "std"} & known["all of open_clip's ViT-L-14"].keys()
@@ -234,7 +234,7 @@ def test_openais_archives_tell_all(models, tmp_path):
     assert numbers(backbone)[0] == [0.48145466, 0.4578275, 0.40821073]
     with pytest.raises(UserError, match="QuickGELU, as OpenAI's archive tells"):
         clip("toy", tmp_path / "ViT.pt")
-    # Anybody else's archive says nothing.
+    # Other TorchScript archives state nothing.
     torch.jit.trace(Named(state), torch.zeros(1)).save(tmp_path / "other.pt")
     with pytest.raises(UserError, match="no source states"):
         clip("toy", tmp_path / "other.pt")
@@ -243,7 +243,7 @@ def test_openais_archives_tell_all(models, tmp_path):
 # Heads
 
 def test_a_head_of_just_the_kept_classes_is_taken(tmp_path):
-    """As ImageNet-A has 200 of the 1,000 outputs."""
+    """E.g. ImageNet-A uses 200 of the 1,000 outputs."""
     net = timm.create_model("digits_resnet", num_classes=3).eval()
     torch.save(net.state_dict(), tmp_path / "net.pth")
 

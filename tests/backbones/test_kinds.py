@@ -1,4 +1,4 @@
-"""Kinds of backbone: one table; a package of others adds one by a file and a line."""
+"""Kinds of backbone: one table, to which another package adds a kind by a file and a line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_defaults_of_a_kind_build_it_and_an_untrained_one(name, images):
 
 
 def check_votes(results):
-    """A vote of one network alone is that network's answer, to the bit."""
+    """With a share of 1, the vote is bit-identical to the classifier's prediction."""
     images = tta_apm.load_results(results).images.set_index(["row", "index"]).sort_index()
     for row, alone in (("vote SHARE 1", "source"), ("vote SHARE 0", "clip_zero_shot")):
         assert (images.prediction[row] == images.prediction[alone]).all()
@@ -74,7 +74,7 @@ def test_a_kind_a_method_and_a_data_set_join_a_sweep_as_plugins(tmp_path):
 
 @pytest.mark.slow
 def test_an_entry_point_does_so_too(tmp_path):
-    """A package as pip leaves it: a module, and a folder that tells its entry points."""
+    """An installed package: a module, and a folder of metadata with its entry points."""
     site, results = tmp_path / "site", tmp_path / "results"
     (site / "stranger-1.dist-info").mkdir(parents=True)
     (site / "stranger-1.dist-info/METADATA").write_text(

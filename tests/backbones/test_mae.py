@@ -1,4 +1,4 @@
-"""The masked autoencoder: names and shapes as published, what it computes, how it loads."""
+"""The masked autoencoder: published names and shapes, computation, and loading."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_positions_are_coded_by_sines_and_cosines_of_column_then_row():
         assert torch.allclose(codes[1 + row * side + column], expected, atol=1e-6)
 
 
-# What it computes
+# Computation
 
 def test_patches_are_rows_of_pixels_with_channels_last(net):
     images = torch.rand(2, 3, 32, 32)
@@ -139,7 +139,7 @@ def test_the_order_of_visible_patches_is_of_no_account(net):
 
 
 def test_reconstruction_is_that_of_the_published_order_of_work(net):
-    """There: put the latents back among mask tokens, add positions, predict all patches."""
+    """The published code: insert latents among mask tokens, add positions, predict all patches."""
     patches = net.patchify(torch.rand(3, 3, 32, 32))
     order = torch.rand(3, 16).argsort(1)
     latents = net(take(patches, order[:, :4]), order[:, :4])
@@ -164,7 +164,7 @@ def test_normalized_patches_have_mean_0_and_variance_1_and_constant_ones_are_0()
 
 
 def test_the_pretraining_loss_starts_at_one_and_falls(net):
-    """The target has variance 1, and an untrained decoder predicts about nothing."""
+    """The target has variance 1, and an untrained decoder predicts about 0."""
     torch.nn.init.zeros_(net.decoder_pred.weight)
     images = torch.rand(32, 3, 32, 32)
 
@@ -192,7 +192,7 @@ def test_the_packaged_autoencoder_reconstructs(digits_mae, digits_test):
     with torch.no_grad():
         error = pretraining_loss(digits_mae.net, images, torch.Generator().manual_seed(0))
     variance = normalized(digits_mae.net.patchify(images)).square().mean()
-    assert error < variance / 2  # of what predicting nothing costs
+    assert error < variance / 2  # of the loss of predicting 0
 
 
 def test_images_of_another_size_are_resized(digits_mae, digits_test):
@@ -205,7 +205,7 @@ def test_images_of_another_size_are_resized(digits_mae, digits_test):
 
 @pytest.fixture
 def official(tmp_path, net):
-    """Two files as the authors save them: the encoder is in both, arguments of training in one."""
+    """The authors' two files: both have the encoder, one has the arguments of training."""
     other = copy.deepcopy(net)
     initialize(other)
     body = {name: tensor for name, tensor in net.state_dict().items()

@@ -1,6 +1,6 @@
-"""No file runs code: every way in which this package reads weights, with files that try.
+"""No file runs code: every way in which this package reads weights, with malicious files.
 
-Run it with the oldest torch that setup.cfg allows, too; it asks nothing else of it.
+To be run with the oldest torch of setup.cfg too.
 """
 
 import ast
@@ -63,14 +63,14 @@ def text(value: str) -> bytes:
 
 
 def fallback_pickle(target: Path) -> bytes:
-    """A first value that the safe unpickler alone stumbles over, with a TypeError, and a second
-    that calls: what makes some libraries load again without the guard."""
+    """A first value on which the safe unpickler fails with a TypeError, and a second that calls a
+    function: some libraries then load the file again without the safe unpickler."""
     return (b"\x80\x02}(" + text("a") + b"ccollections\nOrderedDict\n)RN}\x86b" + text("b")
             + b"cposix\nsystem\n" + text(f"touch {target}") + b"\x85Ru.")
 
 
 def call_pickle(target: Path) -> bytes:
-    """A call at once, as its own instruction and by the names of three others."""
+    """A call of a function, by each of the instructions of a pickle."""
     touch = text(f"touch {target}")
     return (b"\x80\x02(" + b"cos\nsystem\n" + touch + b"\x85R" + b"(" + touch + b"ios\nsystem\n"
             + b"(cos\nsystem\n" + touch + b"o" + b"t.")
@@ -95,7 +95,7 @@ class Touch:
 
 
 def poison_script(file: Path, target: Path) -> None:
-    """An archive of TorchScript, the code beside a pickle that calls."""
+    """An archive of TorchScript whose pickle calls a function."""
     module = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
     buffer = io.BytesIO()
     torch.jit.save(module, buffer)
@@ -143,7 +143,7 @@ def test_no_loader_runs_a_file(loader, poison, environment, digits_clip, tmp_pat
 
 @pytest.mark.parametrize("poison", ["fallback", "archive", "pickle", "older format"])
 def test_the_files_are_poisonous(poison, tmp_path):
-    """Else the tests above could not fail."""
+    """The files are harmful; otherwise the tests above could not fail."""
     file, target = tmp_path / "x.pt", tmp_path / "PWNED"
     POISONED[poison](file, target)
     if poison == "pickle":
@@ -195,10 +195,10 @@ def test_robustbenchs_ensembles_and_downloads_are_read_so_too(tmp_path, monkeypa
     assert not target.exists()
 
 
-# Files that mean harm without running anything
+# Files that do harm without running code
 
 def rebuild(storage: str, size: bytes, stride: bytes, offset: bytes = b"K\x00") -> bytes:
-    """A pickle of {"w": tensor} whose geometry is what it is told."""
+    """A pickle of {"w": tensor} with the given offset, shape and stride."""
     return (b"\x80\x02}" + text("w") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage")
             + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x01tQ" + offset + size
             + stride + b"\x89N" + b"tRs.")
@@ -227,7 +227,7 @@ def test_no_tensor_reaches_outside_its_storage(geometry, tmp_path):
 
 
 def test_a_tensor_inside_its_storage_is_read(tmp_path):
-    """What the files above are made of is sound."""
+    """With valid arguments, the functions above make valid files."""
     archive(rebuild("0", b"K\x01\x85", b"K\x01\x85"), tmp_path / "x.pt")
     assert torch.equal(files.read(tmp_path / "x.pt")["w"], torch.zeros(1))
 
@@ -251,7 +251,7 @@ def test_a_pickle_that_is_none_is_told(content, message, tmp_path):
 
 
 def test_an_index_in_the_memo_takes_no_memory(tmp_path):
-    """Python's own unpickler makes a list up to that place: 64 GB."""
+    """Python's own unpickler would allocate a list of that length: 64 GB."""
     archive(b"\x80\x02}r" + b"\xff\xff\xff\xff" + b".", tmp_path / "x.pt")
     with pytest.raises(UserError, match="no tensors"):
         files.read(tmp_path / "x.pt")
@@ -301,7 +301,7 @@ def test_bytes_at_random_are_told_or_read(tmp_path):
             pass
 
 
-# No way round the reader
+# No way around the reader
 
 READS = {"load", "load_file", "safe_open", "load_state_dict_from_url", "load_checkpoint",
          "unpickle", "Unpickler", "loads"}
@@ -310,7 +310,7 @@ READERS = {"torch", "pickle", "np", "numpy", "safetensors", "joblib", "dill", "h
 
 
 def reads(tree: ast.AST):
-    """Calls that read a file of weights or a pickle, and options that have a library do so."""
+    """Calls that read weights or pickles, and options that make a library do so."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -341,7 +341,7 @@ def test_reads_are_seen(text, expected):
 
 ALLOWED = {
     "tta_apm/backbones/weights/archives.py": [".safe_open", ".safe_open"],
-    # timm puts the tensors into place that it is handed.
+    # timm only assigns the tensors that are passed to it.
     "tta_apm/backbones/from_timm.py": ["create_model(pretrained=True)"],
 }
 

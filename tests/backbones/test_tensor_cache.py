@@ -107,7 +107,7 @@ def test_a_method_set_up_from_the_file_gives_the_same_bits(
 
 
 def test_one_process_at_a_time_downloads(tmp_path):
-    """A file of robustbench's is there as soon as the download begins."""
+    """A file of robustbench exists as soon as its download begins."""
     file = tmp_path / "models/net.pt"
     found = []
 

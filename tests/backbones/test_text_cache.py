@@ -15,7 +15,7 @@ NAMES, TEMPLATES = ("one", "two", "three"), ("a photo of a {}.", "the digit {}."
 
 @pytest.fixture
 def load(digits_clip, tmp_path, monkeypatch):
-    """Text features of the digits CLIP, and whether the text tower was asked."""
+    """Text features of the digits CLIP, and whether the text tower was run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = copy.deepcopy(digits_clip.model)
     calls: list[torch.Tensor] = []
@@ -37,7 +37,7 @@ def test_the_second_load_takes_what_the_first_kept(load):
     (first, encoded), (second, again) = load(), load()
     assert encoded and not again
     assert torch.equal(first, second)
-    # Else sums of both differ in their last bits.
+    # Otherwise sums over both differ in their last bits.
     assert first.data_ptr() % 64 == second.data_ptr() % 64 == 0
 
 

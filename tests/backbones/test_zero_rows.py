@@ -1,4 +1,4 @@
-"""Files of weights without the rows of a vocabulary that no prompt used."""
+"""Files of weights without the zero rows of an embedding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = "token_embedding.weight"
 
 @pytest.fixture
 def embedding():
-    """Of 1000 words, three of which are used."""
+    """An embedding of 1000 tokens, three of which are used."""
     net = nn.Sequential(nn.Embedding(1000, 8), nn.Linear(8, 8))
     with torch.no_grad():
         net[0].weight[[i for i in range(1000) if i not in (2, 500, 999)]] = 0

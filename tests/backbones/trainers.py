@@ -1,4 +1,4 @@
-"""Files of weights as trainers write them."""
+"""Files of weights in the formats of many trainers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tta_apm.backbones import small_resnets  # noqa: F401  (makes them known to 
 
 
 class Written(NamedTuple):
-    """What makers write: the weights to find, and others of the same network."""
+    """The weights that a file should give, and other weights of the same network."""
 
     right: dict[str, Any]
     other: dict[str, Any]
@@ -42,7 +42,7 @@ def pre(prefix, state):
 
 
 def saved(make, name="weights.pth", **options):
-    """A maker whose file is torch.save of what `make` gives for the right and the other set."""
+    """A function that writes torch.save of `make(right weights, other weights)`."""
     def write(written):
         content = make(written.right, written.other)
         torch.save(content, written.folder / name, **options)
@@ -98,11 +98,11 @@ def zipped(written):
 
 
 class Attributes(dict):
-    """Stands for a class of the trainer's, which the reader has not: Lightning's AttributeDict."""
+    """Stands for a class that only the trainer has, e.g. Lightning's AttributeDict."""
 
 
 class Schedule:
-    """As Dassl's warm-up: a scheduler that holds another one, and that its optimiser."""
+    """As in Dassl's warm-up: a scheduler with another scheduler, which has an optimiser."""
 
     def __init__(self, net):
         self.optimizer = torch.optim.SGD(net, lr=0.1, momentum=0.9)
@@ -178,7 +178,7 @@ def script(written):
 
 
 class Named(nn.Module):
-    """Tensors under a network's names, and nothing that computes."""
+    """A module with a network's parameters and without a forward."""
 
     def __init__(self, state):
         super().__init__()
@@ -196,7 +196,7 @@ class Named(nn.Module):
 
 
 def openai(written):
-    """As OpenAI's own archives: CLIP's names, half precision, three sizes beside."""
+    """As OpenAI's archives: CLIP's names, half precision, and three sizes."""
     sizes = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(24),
              "vocab_size": torch.tensor(49408)}
     half = {name: tensor.half() for name, tensor in written.right.items()}
@@ -280,7 +280,7 @@ SHAPES = {
     "K05h": Shape("C", "a set that is not there: `file.pth#ema`", saved(
         lambda right, other: {"model": right, "best": other}), key="ema",
         told="has no set of weights 'ema'; those that fit .* are '(model|best)'"),
-    # What is none
+    # Not a checkpoint
     "K26": Shape("C", "a web page", bytes_of(b"<!DOCTYPE html><html>Sign in</html>"),
                  told="it is a web page"),
     "K26b": Shape("C", "a pointer of git-lfs", bytes_of(

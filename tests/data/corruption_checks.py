@@ -1,4 +1,4 @@
-"""What tests of corruptions share."""
+"""Functions for tests of corruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def levels(values: np.ndarray) -> np.ndarray:
 
 
 def assert_same_but_for_rounding(image: np.ndarray, reference: np.ndarray) -> None:
-    """Equal up to whole levels that were cut differently, which must be rare."""
+    """Check equality up to grey levels that were truncated differently, which must be rare."""
     difference = np.abs(image.astype(int) - reference.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02

@@ -1,4 +1,4 @@
-"""CIFAR and its corrupted versions, on fabricated files in the layout of the official archives."""
+"""CIFAR and its corrupted versions, on synthetic files in the layout of the official archives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INDICES = np.array([3, 9_999, 0])
 
 def write_binary(data_dir, file="cifar-10-batches-bin/test_batch.bin", label_bytes=1,
                  num_classes=10, num_images=NUM_TEST):
-    """A file of the binary version, of random images; gives its pixels [N,32,32,3] and labels."""
+    """Write a file of the binary version with random images; returns pixels and labels."""
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (num_images, label_bytes + 3072), np.uint8)
     rows[:, :label_bytes] = rng.integers(0, num_classes, (num_images, label_bytes))
@@ -34,7 +34,7 @@ def write_binary(data_dir, file="cifar-10-batches-bin/test_batch.bin", label_byt
 
 
 def write_official(data_dir, names, folder="CIFAR-10-C", labels=None):
-    """Sparse files of the official size; gives the arrays, to be written into."""
+    """Write sparse files of the official size; returns the arrays, to be filled."""
     (data_dir / folder).mkdir()
     if labels is not None:
         np.save(data_dir / folder / "labels.npy", labels)
@@ -80,7 +80,7 @@ OFFICIAL = {"cifar10": ("cifar-10-batches-py/test_batch", "labels"),
 
 
 def write_python(data_dir, name="cifar10", key=None, protocol=2, text=str.encode, **change):
-    """A file of the Python version, of random images; gives its pixels [N,32,32,3] and labels."""
+    """Write a file of the Python version with random images; returns pixels and labels."""
     file, label_key = OFFICIAL[name]
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (NUM_TEST, 3072), np.uint8)
@@ -105,7 +105,7 @@ def test_the_python_version(tmp_path, name, protocol, text):
 
 
 def test_arrays_as_python_2_wrote_them(tmp_path):
-    """The official files are of Python 2: texts of 8 bits, also for the pixels."""
+    """The official files are from Python 2, with 8-bit strings, also for the pixels."""
     pixels, labels = write_python(tmp_path)
     file = tmp_path / OFFICIAL["cifar10"][0]
     content = pickle.loads(file.read_bytes(), encoding="bytes")
@@ -323,7 +323,7 @@ def test_a_wrong_binary_file_is_told(tmp_path):
 
 @pytest.fixture
 def digits_as_cifar10_c(tmp_path):
-    """Official files whose first images are digits, so that the small backbones know them."""
+    """Official files whose first images are digits, which the small backbones can classify."""
     clean = digits(data_dir="", frost_dir=None)
     arrays = write_official(tmp_path, ["fog", "contrast"],
                             labels=np.resize(clean.labels, NUM_TEST).astype(np.uint8))

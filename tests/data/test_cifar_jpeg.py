@@ -33,7 +33,7 @@ def write(tmp_path, tar_of):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, write):
-    """Archives of three images per class, whose grey is ten times the label, plus the number."""
+    """Archives with three images per class, of grey level 10 · label + number."""
     monkeypatch.setattr(cifar_jpeg, "NUM_TEST", 10 * PER_CLASS)
     monkeypatch.setattr(cifar_jpeg, "NUM_TRAIN", 10 * PER_CLASS)
     for part in ("test", "train"):
@@ -81,7 +81,7 @@ def test_bad_archives_are_told(folder, write):
 
 @pytest.fixture
 def official(tmp_path, monkeypatch):
-    """A folder with an official CIFAR-10 of five images in each of its files; gives them too."""
+    """A folder with an official CIFAR-10 of five images per file; also returns the images."""
     for module in (cifar, cifar_jpeg):
         monkeypatch.setattr(module, "NUM_TEST", 5)
         monkeypatch.setattr(module, "NUM_TRAIN", 25)
@@ -114,7 +114,7 @@ def test_the_archives_are_made_of_the_official_files(official, capsys):
         with tarfile.open(folder / f"cifar10_{part}.tar.gz") as archive:
             members = archive.getnames()
             first = archive.extractfile(members[0]).read()
-        # By class, and within a class in the official order, which the first few images hang on.
+        # By class, and within a class in the official order, which determines the first images.
         order = sorted(range(len(labels[part])), key=labels[part].__getitem__)
         assert members == sorted(members) and len(members) == len(order)
         with Image.open(io.BytesIO(first)) as image, Image.open(io.BytesIO(jpeg(7))) as of_75:

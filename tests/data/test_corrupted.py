@@ -1,4 +1,4 @@
-"""Corrupted: whose constants images of a size get."""
+"""Corrupted: the constants for images of a size."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_sampling_equals_map_coordinates(fold, mode, pictures):
 
 
 def test_affine_map_takes_three_points_where_it_should():
-    """Each moved point comes from where it was before; positions between pixels by linearity."""
+    """Each displaced point has its old position as source; positions in between by linearity."""
     moves = np.random.default_rng(0).integers(-3, 4, (4, 3, 2))
     rows, columns = filters.affine(33, 48, moves)
     before = np.array([24, 16]) + 11 * np.array([(1, 1), (1, -1), (-1, -1)])
@@ -64,7 +64,7 @@ def test_affine_map_takes_three_points_where_it_should():
             assert rows[k, y + dy, x + dx] == pytest.approx(y)
 
 
-IMAGEMAGICK = {  # what ImageMagick 6.9.11 Q16 makes of the image below, by angle, radius and sigma
+IMAGEMAGICK = {  # results of ImageMagick 6.9.11 Q16 for the image below, by angle, radius and sigma
     (30., 3, 2.): [[30, 38, 74, 122, 115, 111, 118, 81], [168, 103, 80, 111, 101, 116, 148, 169],
                    [52, 152, 166, 86, 136, 170, 152, 146], [186, 131, 91, 138, 96, 105, 122, 90],
                    [119, 149, 119, 147, 208, 161, 118, 144],

@@ -1,4 +1,4 @@
-"""Each corruption against its formula, written out plainly."""
+"""Each corruption against a plain implementation of its formula."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_impulse_noise_replaces_single_values(pictures):
 # Blur
 
 def glass_reference(image, generator, sigma, reach, rounds):
-    """The official double loop, whose swap on numpy views is a copy."""
+    """The official double loop; its swap of numpy views is a copy."""
     def soften(pixels):
         blurred = ndimage.gaussian_filter(pixels / 255, (sigma, sigma, 0), mode="nearest",
                                           truncate=4)

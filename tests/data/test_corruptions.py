@@ -1,4 +1,4 @@
-"""Corruptions: seeding, sizes, growing damage, and equality with plain reference formulas."""
+"""Corruptions: seeding, sizes, and stronger effects at higher severities."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tta_apm.errors import UserError
 
 DRAW_NOTHING = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate",
                 "jpeg_compression"}
-# The photographs are no part of this project: whoever has them says where they are.
+# The photographs are not part of this project; an environment variable may name their folder.
 OFFICIAL_FROST = os.environ.get("TTA_APM_FROST_DIR") or None
 
 
-# What every corruption owes
+# Properties of every corruption
 
 @pytest.mark.slow
 @pytest.mark.parametrize("constants", SETS)
@@ -80,7 +80,7 @@ def test_the_input_is_left_alone(corruption, pictures):
         result, corrupt(images[:, ::-1].copy(), corruption, 3, indices=[0, 1]))
 
 
-# Steps, by their lower severity, at which the official constants themselves do less damage.
+# Steps, by their lower severity, at which the official constants have a weaker effect.
 # glass_blur: as many rounds under more blur, which hides the moved pixels, or fewer rounds.
 # elastic_transform: a weaker affine map. frost: as much frost over a darker image clips less.
 FALLING = {
@@ -110,7 +110,7 @@ def assert_damage_grows(constants: str, corruption: str, images: np.ndarray,
         if (constants, corruption) == ("cifar", "elastic_transform"):
             # Its affine map shrinks at every step: only the displacements are to grow.
             row = (*row[:2], 0)
-        # The same draws at all severities, so that a few images suffice.
+        # The same random numbers at all severities, so that a few images suffice.
         draws = iter([np.random.default_rng(k) for k in range(len(images))])
         result = functions.FUNCTIONS[corruption](images, draws, *row)
         amounts.append(damage(corruption, images, result))

@@ -1,4 +1,4 @@
-"""`tta-apm data`: make and check, on fabricated trees."""
+"""`tta-apm data`: make and check, on synthetic folders."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_run_that_was_killed_goes_on(cifar10):
 
 def test_a_full_disk_is_told_before_it_is_written_to_and_meanwhile(
         cifar10, small_disk, capfd, monkeypatch):
-    """In a process of its own, which a bus error would end."""
+    """In a separate process, which a bus error would end."""
     (small_disk / "cifar-10-batches-bin").symlink_to(cifar10 / "cifar-10-batches-bin")
     words = ("make", "cifar10_c", "--corruptions", "brightness", "--data-dir", small_disk)
     assert data(*words) == cli.BAD_INPUT

@@ -26,7 +26,7 @@ def test_images_are_full_range_rgb_of_32_pixels():
 
 
 def test_images_are_enlarged_upright():
-    """Mean over 4x4 blocks gives the small image back, about."""
+    """The mean over 4x4 blocks is approximately the small image."""
     from sklearn.datasets import load_digits
     _, test = split()
     data = digits(data_dir="", frost_dir=None)

@@ -1,4 +1,4 @@
-"""The nine fine-grained sets, on fabricated trees in CoOp's layout."""
+"""The nine fine-grained data sets, on synthetic folders in CoOp's layout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
 
 def write_tree(root: Path, name: str) -> Path:
-    """A data set of an image per class, unpacked in any order; returns its folder."""
+    """Write a data set with one image per class, in any order; returns its folder."""
     layout, classes = LAYOUTS[name], CLASSES[name]
     folder = root / layout.folder
     items = [[file, label, title] for label, (title, file) in enumerate(classes.items())]
@@ -64,7 +64,7 @@ def write_tree(root: Path, name: str) -> Path:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Data sets of an image per class count as whole."""
+    """Data sets with one image per class count as complete."""
     for name, layout in LAYOUTS.items():
         count = len(CLASSES[name])
         monkeypatch.setattr(finegrained, name, layout._replace(num_classes=count, num_images=count))
@@ -92,7 +92,7 @@ def test_every_layout(name, small, tmp_path):
 
 
 def test_whole_images_are_seen(small, tmp_path):
-    """Of a square image all of it, as CLIP does it; ImageNet's way cuts an eighth off."""
+    """All of a square image is kept, as in CLIP; ImageNet's crop would remove an eighth."""
     folder = write_tree(tmp_path, "eurosat")
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, :4] = 255
@@ -115,7 +115,7 @@ def test_prompts_are_those_of_coop(name, prompt, small, tmp_path):
 
 
 def test_the_first_images_are_of_many_classes(tmp_path, monkeypatch):
-    """Though the split comes class by class."""
+    """Though the split is sorted by class."""
     folder = tmp_path / "dtd"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "images/all.jpg")
@@ -127,7 +127,7 @@ def test_the_first_images_are_of_many_classes(tmp_path, monkeypatch):
     assert len(set(load("dtd", tmp_path).labels[:30])) > 10
 
 
-# What is wrong is told
+# Errors
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_without_data_a_run_ends_with_what_to_get(name, tmp_path, capsys):

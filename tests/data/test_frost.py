@@ -1,4 +1,4 @@
-"""Frost: where its pictures come from, and equality with the official formula."""
+"""Frost: the source of its pictures, and equality with the official formula."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_frost_equals_the_formula(constants, height, width, noise, pictures):
         path = noise / f"frost{number + 1}{'.png' if number < 3 else '.jpg'}"
         ice = np.asarray(Image.open(path).convert("RGB"))
         if constants == "cifar":
-            ice = ice[2::5, 2::5]  # what OpenCV makes of fx = fy = 0.2
+            ice = ice[2::5, 2::5]  # OpenCV's result for fx = fy = 0.2
         y, x = [generator.integers(ice.shape[k] - image.shape[k + 1]) for k in (0, 1)]
         mixed = weight * image[0] + frost_weight * ice[y:y + height, x:x + width]
         result = corrupt(image, "frost", 4, indices=[index], constants=constants, frost_dir=noise)

@@ -1,4 +1,4 @@
-"""The repositories of CLIP_benchmark: their URLs, and downloads from a hub of our own."""
+"""The repositories of CLIP_benchmark: their URLs, and downloads from a local hub."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_urls_that_are_of_no_hub(base):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the files of repositories as a hub does."""
+    """Serves the files of repositories like a hub."""
 
     def do_HEAD(self) -> None:
         self._answer(None)
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self.server.cuts.pop(0) if self.server.cuts else sys.maxsize)
 
     def _answer(self, num_bytes: int | None) -> None:
-        """The file from Range on, or its header; the connection breaks after `num_bytes`."""
+        """Send a file from Range on, or its header; the connection breaks after `num_bytes`."""
         self.server.num_requests += 1
         file = self.server.folder / self.path.lstrip("/")
         if not file.is_file() or num_bytes == 0:
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def repository_folder(tar_of, tmp_path):
-    """The folder of a set of ten images in three archives."""
+    """The folder of a data set of ten images in three archives."""
     folder = tmp_path / "served/datasets/clip-benchmark/wds_vtab-cifar10/resolve/main"
     (folder / "test").mkdir(parents=True)
     (folder / "classnames.txt").write_text("cat\ndog\n")

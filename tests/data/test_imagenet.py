@@ -1,4 +1,4 @@
-"""ImageNet and its offspring, on fabricated trees in every layout."""
+"""ImageNet and its variants, on synthetic folders in every layout."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FOLDERS = [(name, folder) for name, layout in LAYOUTS.items() for folder in layo
 
 
 def color(index: int) -> tuple[int, int, int]:
-    """Of the images of a class."""
+    """The colour of the images of a class."""
     return index % 10 * 25, index // 10 % 10 * 25, index // 100 * 25
 
 
 def write_tree(folder, classes: dict[str, int], file: str = "some.JPEG", size=(12, 9)):
-    """A class folder with one image each, in random order."""
+    """Write class folders with one image each, in random order."""
     folders = list(classes)
     random.Random(0).shuffle(folders)
     for name in folders:
@@ -43,7 +43,7 @@ def write_tree(folder, classes: dict[str, int], file: str = "some.JPEG", size=(1
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
-    """A tree of one image per class for each data set."""
+    """Folders with one image per class for each data set."""
     root = tmp_path_factory.mktemp("trees")
     write_tree(root / "wnids", {wnid: index for index, wnid in enumerate(WNIDS)})
     write_tree(root / "numbers", {str(index): index for index in range(1000)})
@@ -56,7 +56,7 @@ def trees(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Data sets of one image per class count as whole."""
+    """Data sets with one image per class count as complete."""
     for name, layout in LAYOUTS.items():
         count = len(layout.classes())
         monkeypatch.setattr(imagenet, name, layout._replace(num_images=count))
@@ -72,7 +72,7 @@ def load(name, data_dir):
 
 
 def assert_labels_fit_images(data, domain, kept=range(1000)):
-    """The images' colors tell their classes."""
+    """The classes of images, by their colours."""
     indices = np.random.default_rng(0).permutation(len(data.labels))[:12]
     images = data.images(domain, indices)
     assert images.shape == (12, 224, 224, 3) and images.dtype == np.uint8
@@ -227,7 +227,7 @@ def test_made_from_validation_images_where_there_are_no_official_ones(trees, sma
     assert text.endswith("corrupted on the fly with imagenet-C constants")
 
 
-# What is wrong is told
+# Errors
 
 def test_a_missing_class_folder_is_told(small, tmp_path):
     wnids = imagenet_classes.wnids_a()
@@ -279,7 +279,7 @@ def test_a_sweep_over_any_folder_of_class_folders(tmp_path, capsys):
 
 @pytest.fixture
 def animals(tmp_path):
-    """Makes class folders with an image of each class; returns the data set."""
+    """A function that makes class folders with one image each and returns the data set."""
     def make(*names, listed=None):
         for name in names:
             (tmp_path / name).mkdir(exist_ok=True)
@@ -354,7 +354,7 @@ def test_folders_of_pictures_of_other_formats(suffix, animals, tmp_path):
 
 
 def test_a_users_photographs_are_turned_upright(animals, tmp_path):
-    """Benchmarks' are not: their published numbers come from loaders that do not either."""
+    """Benchmarks' images are not rotated, since the loaders of published figures do not either."""
     animals("cat")
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down

@@ -33,7 +33,7 @@ def encoded(image: Image.Image, image_format: str, **options) -> InMemory:
 
 
 def png_header(width: int, height: int) -> InMemory:
-    """A PNG of that size whose rows are all zero, packed well."""
+    """A PNG of this size with zero rows only, which compress well."""
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(
             ">I", zlib.crc32(kind + body))
@@ -136,7 +136,7 @@ def test_orientation_of_sixteen_bits_too():
     assert pixels(source, as_seen=True).shape == (256, 8, 3)
 
 
-# What is no picture, or too much of one
+# Not a picture, or too large
 
 EPS = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
        b"(HARM) (w) file closefile showpage\n%%EOF\n")
@@ -208,7 +208,7 @@ def test_large_pictures_are_decoded_one_after_the_other(monkeypatch):
 
 @pytest.mark.slow
 def test_no_other_file_opens_pictures():
-    """One function knows which formats are safe and how much is too much."""
+    """Only one module opens pictures, so its checks of formats and sizes apply everywhere."""
     found = []
     for file in sorted(Path(tta_apm.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""Streams and settings: which images come in which order."""
+"""Streams and settings: the images and their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLEAN, FOG, SNOW = Domain("toy", "clean", 0), Domain("toy", "fog", 5), Domain("t
 
 
 class Toy(Clean):
-    """A pixel says which image it is of which domain."""
+    """A data set in which a pixel encodes image and domain."""
 
     def images(self, domain, indices):
         return self.pixels[indices] + np.uint8(60 * ("clean", "fog", "snow").index(
@@ -130,7 +130,7 @@ def test_the_next_items_are_fetched_while_one_is_in_use_and_no_more():
 
     slow = prefetched(items(), ahead=3)
     assert next(slow) == 0
-    assert let_on.wait(20)  # 1, 2 and 3 come though nobody asks
+    assert let_on.wait(20)  # 1, 2 and 3 are fetched before they are requested
     assert fetched == [0, 1, 2, 3]
     assert list(slow) == [1, 2, 3, 4, 5]
 

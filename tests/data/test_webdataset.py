@@ -1,4 +1,4 @@
-"""Data sets in the webdataset layout, written by the webdataset library as CLIP_benchmark does."""
+"""Data sets in the webdataset layout, written with the webdataset library as in CLIP_benchmark."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def picture(label: int, size=(32, 32), image_format: str = "webp") -> bytes:
 
 
 def write_set(folder: Path, samples, suffix: str = "webp") -> Path:
-    """Shards of four `samples` (image, label) each; returns their folder."""
+    """Write shards of four `samples` (image, label) each; returns their folder."""
     (folder / "test").mkdir(parents=True)
     (folder / "classnames.txt").write_text("\n".join(CLASSES) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text(TEMPLATES)
@@ -122,7 +122,7 @@ def test_larger_and_mixed_images_are_cropped(sizes, tmp_path):
 
 
 def test_archives_are_never_unpacked(tmp_path):
-    """Neither paths that lead out nor links are followed."""
+    """Paths out of the folder and links are not followed."""
     folder = write_small(tmp_path / "data" / NAME)
     secret = tmp_path / "secret.png"
     Image.new("RGB", (32, 32)).save(secret)
@@ -174,7 +174,7 @@ def test_a_member_that_is_too_large_is_not_read(tar_of, tmp_path, monkeypatch):
             all_images(load(tmp_path))
 
 
-# What is wrong is told
+# Errors
 
 def test_an_absent_set_is_told_with_what_to_get(tmp_path, capsys):
     code = cli.main(["--cfg", "cfgs/finegrained/apm.yaml", "DATASET", "wds/vtab/dtd", "DATA_DIR",
@@ -199,7 +199,7 @@ def cut(file: Path, size: int) -> None:
 
 
 def boundary(file: Path) -> int:
-    """Where the last sample of an archive begins: what is before it looks whole."""
+    """The offset of the last sample; an archive cut there looks complete."""
     with tarfile.open(file) as tar:
         return tar.getmembers()[-2].offset
 

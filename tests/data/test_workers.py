@@ -39,7 +39,7 @@ def test_what_a_call_raises_comes_through():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_a_pool_of_its_own():
-    """The threads of its parent are not in it: it would wait for them for ever."""
+    """A child process does not have its parent's threads and would wait for them forever."""
     workers.in_threads(int, ["1", "2"])
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""`tta-apm data get`: downloads from a server of our own, and unsafe archives."""
+"""`tta-apm data get`: downloads from a local server, and unsafe archives."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def npy(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def zenodo(monkeypatch):
-    """A server with a record of each data set; gives its files, to be filled."""
+    """A server with a record of each data set; returns its files, to be filled."""
     files: dict[str, bytes] = {}
     cut: set[str] = set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            path = urlsplit(self.path).path  # a proxy is asked for a whole URL
+            path = urlsplit(self.path).path  # requests to a proxy have the whole URL
             *_, last = [part for part in path.split("/") if part != "content"]
             if last in files:
-                # As a connection that breaks: fewer bytes than the record says.
+                # As if the connection broke: fewer bytes than the record states.
                 body = files[last][:len(files[last]) // (2 if last in cut else 1)]
             else:
                 body = json.dumps({"files": [
@@ -94,7 +94,7 @@ def test_get_asks_loads_checks_and_unpacks(zenodo, cifar_tar, tmp_path, capsys, 
     cut.add("CIFAR-10-C.tar")
     assert get(*words, "--yes") == cli.BAD_INPUT
     assert "the download of CIFAR-10-C.tar failed" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())  # no half archive is left to be taken for a whole one
+    assert not list(tmp_path.iterdir())  # no partial archive is left
     cut.clear()
     monkeypatch.setattr("builtins.input", lambda question: "y")
     assert get(*words) == 0
@@ -122,7 +122,7 @@ def test_a_half_archive_of_an_earlier_download_is_named(zenodo, cifar_tar, tmp_p
 
 @pytest.fixture(params=[True, False], ids=["filter", "no_filter"])
 def python_with_and_without_filter(request, monkeypatch):
-    """Without it: as Python 3.10.11."""
+    """Without tarfile's filter, as in Python 3.10.11."""
     if not request.param:
         monkeypatch.delattr(tarfile, "data_filter")
 
@@ -190,7 +190,7 @@ def test_names_that_no_disk_takes_are_told(tar_of, tmp_path):
         with pytest.raises(UserError, match="weather.tar cannot be unpacked in .*target: "):
             unpack(file, ["fog"], target)
         assert not list(target.iterdir())
-    # NUL: only the records of pax can write it.
+    # NUL: only pax records can hold it.
     header = tarfile.TarInfo("fog/x")
     header.pax_headers = {"path": "fog/a\0b"}
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:

@@ -1,4 +1,4 @@
-"""Logs as hosts write them, for the tests that read and import them."""
+"""Logs in the hosts' formats, for the tests that read and import them."""
 
 from __future__ import annotations
 

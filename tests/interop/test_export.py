@@ -1,4 +1,4 @@
-"""Export: our results in the formats of other leaderboards, and only where they hold all of it."""
+"""Export: results in the formats of leaderboards, and errors if they are incomplete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # sweeps, processes or training
 
 @pytest.fixture
 def write(write_cell):
-    """Write a cell, `right` of its images classified rightly."""
+    """Write a cell, `right` of its images classified correctly."""
     def write(corruption="fog", severity=5, right=7, num_images=10, row="tent", seed=0, **fields):
         write_cell(row, corruption, right, severity=severity, num_images=num_images, seed=seed,
                    **{"dataset": "cifar10_c", "images_from": "official CIFAR-10-C",
@@ -36,7 +36,7 @@ def write(write_cell):
 
 @pytest.fixture
 def whole(write):
-    """Write all that RobustBench asks for: right in `share` of the cases, clean in 90 %."""
+    """Write all cells for RobustBench, with accuracy `share`, and 90 % on clean images."""
     def write_all(dataset, num_images, share, leave=(), **fields):
         for corruption, severity in DOMAINS:
             if (corruption, severity) not in leave:
@@ -57,7 +57,7 @@ def robustbench(folder, *words: str) -> int:
 
 
 def robustbench_fields() -> set[str]:
-    """The fields of robustbench's ModelInfo, from its text: its import takes seconds."""
+    """The fields of robustbench's ModelInfo, from its source, since its import takes seconds."""
     package = importlib.util.find_spec("robustbench")
     text = (Path(package.submodule_search_locations[0]) / "utils.py").read_text()
     (schema,) = (node for node in ast.parse(text).body
@@ -66,7 +66,7 @@ def robustbench_fields() -> set[str]:
 
 
 def test_robustbench_takes_our_imagenet_entry(whole, tmp_path, capsys):
-    # Right in 10 % more of the cases than AlexNet, whatever the severity.
+    # An accuracy 10 points above AlexNet's at every severity.
     whole("imagenet_c", 5000, lambda corruption, severity: 1 - 0.9 * ALEXNET[corruption],
           images_from="official ImageNet-C, 5000 images")
     assert robustbench(tmp_path, "--additional-data") == 0
@@ -164,7 +164,7 @@ def test_robustbench_has_no_board_for_digits(write, tmp_path, capsys):
 
 @pytest.fixture
 def benchmark(write):
-    """Write what benchmark.md asks for: right in `share` of the images of each corruption."""
+    """Write all cells for benchmark.md, with accuracy `share` under each corruption."""
     def write_all(share, leave=(), num_images=10_000, **fields):
         for corruption in CORRUPTIONS:
             if corruption not in leave:
@@ -304,7 +304,7 @@ def test_bibtex_of_what_was_used(write, tmp_path, capsys):
 
 
 def test_bibtex_of_methods_of_hosts_and_of_hosts(write, tmp_path, capsys):
-    """Of one that ran in our sweep, and of logs that were imported, also of two alike rows."""
+    """For a host's method in a sweep, and for imported logs, also with two similar rows."""
     write(row="online_tta NAME santa", hyper_parameters={"name": "santa"})
     for rate in (0.1, 0.2):
         log = Log(host="ttab", file="log-1.json", file_hash=str(rate), method="note",
@@ -319,7 +319,7 @@ def test_bibtex_of_methods_of_hosts_and_of_hosts(write, tmp_path, capsys):
 
 
 def test_citations_are_for_what_there_is():
-    """What is not in our registry is a host, or a method of one."""
+    """Names that are not in the registry are hosts or their methods."""
     theirs = {*HOSTS, "robustbench", *benchmark_tta.THEIRS, "norm_ema", "bntest", "bnalpha",
               "bnema", "santa", "gtta", "cmf", "rpl", "vte", "bn_adapt", "shot", "note",
               "conjugate_pl"}

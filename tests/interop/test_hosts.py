@@ -1,6 +1,6 @@
-"""Hosts: our methods under other benchmarks' contracts, and theirs under ours.
+"""Hosts: our methods with other benchmarks' interfaces, and their methods with ours.
 
-The stand-ins in tests/standins/ have the hosts' calls, argument forms, grad modes and reset orders.
+The stand-ins in tests/standins/ have the hosts' calls, arguments, grad modes and order of resets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OUR_CLIP = ["CLIP.MODEL", "digits_clip", "CLIP.WEIGHTS", "digits_clip.safetensor
 
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch):
-    """The stand-ins need none of what the hosts import, and the packaged CLIP knows digits only."""
+    """The stand-ins do not need the hosts' packages, and the packaged CLIP knows digits only."""
     for host in (online_tta, ttab, benchmark_tta):
         monkeypatch.setattr(host, "PACKAGES", {})
     monkeypatch.setattr(backbones, "_classes", lambda dataset: (CLASS_NAMES, TEMPLATE_SET))
@@ -46,7 +46,7 @@ def small_world(monkeypatch):
 
 @pytest.fixture
 def in_host(tmp_path):
-    """Run a stand-in by the command line; what it traced."""
+    """Run a stand-in by the command line; returns its trace."""
     def run(host: str, *words: str) -> dict:
         trace = tmp_path / "trace.json"
         option = ["--trace", str(trace)] if host == "ttab" else []
@@ -66,7 +66,7 @@ def in_benchmark_tta(in_host, *words: str) -> dict:
 
 
 def standin(host: str, *modules: str):
-    """Modules of a stand-in, imported apart."""
+    """The modules of a stand-in, imported separately."""
     folder = STANDINS / host
     tops = [name.split(".")[0] for name in modules]
     with launch.inside(folder), launch.own_modules(tops, {}):
@@ -277,7 +277,7 @@ def test_benchmark_tta_tells_what_is_not_there(capsys, tmp_path):
 
 
 class Counting(Method):
-    """Logits that tell how often the method adapted, and on how many images."""
+    """A method whose logits encode the number of its updates and of images."""
 
     def __init__(self, scope: str) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ def test_a_window_of_single_images_fills_and_slides():
 
 def test_state_moves_on_once_per_window():
     hosted = Hosted(Counting("stream"), window=3)
-    # The predictions in between come from copies, which are one update ahead.
+    # The predictions in between are from copies, which are one update ahead.
     assert single(hosted, 6) == [[1, 1], [1, 2], [1, 3], [2, 3], [2, 3], [2, 3]]
     assert hosted.method.updates == 2
 
@@ -330,7 +330,7 @@ def test_of_a_list_of_views_the_first_is_the_image():
     assert Hosted(Counting("image"))([images, images[:1]]).shape == (2, 2)
 
 
-# Theirs in ours
+# The hosts' methods in sweeps
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_reset_puts_back_what_their_reset_leaves(theirs, digits_test):
     method = theirs(options=["OPTIM.LR", 0.5], seed=3)
     runs = []
     for _ in range(2):
-        torch.rand(())  # somebody else's random number
+        torch.rand(())  # a random number of other code
         method.reset()
         runs.append(torch.stack([method(images), method(images)]))
     assert torch.equal(*runs)

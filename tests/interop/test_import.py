@@ -1,4 +1,4 @@
-"""Import: logs of other repositories become rows of our tables, as far as they tell."""
+"""Import: logs of other repositories become rows of tables."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def headings(folder) -> list[str]:
 
 
 def test_logs_that_differ_in_any_setting_are_two_rows(log, tmp_path):
-    """Two runs of cotta that differ in COTTA.RST only were one, the last of them won."""
+    """Two runs of cotta that differ in COTTA.RST only used to be one row, that of the last run."""
     for rst, fog in ((0.01, "12.00"), (0.1, "40.00")):
         text = online_tta(fog=fog).replace("MODEL:", f"COTTA:\n  RST: {rst}\nMODEL:")
         imported.save(log(text)[0], tmp_path)
@@ -108,7 +108,7 @@ def test_a_setting_that_one_log_lacks_tells_rows_apart(log, tmp_path):
 
 
 def test_a_text_of_two_runs_is_two_rows(log):
-    """cotta after tent: they were one row, the mean of both."""
+    """cotta after tent in one log: they used to be one row, the mean of both."""
     second = online_tta(fog="30.00").replace("cotta", "tent")
     first, other = log(online_tta() + "\n" + second)
     assert (first.method, first.errors[0][2], other.method, other.errors[0][2]) == (

@@ -1,4 +1,4 @@
-"""What the logs of other repositories tell, and which cannot be read."""
+"""Reading the logs of other repositories, and errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The real hosts, by the commands of docs/hosts: methods of ours give there what they give here.
+"""The real hosts, with the commands of docs/hosts: methods have the same predictions as here.
 
-Their archives and real images lie beside the project; the tests skip where these are absent. What
-runs them is benchmarks/hosts.py, which makes the tables of docs/hosts/checked.md.
+The hosts' archives and real images are beside the project; without them, the tests skip. The code
+that runs them is benchmarks/hosts.py, which makes the tables of docs/hosts/checked.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def clones(tmp_path_factory):
     return {host: hosts.unpack(SHARED / "hosts", host, folder) for host in hosts.ARCHIVES}
 
 
-# Known inside these tests only.
+# Registered in these tests only.
 IMAGES_OF_A_HOST = DATASETS._registered.pop("images_of_a_host")
 
 
@@ -73,7 +73,7 @@ def test_a_host_gives_what_our_sweep_gives(host, clones, data, tmp_path):
     (200, 200, ["source", "norm", "tent"]), (16, 18, ["source", "tent", "sar"]),
     (1, 3, ["source", "norm", "rmt", "tent"])], ids=["200", "16", "1"])
 def test_batches_of(host, batch_size, images, names, clones, data, tmp_path):
-    """16 of 18 images leave a batch of two, 1 of 3 are single ones without company."""
+    """18 images in batches of 16 leave a batch of two; batches of 1 are single images."""
     with hosts.traced() as trace:
         lines = hosts.compare(host, clones[host], data, tmp_path, images=images, names=names,
                               batch_size=batch_size)
@@ -91,7 +91,7 @@ def test_the_hosts_own_tent_beside_ours(setting, clones, data):
 # The tables of the docs
 
 def test_the_docs_have_the_table_of_equal_predictions():
-    """As benchmarks/hosts.py prints it: each host and method, and all predictions equal."""
+    """The table of benchmarks/hosts.py has each host and method, with all predictions equal."""
     page = (PAGES / "checked.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| (online-tta|ttab) \| (\w+) \| (our sweep|a plain loop) \| (.*) \|$",
                        page, re.M)
@@ -110,7 +110,7 @@ def test_the_docs_have_the_table_of_online_ttas_methods(clones):
     assert table in (PAGES / "checked.md").read_text(encoding="utf-8")
 
 
-# Their methods in ours
+# The hosts' methods in sweeps
 
 def test_a_method_of_the_host_is_reset_to_what_it_was(clones, digits_source, images):
     from tta_apm.interop.hosts.online_tta_methods import OnlineTta
@@ -129,7 +129,7 @@ def test_vte_without_augmentations_is_zero_shot(clones, digits_clip, images):
     from tta_apm.interop.hosts.online_tta_methods import OnlineTta
     method = OnlineTta(suited(digits_clip, "classifier"), repo=str(clones["online-tta"]),
                        name="vte", options=["TEST.N_AUGMENTATIONS", 1, "TPT.SELECTION_P", 1.0])
-    # The host's views are pictures of 8 bits.
+    # The host's views are 8-bit pictures.
     seen = (images[:4] * 255).to(torch.uint8) / 255
     torch.testing.assert_close(method(images[:4]), digits_clip(seen), atol=1e-3, rtol=1e-4)
 
@@ -169,7 +169,7 @@ def test_a_row_that_cannot_be_built_fails_alone(clones, tmp_path, capsys):
     assert records["online_tta"].identity["files"]["ONLINE_TTA.REPO"]
 
 
-# What is not there, and what is wrong
+# Missing files and other errors
 
 def test_what_is_not_there_is_told(clones, data, tmp_path, capfd):
     def said(host: str, *words: str) -> str:
@@ -203,7 +203,7 @@ def test_what_is_not_there_is_told(clones, data, tmp_path, capfd):
 
 def test_methods_that_learn_prompts_ask_for_the_text_tower(clones, data, digits_clip, tmp_path,
                                                            capfd):
-    """The host throws that of its CLIP away by default."""
+    """The host deletes its CLIP's text tower by default."""
     save_file(digits_clip.model.state_dict(), tmp_path / "clip.safetensors")
     words = ["MODEL.ADAPTATION", "tta_apm_tpt", "TTA_APM_TPT.NUM_VIEWS", "16", "MODEL.USE_CLIP",
              "True", "MODEL.ARCH", "digits_clip", "CLIP.PRECISION", "fp32", "MODEL.WEIGHTS",
@@ -221,10 +221,10 @@ def test_classes_that_have_no_names_are_told():
                                dataset="domainnet126", num_classes=126, device="cpu")
 
 
-# The commands of the docs, word for word
+# The commands of the docs
 
 def commands(page: str) -> list[list[str]]:
-    """Those of a page that start a host on the small CIFAR-10-C."""
+    """The commands of a page that start a host on the small CIFAR-10-C."""
     text = re.sub(r"\\\n\s*", "", (PAGES / page).read_text(encoding="utf-8"))
     return [shlex.split(line) for line in text.splitlines()
             if line.startswith("tta-apm host") and "CLASSIFIER.MODEL" in line]
@@ -234,7 +234,7 @@ def commands(page: str) -> list[list[str]]:
     ("online-tta", "online-tta.md", "test-time-adaptation"),
     ("ttab", "ttab.md", "ttab")])
 def test_the_commands_of_the_docs_run_as_written(host, page, name, data, tmp_path, monkeypatch):
-    """From a folder with the clone, DATA, the weights and this project in it."""
+    """Run in a folder with the clone, DATA, the weights and this project."""
     found = commands(page)
     assert found
     hosts.unpack(SHARED / "hosts", host, tmp_path).rename(tmp_path / name)

@@ -1,4 +1,4 @@
-"""A benchmark of yours: methods in the loops of docs/hosts/yours.md give what they give here."""
+"""The loops of docs/hosts/yours.md: methods have the same predictions as in a sweep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def example(monkeypatch):
 
 @pytest.fixture
 def torch_ttt_engines(example, monkeypatch):
-    """Import the example, whose engine and method are known in this test only."""
+    """Import the example, whose engine and method are registered in this test only."""
     pytest.importorskip("torch_ttt")
     from torch_ttt.engine_registry import EngineRegistry
     monkeypatch.setattr(EngineRegistry, "_registry", dict(EngineRegistry._registry))
@@ -39,7 +39,7 @@ def torch_ttt_engines(example, monkeypatch):
 
 
 def test_a_plain_loop_counts_what_a_sweep_counts(example, tmp_path, digits_resnet):
-    """Under no_grad, three batches of 20; the sweep's stream is one batch, so no state differs."""
+    """Under no_grad, three batches of 20; the sweep's stream is one batch, so states are equal."""
     module = example("your_benchmark")
     loader = torch.utils.data.DataLoader(module.your_loader("fog").dataset, batch_size=60)
     found = module.your_accuracy(load_method("norm", digits_resnet), loader)

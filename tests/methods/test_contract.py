@@ -1,4 +1,4 @@
-"""The contract of a method, over every registered one."""
+"""The contract of a method, tested for every registered method."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tta_apm.registry import METHODS
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
-# Of methods that take another kind of backbone, too, a second row.
+# A second row for methods that also take another kind of backbone.
 ROWS = [*NAMES, *(f"{name} BACKBONE {METHODS.signature(name).also_takes}" for name in NAMES
                   if METHODS.signature(name).also_takes)]
 
 
-# Side results of those that give some; all others must give none.
+# The methods with side results in `details`; all others must have none.
 DETAILS = dict.fromkeys(["apm", "apm_surviving", "one_sample"], {"teacher_prediction", "cosine"})
 
 
 def of_scope(*scopes: str) -> pytest.MarkDecorator:
-    """Run a test for the methods of these scopes only."""
+    """Parametrize a test over the methods of these scopes only."""
     rows = [row for row in ROWS if METHODS.signature(row.split()[0]).scope in scopes]
     return pytest.mark.parametrize("method", rows, indirect=True)
 
@@ -91,7 +91,7 @@ def test_nothing_of_the_batch_before_is_left(method, digits_test):
 
 @of_scope("stream")
 def test_stream_methods_remember(method, digits_test):
-    """Else their scope is wrong and a sweep would not reset them."""
+    """Otherwise their declared scope is wrong, and a sweep would not reset them."""
     images = digits_test[0]
     alone = run(method, images[50:60], [10])
     after_others = run(method, images[40:60], [10, 10])[10:]
@@ -120,7 +120,7 @@ def test_details_are_per_image_or_none_at_all(row, make_method, digits_test):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_nothing_is_changed_that_is_not_its_own(row, make_method, backbones, digits_test):
-    """By the guard of the sweeps: constructor, reset, prepare, forward and details."""
+    """Uses the sweep's guard around constructor, reset, prepare, forward and details."""
     name, _, kind = row.partition(" BACKBONE ")
     guard = Guard(0, backbones[kind or METHODS.load(name).needs])
     method = guard.call(make_method, row)
@@ -137,11 +137,11 @@ def test_nothing_is_changed_that_is_not_its_own(row, make_method, backbones, dig
 
 @pytest.mark.parametrize("row", ROWS)
 def test_global_random_numbers_neither_matter_nor_move(row, make_method, digits_test):
-    """A guard would put the generators back, which foreign loops do not."""
+    """The sweep's guard would restore the generators, but other loops do not."""
     logits = []
     for seed in (1, 2):
         with Randomness(seed):
-            method = make_method(row)  # torch's layers draw weights, which are then overwritten
+            method = make_method(row)  # torch's layers sample weights, which are then overwritten
             before = global_state()
             logits.append(run(method, digits_test[0][:8], [4, 4]))
             after = global_state()

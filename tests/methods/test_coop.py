@@ -1,4 +1,4 @@
-"""CoOp and CoCoOp: their files, their prompts, their training."""
+"""CoOp and CoCoOp: files, prompts and training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cocoop_state(clip, seed=0):
 
 
 def checkpoint_of(folder, tensors):
-    """A file as the authors' training code writes it."""
+    """A file in the format of the authors' training code."""
     file = folder / "model.pth.tar-50"
     of_classes = {"token_prefix": torch.zeros(1000, 1, 7), "token_suffix": torch.zeros(1000, 72, 7)}
     torch.save({"state_dict": {**tensors, **of_classes}, "epoch": 50, "val_result": None,
@@ -111,7 +111,7 @@ def test_chunks_of_classes_change_neither_features_nor_gradients(clip, class_chu
 
 
 def held_bytes(prompts, context):
-    """Bytes of the activations that a forward pass keeps, without parameters."""
+    """Bytes of the activations that a forward pass saves, without parameters."""
     kept = {}
 
     def keep(tensor):

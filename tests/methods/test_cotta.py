@@ -1,4 +1,4 @@
-"""CoTTA: against a plain one, and the traps of its codes."""
+"""CoTTA: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_VIEWS = dict(confidence=0.0)
 
 def plain(net, batches, *, lr, confidence, restore, num_views=32, symmetric=False, seed=42):
     """CoTTA by the paper's equations, with SGD."""
-    source = copy.deepcopy(net).train()  # so that batch normalisation takes the batch's statistics
+    source = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
     student, teacher = copy.deepcopy(source).requires_grad_(True), copy.deepcopy(source)
     params = list(student.parameters())
     speed = [torch.zeros_like(p) for p in params]
@@ -61,7 +61,7 @@ def test_it_does_what_a_plain_one_does(exact_resnet, images, keywords):
 
 
 def test_the_teacher_learns_from_the_student(digits_resnet, images):
-    """Its logits are returned: with batch statistics alone they would be those of `norm`."""
+    """The teacher's logits are returned; with batch statistics alone they would equal `norm`'s."""
     slow = Cotta(digits_resnet, **NO_VIEWS)
     fast = Cotta(digits_resnet, momentum=0.5, **NO_VIEWS)
     first, second = images.split(50)
@@ -94,7 +94,7 @@ def test_the_anchor_stays_the_source(digits_resnet, images):
 
 
 class Tokens(nn.Module):
-    """A network with parameters that are called neither weight nor bias."""
+    """A network with parameters that are not named weight or bias."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ class Tokens(nn.Module):
 
 
 def test_every_parameter_is_restored(images):
-    """The authors' code leaves a class token and positions, whose names it does not know."""
+    """The authors' code skips a class token and positional embeddings because of their names."""
     torch.manual_seed(0)
     net = Classifier(Tokens(), mean=(0, 0, 0), std=(1, 1, 1))
     for restore in (0.0, 1.0):

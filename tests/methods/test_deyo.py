@@ -1,4 +1,4 @@
-"""DeYO: against a plain one, and the traps of its codes."""
+"""DeYO: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def moved(method) -> bool:
 
 def plain(net, batches, *, lr, plpd, seed=42):
     """DeYO image by image, by the paper's equations, on the stages before the last."""
-    net = copy.deepcopy(net).train()  # so that batch normalisation takes the batch's statistics
+    net = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
     net.requires_grad_(False)
     last = max(name for name, _ in net.net.named_children() if name.startswith("layer"))
     params = [p for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
@@ -109,7 +109,7 @@ def test_a_threshold_that_no_image_exceeds_makes_no_step(digits_resnet, images):
 
 
 def test_a_higher_threshold_takes_fewer_images(digits_resnet, images):
-    """So a table that fixes one for all settings shows another method."""
+    """The threshold matters: a table with one value for all settings shows another method."""
     def counted(plpd):
         method, taken = Deyo(digits_resnet, lr=0.0, plpd=plpd), []
         compute = method._plpd

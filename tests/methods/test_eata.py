@@ -1,4 +1,4 @@
-"""EATA, ETA and RDumb: against a plain one, and the traps of their codes."""
+"""EATA, ETA and RDumb: against a plain implementation, and known errors of others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def moved(method) -> bool:
 def plain(net, batches, source=None, *, fisher_alpha, diversity_margin, lr,
           num_fisher_images=0, fisher_batch_size=1, seed=42):
     """EATA image by image, by the paper's equations."""
-    net = copy.deepcopy(net).train()  # so that batch normalisation takes the batch's statistics
+    net = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
     net.requires_grad_(False)
     params = [p for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
     for p in params:
@@ -147,7 +147,7 @@ def test_reset_empties_the_mean_prediction(digits_resnet, images):
 
 
 def test_the_diversity_margin_has_to_grow_as_classes_get_fewer(digits_resnet, images):
-    """With ImageNet's .05 hardly an image of ten classes is new after the first batch."""
+    """With ImageNet's margin of 0.05, hardly any image of ten classes is selected after a batch."""
     def steps(margin):
         method, count = Eata(digits_resnet, **{**ETA, "diversity_margin": margin}), 0
         for batch in images.split(20):

@@ -1,4 +1,4 @@
-"""LAME: against a plain one, and the traps of its codes."""
+"""LAME: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_it_does_what_a_plain_one_does(exact_resnet, images, affinity, neighbour
     expected = plain(exact_resnet, images, affinity=affinity, neighbours=neighbours)
     result = Lame(exact_resnet, affinity=affinity, neighbours=neighbours)(images)
     assert (expected - exact_resnet(images).softmax(1)).abs().max() > 0.05
-    # The plain one runs on where the energy hardly changes.
+    # The plain implementation does not stop when the energy hardly changes.
     assert torch.allclose(result.exp(), expected, rtol=0, atol=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_affinities_are_symmetric_and_knn_ones_are_of_others(affinity):
 @pytest.mark.parametrize("affinity", ["knn", "rbf"])
 def test_it_helps_where_neighbours_share_a_class_and_harms_where_they_do_not(
         digits_resnet, digits_test, affinity):
-    """The trap: a shuffled stream of few images per class is made worse."""
+    """On a shuffled stream with few images per class, the error rises."""
     images, labels = digits_test
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     images = (images + 0.15 * noise).clamp(0, 1)

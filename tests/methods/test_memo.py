@@ -1,4 +1,4 @@
-"""MEMO: the facts of its paper and code."""
+"""MEMO: facts of its paper and code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
 from tta_apm.toolbox.entropy import entropy, marginal_entropy
 
-SOURCE_STATISTICS = 1e12  # so many pseudo-samples that nothing else counts
+SOURCE_STATISTICS = 1e12  # so many pseudo-samples that the image's statistics have no weight
 
 
 @pytest.fixture
 def group_norm():
-    """A small classifier whose normalisation knows no batch."""
+    """A small classifier whose normalisation does not depend on the batch."""
     torch.manual_seed(0)
     return classifier(nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(),
@@ -62,7 +62,7 @@ def test_a_step_changes_every_weight_and_lowers_the_loss(digits_resnet, images):
 
 
 def test_the_step_is_that_of_one_image_alone(group_norm, images):
-    """Against the method written for one image with autograd, and its two optimisers."""
+    """Against an implementation for one image with autograd, with both optimisers."""
     for name, optimizer, lr in (("sgd", torch.optim.SGD, 5e-3),
                                 ("adamw", torch.optim.AdamW, 1e-3)):
         method = Memo(group_norm, num_views=8, optimizer=name, lr=lr)

@@ -1,4 +1,4 @@
-"""Every registered method refuses, when it is built, numbers that no run could use."""
+"""Every registered method refuses invalid numbers when it is constructed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tta_apm.registry import METHODS
 
 
 def numbers() -> list[tuple[str, str, float]]:
-    """Each method with each of its keys that takes a fraction, or counts something."""
+    """Each method with each of its keys that is a fraction or a count."""
     found = []
     for name in NAMES:
         for key, default in METHODS.signature(name).settings.items():

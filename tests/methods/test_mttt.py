@@ -1,4 +1,4 @@
-"""MTTT as a row: what its keywords reach, and that an image is alone."""
+"""MTTT as a row: the effects of its keywords, and that images are independent."""
 
 from __future__ import annotations
 

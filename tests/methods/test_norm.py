@@ -1,4 +1,4 @@
-"""BN-adapt: the facts of its paper."""
+"""BN-adapt: facts of its paper."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_alpha_1_is_training_mode(digits_resnet, digits_test):
 
 
 def test_statistics_are_mixed_as_written(digits_resnet):
-    """On a hand-made tensor of two channels: α of the batch's mean and biased variance."""
+    """On a tensor of two channels: the batch's mean and biased variance have weight α."""
     backbone = copy.deepcopy(digits_resnet)
     backbone.net = nn.Sequential(nn.BatchNorm2d(2))
     backbone.net.eval()

@@ -1,4 +1,4 @@
-"""RMT: the facts of its paper and code."""
+"""RMT: facts of its paper and code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROID: against a plain one, and the traps of its code."""
+"""ROID: against a plain implementation, and known errors of its authors' code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tta_apm.toolbox.augment import random_view
 
 def plain(net, batches, *, lr, prior="probabilities", seed=42):
     """ROID image by image, by the paper's equations, with SGD."""
-    net = copy.deepcopy(net).train()  # so that batch normalisation takes the batch's statistics
+    net = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
     net.requires_grad_(False)
     params = [p for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
     start = [p.clone() for p in params]
@@ -71,7 +71,7 @@ def test_it_adapts(digits_resnet, images):
 
 
 def test_equal_images_give_no_nan(digits_resnet, images):
-    """In the authors' code weights are scaled by the batch's range, which is 0 there."""
+    """In the authors' code weights are divided by the batch's range, which is 0 here."""
     method = Roid(digits_resnet)
     for _ in range(2):
         assert torch.isfinite(method(images[:1].expand(8, -1, -1, -1))).all()
@@ -91,7 +91,7 @@ def test_a_single_image_gives_no_nan_where_no_batch_statistics_are(images):
 
 
 def test_an_image_that_is_left_over_alone_gets_no_view(digits_resnet, images):
-    """It would be a batch of one; of two images one is always left out."""
+    """The view would be a batch of one; of two images, one is never selected."""
     method = Roid(digits_resnet)
     assert torch.isfinite(method(images[:2])).all()
     assert any(not torch.equal(now, source) for now, source
@@ -99,7 +99,7 @@ def test_an_image_that_is_left_over_alone_gets_no_view(digits_resnet, images):
 
 
 def test_the_prior_makes_a_frequent_class_more_probable():
-    """On logits, as in the authors' code, a frequent class of negative logit gets less of it."""
+    """If the prior multiplies logits, as in the authors' code, a frequent class may lose."""
     logits = torch.tensor([[-1.0, -1.5, -9.0], [-1.0, -6.0, -6.0], [-1.0, -6.0, -6.0]])
     method = object.__new__(Roid)
     torch.nn.Module.__init__(method)

@@ -1,4 +1,4 @@
-"""RoTTA: against a plain one, and the traps of its codes."""
+"""RoTTA: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = dict(memory=16, update_every=16)
 
 
 class SlowBatchNorm(nn.Module):
-    """The paper's Eq. 3 and 4 around a layer of torch: in training mode its statistics move."""
+    """The paper's Eq. 3 and 4 with a layer of torch, which updates statistics in training mode."""
 
     def __init__(self, layer, share):
         super().__init__()
@@ -119,7 +119,7 @@ def test_it_does_what_a_plain_one_does(exact_resnet, images):
 
 @pytest.mark.slow
 def test_float32_and_single_images_are_fine(digits_resnet, images):
-    """In online-tta its update fails where mixed precision is off, so always on a CPU."""
+    """In online-tta the update fails without mixed precision, so always on a CPU."""
     together, single = (Rotta(digits_resnet, **SMALL) for _ in range(2))
     for part in images[:48].split(16):
         first = together(part)

@@ -1,4 +1,4 @@
-"""SAR: against a plain one, and the traps of its codes."""
+"""SAR: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tta_apm.errors import UserError
 
 
 def plain(net, batches, *, lr, radius=0.05):
-    """SAR by the paper's equations, on all batch normalisation but that of layer4 or, in this
-    network of three stages, its last."""
-    net = copy.deepcopy(net).train()  # so that batch normalisation takes the batch's statistics
+    """SAR by the paper's equations, on all batch normalisation except the last stage's (layer4, or
+    the last of three stages)."""
+    net = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
     net.requires_grad_(False)
     last = max(name for name, _ in net.net.named_children() if name.startswith("layer"))
     params = [p for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
@@ -80,11 +80,11 @@ def test_the_last_stage_stays(digits_resnet, images):
 
 
 def test_the_mean_loss_is_cleared_when_all_starts_anew(digits_resnet, images):
-    """In the authors' code the old mean is written back, so that each batch starts anew."""
+    """In the authors' code the old mean is kept after a reset, so that each batch resets again."""
     method = Sar(digits_resnet, lr=1e-2, recovery=100.0)
     first = method(images[:50])
     assert method.mean_loss is None and not method.adapted.optimizer.state
-    assert torch.equal(method(images[:50]), first)  # started anew
+    assert torch.equal(method(images[:50]), first)  # has reset itself
     method.recovery = 0.0
     method(images[:50])
     assert method.mean_loss is not None
@@ -102,7 +102,7 @@ def test_the_threshold_scales_with_the_number_of_classes(digits_resnet):
     assert starts_anew(0.199, 1000) and not starts_anew(0.201, 1000)
     limit = 0.2 * math.log(10) / math.log(1000)
     assert starts_anew(limit - 1e-3, 10) and not starts_anew(limit + 1e-3, 10)
-    assert not starts_anew(0.1, 10)  # what the constant .2 would have taken for a collapse
+    assert not starts_anew(0.1, 10)  # below the constant threshold of 0.2, which would reset
 
 
 def test_without_certain_images_no_step(digits_resnet, images):

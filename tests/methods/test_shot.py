@@ -1,4 +1,4 @@
-"""SHOT: against a plain one, and the traps of its codes."""
+"""SHOT: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T3A: against a plain one, and the traps of its codes."""
+"""T3A: against a plain implementation, and known errors of other implementations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tta_apm.errors import UserError
 
 
 def plain(net, batches, *, num_supports, inserts_first=True):
-    """T3A class by class, as the paper's algorithm."""
+    """The paper's algorithm, class by class."""
     layer = net.net.fc
     supports = [[(0.0, w / w.norm())] for w in layer.weight]
     for k, w in enumerate(layer.weight):

@@ -1,4 +1,4 @@
-"""TENT: the facts of its paper and code."""
+"""TENT: facts of its paper and code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TPT: the facts of its paper and code."""
+"""TPT: facts of its paper and code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def images(images):
 
 @pytest.fixture
 def watched(clip):
-    """Makes a method, and a list that collects the contexts of its calls of the text tower."""
+    """A factory of a method and a list of the contexts in its calls of the text tower."""
     def make(**settings):
         method, contexts = Tpt(clip, **settings), []
         method.prompts.register_forward_hook(
@@ -82,7 +82,7 @@ def test_without_an_update_it_is_zero_shot(clip, images, settings):
 
 @pytest.mark.slow
 def test_the_first_step_is_adamw_s(clip, images, watched):
-    """-lr · (sign(g) + 0.01 · context) where the gradient is not tiny: eps is 1e-8."""
+    """The step is -lr · (sign(g) + 0.01 · context), except for tiny gradients (eps is 1e-8)."""
     method, contexts = watched()
     method(images)
     started, updated = contexts
@@ -99,7 +99,7 @@ def test_the_first_step_is_adamw_s(clip, images, watched):
 
 
 def one_by_one(clip, images, *, num_views, kept, steps):
-    """The authors' loop: an image, a prompt and an optimiser at a time."""
+    """The authors' loop: one image, one prompt and one optimiser at a time."""
     logits = []
     method = Tpt(clip)
     for image, generator in zip(images, image_generators(images, 42)):

@@ -1,4 +1,4 @@
-"""TTT by rotation: the facts of its paper and code, and its Y-shaped backbones."""
+"""TTT with rotation prediction: facts of its paper and code, and its Y-shaped backbones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def count(*modules: nn.Module) -> int:
 
 
 def adapted(method, images):
-    """The weights that the standard method gives images, [B,...]."""
+    """The weights [B,...] of images after the standard method's updates."""
     weights = method.fresh_weights(len(images))
     method.adapt(weights, images)
     return weights
@@ -107,7 +107,7 @@ def test_the_packaged_weights_know_digits_and_rotations(digits_rotation, digits_
 
 @pytest.fixture
 def authors_checkpoint(digits_rotation):
-    """The weights as the authors' code stores them."""
+    """A file of weights in the format of the authors' code."""
     net, head = {}, {}
     names = [name for name, _ in digits_rotation.net.rotation.named_children()]
     for name, value in digits_rotation.net.state_dict().items():
@@ -173,7 +173,7 @@ def test_trunk_and_rotation_branch_change_and_the_classifier_does_not(digits_rot
 
 
 def by_hand(backbone, image, *, steps, lr, num_views, seed, net=None):
-    """One image's logits and network, adapted as the paper says, without stacks."""
+    """One image's logits and its adapted network, without stacking."""
     net = copy.deepcopy(backbone.net) if net is None else net
     parameters = [*net.trunk.parameters(), *net.rotation.parameters()]
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""TTT-MAE: the facts of its paper and code, on a tiny random masked autoencoder."""
+"""TTT-MAE: facts of its paper and code, on a small random masked autoencoder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def images():
 
 
 def parts(method, images):
-    """Stacked weights, patches and orders of a first step."""
+    """Stacked weights, patches and the orders of the first step."""
     net = method.backbone.net
     return (stack(method.initial, len(images)), net.patchify(method.backbone.prepare(images)),
             method.sample_masks(image_generators(images, method.seed)))
@@ -101,7 +101,7 @@ def test_only_hidden_patches_are_predicted_and_a_right_prediction_costs_nothing(
 
 
 def published_loss(net, images, order, num_visible):
-    """The authors' order of work for one image: keep, encode, unshuffle, predict all, mask."""
+    """The authors' steps for one image: select, encode, unshuffle, predict all patches, mask."""
     patches = net.patchify(images.expand(len(order), -1, -1, -1))
     tokens = net.patch_embed(images).expand(len(order), -1, -1) + net.pos_embed[:, 1:]
     keep = order[:, :num_visible]
@@ -120,7 +120,7 @@ def published_loss(net, images, order, num_visible):
 
 
 def test_an_episode_is_a_plain_loop_over_a_copy_of_the_network(tiny, images):
-    """Masks, loss, what is trained, SGD and the prediction after the last step, all at once."""
+    """Masks, loss, trained parameters, SGD and the prediction after the last step together."""
     method = TttMae(tiny, steps=4, masks=6, lr=0.05)
     expected = []
     for image in images.split(1):

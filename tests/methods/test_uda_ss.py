@@ -1,4 +1,4 @@
-"""UDA-SS: against a plain one, and its traps."""
+"""UDA-SS: against a plain implementation, and special cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tta_apm.toolbox.views import pad_crop_views
 
 
 class Few:
-    """The first labelled source images, in float64, and which of them were asked for."""
+    """The first labelled source images, in float64, with a record of the requested positions."""
 
     def __init__(self, source, count=26):
         self.images, self.labels = source.batch(torch.arange(count))
@@ -45,7 +45,7 @@ def make(exact_resnet, few):
 
 def plain(backbone, weights, source, images, *, epochs, milestones, lr, batch_size, flip, digits,
           seed=42):
-    """Both updates in turn, as the authors train; logits of all images after the last epoch."""
+    """The authors' training with alternating updates; logits of all images after the last epoch."""
     net = copy.deepcopy(backbone.net).requires_grad_(True).train()
     net.load_state_dict(weights)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Episodes: stacked copies that adapt as they would alone."""
+"""Episodes: stacked copies adapt as each would alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_chunks_cover_every_image_once():
 
 
 def test_what_torch_holds_unused_of_a_gpu_counts_as_free(monkeypatch):
-    """What a method before has left to the allocator; else the second of a sweep is the slower."""
+    """Memory in the allocator's cache counts as free; else later methods of a sweep are slower."""
     reserved, allocated = 0, 0
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 - reserved, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)

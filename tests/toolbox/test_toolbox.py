@@ -1,4 +1,4 @@
-"""The toolbox: layers by position, features apart from the head, filters, restoring."""
+"""The toolbox: layers by position, features and head, filters, restoration."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small_vit(library: str) -> nn.Module:
     return open_clip.model.VisionTransformer(32, 8, 24, 12, 2, 2.0)
 
 
-# Places
+# Positions
 
 def is_named_by_sar(name: str) -> bool:
     """Whether SAR's and DeYO's code, which knows timm's names, would leave the layer out."""
@@ -131,7 +131,7 @@ def test_a_network_without_a_linear_head_is_told(net):
         Head(classifier(net), "lame").features(torch.rand(2, 3, 64, 64))
 
 
-# Filters, restoring
+# Filters, restoration
 
 def test_the_mean_prediction():
     mean = MeanPrediction(0.9)

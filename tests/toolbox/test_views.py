@@ -1,4 +1,4 @@
-"""Views: what torchvision and Pillow do, one image at a time."""
+"""Views: equal to torchvision's and Pillow's results, image by image."""
 
 from __future__ import annotations
 
