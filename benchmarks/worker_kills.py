@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import common
-from tta_apm.bench.claims import find_workers
+from tta_apm.bench.claim_state import find_workers
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",

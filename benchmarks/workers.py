@@ -25,7 +25,7 @@ import torch
 
 import common
 from tta_apm import cli
-from tta_apm.bench.claims import find_workers
+from tta_apm.bench.claim_state import find_workers
 from tta_apm.bench.launch import slurm
 
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",

@@ -15,7 +15,8 @@ import pytest
 
 from places import ROOT
 from tta_apm.bench import claims
-from tta_apm.bench.claims import MAX_DEATHS, Claims, State, Worker, find_workers, read_state
+from tta_apm.bench.claim_state import State, Worker, find_workers, read_state
+from tta_apm.bench.claims import MAX_DEATHS, Claims
 from tta_apm.bench.failures import read_failures
 from tta_apm.errors import UserError
 

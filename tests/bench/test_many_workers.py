@@ -19,7 +19,7 @@ import yaml
 from places import ROOT
 from small_methods import NAMES, SMALL
 from tta_apm import cli
-from tta_apm.bench.claims import FILE, find_workers
+from tta_apm.bench.claim_state import FILE, find_workers
 from tta_apm.bench.launch import slurm
 from tta_apm.bench.launch.launcher import LAUNCHERS
 from tta_apm.bench.launch.local import Local

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tta_apm import config
-from tta_apm.bench.claims import find_workers
+from tta_apm.bench.claim_state import find_workers
 from tta_apm.bench.failures import read_failures
 from tta_apm.bench.plan import Cell, missing, plan
 from tta_apm.errors import UserError

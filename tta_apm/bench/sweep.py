@@ -5,23 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
 from tta_apm.backbones.backbone import Backbone
-from tta_apm.backbones.build import find_kind
 from tta_apm.bench.builder import Builder, RowError, explained
 from tta_apm.bench.claims import PRECOMPUTED, Claims, Taken
 from tta_apm.bench.evaluate import Evaluation
+from tta_apm.bench.grouping import Group, Grouping
 from tta_apm.bench.isolation import IsolationError, MethodError
 from tta_apm.bench.one_pass import BackboneChanged, OnePass, Outcome
-from tta_apm.bench.plan import Cell, order_of
+from tta_apm.bench.plan import Cell
 from tta_apm.bench.progress import Progress
-from tta_apm.bench.provenance import commit, versions
-from tta_apm.bench.records import Record, hash_bytes, save_cell
+from tta_apm.bench.recorder import Recorder
 from tta_apm.bench.run import Run
 from tta_apm.bench.series import Collector, Series
 from tta_apm.bench.shared_work import SharedWork
@@ -30,12 +29,10 @@ from tta_apm.console import stop_if_asked
 from tta_apm.data.dataset import DataSet, Domain
 from tta_apm.data.streams import Stream
 from tta_apm.data.workers import set_num_workers
-from tta_apm.device import choose_device, describe
+from tta_apm.device import choose_device
 from tta_apm.errors import UserError, resource_error
 from tta_apm.names import clean, clean_lines
 
-# Rows that run side by side.
-Group = list[Series]
 WAIT_SECONDS = 0.5  # between checks whether other processes have left cells to run
 
 
@@ -67,10 +64,7 @@ class Sweep:
         self.claims = claims
         self.builder = Builder(cfg, dataset, self.device, folder / PRECOMPUTED)
         self.failed: dict[str, str] = {}  # names of cells, with the reasons
-        self.slowness: Counter[Series] = Counter()  # how often a row has left faster ones
-        self.alone: set[Series] = set()  # rows that must run without others
-        self.commit = commit()
-        self.versions = versions()
+        self.recorder = Recorder(cfg, folder, dataset, self.device, self.builder.template_set)
 
     def run(self) -> dict[str, str]:
         """Run the cells that no other process runs, and wait until all are recorded or failed.
@@ -84,27 +78,28 @@ class Sweep:
         set_num_workers(0 if self.cfg.NUM_WORKERS == "auto" else int(self.cfg.NUM_WORKERS))
         every = [series for series in Series.of(self.cells, self.cfg.SETTING)
                  if series.needed(self.todo)]
-        # Online rows would have to wait until an offline row has seen all images of a domain.
-        self.slowness.update(series for series in every if series.row.scope == "domain")
         room = Room(self.cfg.TOGETHER, free_memory_mb(self.device))
+        self.grouping = Grouping(self.cfg.SEEDS, room, self.builder.held_mb)
+        # Online rows would have to wait until an offline row has seen all images of a domain.
+        self.grouping.slowness.update(series for series in every if series.row.scope == "domain")
         if self.claims.is_first:
-            self._check(every, room)
+            self._check(every)
         total = sum(self._num_images(series, series.needed(self.todo)) for series in every)
         with Progress(total) as self.progress:
             while self.todo:
                 stop_if_asked()
                 self.has_taken = False
-                groups = deque(self._groups(every, room))
+                groups = deque(self.grouping.groups(every, self.todo))
                 while groups:
                     later = self._run_group(groups.popleft())
-                    groups.extendleft(reversed([*self._groups(later, room)]))
+                    groups.extendleft(reversed([*self.grouping.groups(later, self.todo)]))
                 if self.todo and not self.has_taken:  # other processes run all that is left
                     self.progress.wait(len(self.todo))
                     time.sleep(WAIT_SECONDS)
         return {cell.name: self.failed[cell.name] for cell in self.cells
                 if cell.name in self.failed}
 
-    def _check(self, every: Sequence[Series], room: Room) -> None:
+    def _check(self, every: Sequence[Series]) -> None:
         """Build the method of each row, so that errors are reported now and not after hours.
 
         A row that cannot be built is reported here and fails later by itself. The first rows that
@@ -126,36 +121,12 @@ class Sweep:
                 continue
             except MethodError:  # not an error of the config: the row fails when it runs
                 continue
-            if room.fits([self.builder.held_mb[other.row.text] for other in (*kept, series)]):
+            if self.grouping.fits([*kept, series]):
                 kept.append(series)
             self.builder.keep(kept)
         for text, reason in broken.items():
             print(f"{clean(text)} fails, the other rows go on: {clean_lines(str(reason))}",
                   file=sys.stderr)
-
-    def _groups(self, every: Sequence[Series], room: Room) -> Iterator[Group]:
-        """The rows that are yet to run, in groups of rows of one seed that fit side by side.
-
-        Slow rows are in groups of their own, and rows in `alone` without others.
-        """
-        left = [series for series in every if series.needed(self.todo)]
-        for seed, slowness in sorted({(series.seed, self.slowness[series]) for series in left},
-                                     key=lambda key: (self.cfg.SEEDS.index(key[0]), key[1])):
-            group: Group = []
-            for series in left:
-                if (series.seed, self.slowness[series]) != (seed, slowness):
-                    continue
-                if series in self.alone:
-                    yield [series]
-                    continue
-                held_mb = [self.builder.held_mb.get(other.row.text, 0.0)
-                           for other in (*group, series)]
-                if group and not room.fits(held_mb):
-                    yield group
-                    group = []
-                group.append(series)
-            if group:
-                yield group
 
     def _run_group(self, group: Group) -> list[Series]:
         """Run rows side by side over the units that no other process runs.
@@ -164,7 +135,7 @@ class Sweep:
             The rows that must run later, because they are slow or must run alone.
         """
         self.builder.keep(group)
-        slowness = self.slowness[group[0]]
+        slowness = self.grouping.slowness[group[0]]
         together = list(group)
         members: list[Member] = []
         may_split = True
@@ -180,16 +151,15 @@ class Sweep:
                 for member in members:
                     self.builder.forget(member.run.guard.backbone)
                     self._release(member)
-                self.alone.update(together)
+                self.grouping.alone.update(together)
                 break
             finally:
                 self.progress.end()
             may_split = False
             members = [member for member in members if member.needed]
-            together = [series for series in together if self.slowness[series] == slowness
-                        and (series not in self.alone or len(group) == 1)]
-        return [series for series in group if self.slowness[series] > slowness
-                or series in self.alone and len(group) > 1]
+            leaving = self.grouping.must_leave(group, slowness)
+            together = [series for series in together if series not in leaving]
+        return self.grouping.must_leave(group, slowness)
 
     def _take(self, group: Group, index: int) -> list[tuple[Series, list[int]]]:
         """Claim the group's units that begin with the stream at `index`; returns the claimed ones,
@@ -225,7 +195,7 @@ class Sweep:
             except (UserError, MethodError) as error:
                 able.remove((series, unit))
                 if not alone and error.__cause__ and resource_error(error.__cause__):
-                    self.alone.add(series)
+                    self.grouping.alone.add(series)
                     self.claims.release(series.names(unit, self.todo))
                 else:
                     self._fail_streams(series, series.needed(self.todo), error)
@@ -250,11 +220,11 @@ class Sweep:
             self._drop(by_run[run], index, error)
         for run in one.slow:
             run.rewind()
-            self.slowness[by_run[run].series] += 1
+            self.grouping.slowness[by_run[run].series] += 1
             self._release(by_run[run])
         for run in one.out_of_memory:
             self.builder.release(by_run[run].series)
-            self.alone.add(by_run[run].series)
+            self.grouping.alone.add(by_run[run].series)
             self._release(by_run[run])
 
     def _release(self, member: Member) -> None:
@@ -289,7 +259,8 @@ class Sweep:
                 ) -> None:
         if cell.name in self.todo:
             try:
-                self._save(cell, evaluation, resolved, run)
+                self.recorder.save(cell, evaluation, resolved, run,
+                                   crowded=self.claims.is_crowded)
             except UserError:  # a full disk would fail all cells
                 raise
             except Exception as error:
@@ -324,31 +295,6 @@ class Sweep:
             self.todo.remove(cell.name)
             self.failed[cell.name] = explained(error)
             self.claims.fail(cell.name, explained(error))
-
-    def _save(self, cell: Cell, evaluation: Evaluation, resolved: dict[str, Any], run: Run) -> None:
-        row, backbone = cell.row, run.guard.backbone
-        assert isinstance(backbone, Backbone)
-        predictions = evaluation.predictions
-        content = predictions.to_bytes()
-        record = Record(
-            row=row.text, method=row.method,
-            hyper_parameters={**row.hyper_parameters, **resolved},
-            scope=row.scope, survives=row.survives, backbone=backbone.name,
-            weights=backbone.weights,
-            templates=self.builder.template_set if find_kind(row.needs).has_prompts else "",
-            resolution=backbone.image_size or 0, dataset=self.dataset.name,
-            corruption=cell.domain.corruption, severity=cell.domain.severity,
-            images_from=self.dataset.describe(cell.domain), num_images=len(predictions.index),
-            images_hash=evaluation.images_hash, setting=self.cfg.SETTING, order=order_of(self.cfg),
-            batch_size=self.cfg.BATCH_SIZE, seed=cell.seed,
-            num_correct=int(predictions.correct().sum()), seconds=evaluation.seconds,
-            peak_memory_mb=evaluation.peak_memory_mb, gflops_per_image=run.gflops,
-            device=describe(self.device), fingerprint=cell.fingerprint, code=cell.identity["code"],
-            commit=self.commit, predictions_hash=hash_bytes(content), versions=self.versions,
-            preprocessing=backbone.preprocessing, identity=cell.identity,
-            did=dict(evaluation.did),
-            crowded=self.claims.is_crowded)
-        save_cell(cell.path(self.folder), record, content)
 
 
 class Member:

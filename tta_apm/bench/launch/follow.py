@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tta_apm.bench.claims import State, read_state
+from tta_apm.bench.claim_state import State, read_state
 from tta_apm.bench.failures import read_failures
 from tta_apm.bench.job import Job
 from tta_apm.bench.launch.launcher import Launcher
