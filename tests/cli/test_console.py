@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from places import ROOT
 from tta_apm import progress
@@ -222,6 +223,42 @@ def test_a_signal_that_is_swallowed_is_raised_again(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             stop_if_asked()
     stop_if_asked()
+
+
+# Sends itself Ctrl-C so many seconds after torch has begun to register its distributed classes.
+AIMED = """
+import os, signal, sys, time
+from tta_apm.console import Interrupts
+begun, begins = os.pipe()
+if os.fork() == 0:
+    os.read(begun, 1)
+    time.sleep(float(sys.argv[1]))
+    os.kill(os.getppid(), signal.SIGINT)
+    os._exit(0)
+
+def watch(frame, event, called):
+    if event == "c_call" and called.__name__ == "_c10d_init":
+        sys.setprofile(None)
+        os.write(begins, b"x")
+
+with Interrupts():
+    try:
+        sys.setprofile(watch)
+        import torch
+        sys.exit("imported")
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.006, 0.012])
+def test_ctrl_c_while_torch_registers_classes_does_not_abort(seconds):
+    """With an error raised there, more than every second process ended with SIGABRT."""
+    if not hasattr(torch._C, "_c10d_init"):
+        pytest.skip("this torch has no distributed package")
+    done = subprocess.run([sys.executable, "-c", AIMED, str(seconds)], cwd=ROOT, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 130, done.stderr
 
 
 SETS_UP = """
