@@ -1,12 +1,12 @@
-"""Ten methods against the code of their authors, or its port in online-tta, on the same work.
+"""Eleven methods against the code of their authors, or its port in online-tta, on the same work.
 
     python benchmarks/authors.py CLONES
     python benchmarks/authors.py CLONES --classifier torchvision/resnet18 --size 224 --images 16
 
 CLONES is a folder of clones, each by its own name, none of which is part of this repository:
 https://github.com/mr-eggplant/EATA, mr-eggplant/SAR, Jhyun17/DeYO, matsuolab/T3A,
-TaesikGong/NOTE, and mariodoebler/test-time-adaptation (online-tta) for CoTTA, ROID (its authors'
-own), RoTTA, AdaContrast's online form and LAME.
+TaesikGong/NOTE, tim-learn/SHOT, and mariodoebler/test-time-adaptation (online-tta) for CoTTA,
+ROID (its authors' own), RoTTA, AdaContrast's online form and LAME.
 A method whose clone is not there is left out.
 
 Both sides adapt copies of one network, of random weights in the same memory layout, to the same
@@ -19,15 +19,18 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import io
 import math
 import subprocess
 import sys
 import time
 import types
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +192,86 @@ def adacontrast(bench: Bench) -> tuple[Side, Side]:
     return bench.ours("adacontrast", lr=LR), theirs
 
 
+def shot(bench: Bench) -> tuple[Side, Side]:
+    """Each batch is a domain of its own, for one epoch in parts of a quarter. What theirs reads
+    from files and prints is left out."""
+    size = max(2, len(bench.batch) // 4)
+    ours: Any = bench.ours("shot", epochs=1, batch_size=size, lr=LR)
+    sys.path.insert(0, str(bench.clones / "SHOT/object"))
+    parts, lists = types.ModuleType("network"), types.ModuleType("data_list")
+    lists.ImageList = lists.ImageList_idx = None  # type: ignore[attr-defined]
+    sys.modules |= {"network": parts, "data_list": lists}
+    module = bench.module("SHOT/object/image_target.py")
+    words = argparse.Namespace(
+        net="resnet", classifier="", bottleneck=0, layer="", class_num=bench.num_classes,
+        output_dir_src="", lr=10 * LR, lr_decay1=0.1, lr_decay2=1.0, max_epoch=1, interval=1,
+        cls_par=0.3, ent_par=1.0, ent=True, gent=True, epsilon=1e-5, dset="", threshold=0,
+        distance="cosine", name="", out_file=io.StringIO(), issave=False)
+
+    def prepare(images: Tensor) -> None:
+        ours.reset()
+        ours.prepare(Domain(images))
+
+    @torch.enable_grad()
+    def theirs(images: Tensor) -> None:
+        featurizer, head = split(copy.deepcopy(bench.network))
+        featurizer.requires_grad_(True)
+        featurizer.in_features = None  # type: ignore[assignment]  # no bottleneck follows
+        parts.ResBase = lambda **_: featurizer  # type: ignore[attr-defined]
+        parts.feat_bottleneck = lambda **_: nn.Identity()  # type: ignore[attr-defined]
+        parts.feat_classifier = lambda **_: head  # type: ignore[attr-defined]
+        module.data_load = lambda _: {"target": Loader(images, size), "test": Loader(images, size)}
+        with (mock.patch.object(torch, "load"), mock.patch.object(nn.Module, "load_state_dict"),
+              mock.patch.object(nn.Module, "cuda", lambda part: part),
+              mock.patch.object(Tensor, "cuda", lambda tensor: tensor),
+              redirect_stdout(io.StringIO())):
+            module.train_target(words)
+    return prepare, theirs
+
+
+class Domain:
+    """Images [N,3,H,W] as an offline method takes them."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+class Loader:
+    """Images in parts, as SHOT's code takes them: with labels, here zeros, and indices."""
+
+    def __init__(self, images: Tensor, size: int) -> None:
+        self.images = images
+        self.parts = torch.arange(len(images)).split(size)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Loader:
+        self.left = iter(self.parts)
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor, Tensor]:
+        part = next(self.left)
+        return self.images[part], torch.zeros(len(part)), part
+
+    next = __next__
+
+
+def split(network: Classifier) -> tuple[nn.Module, nn.Module]:
+    """A network without its last linear layer, and that layer."""
+    name, head = [(name, layer) for name, layer in network.named_modules()
+                  if isinstance(layer, nn.Linear)][-1]
+    above, _, last = name.rpartition(".")
+    setattr(network.get_submodule(above), last, nn.Identity())
+    return network, head
+
+
 def lame(bench: Bench) -> tuple[Side, Side]:
     return bench.ours("lame"), bench.hosted("lame", "LAME.AFFINITY", "kNN", "LAME.FORCE_SYMMETRY",
                                             True)
@@ -204,11 +287,7 @@ def t3a(bench: Bench) -> tuple[Side, Side]:
     stub.Algorithm = Algorithm  # type: ignore[attr-defined]
     sys.modules |= {"domainbed": types.ModuleType("domainbed"), "domainbed.algorithms": stub}
     module = bench.module("T3A/domainbed/adapt_algorithms.py")
-    featurizer = copy.deepcopy(bench.network)
-    name, head = [(name, layer) for name, layer in featurizer.named_modules()
-                  if isinstance(layer, nn.Linear)][-1]
-    above, _, last = name.rpartition(".")
-    setattr(featurizer.get_submodule(above), last, nn.Identity())
+    featurizer, head = split(copy.deepcopy(bench.network))
     parts = types.SimpleNamespace(featurizer=featurizer, classifier=head)
     method = module.T3A(None, bench.num_classes, 1, {"filter_K": 20, "cached_loader": False}, parts)
     return bench.ours("t3a", num_supports=20), lambda images: method(images, adapt=True)
@@ -217,7 +296,7 @@ def t3a(bench: Bench) -> tuple[Side, Side]:
 SIDES: dict[str, Callable[[Bench], tuple[Side, Side]]] = {
     function.__name__: function
     for function in (eata, sar, deyo, cotta, cotta_views, roid, rotta, note, adacontrast,
-                     lame, t3a)}
+                     shot, lame, t3a)}
 
 
 def main() -> None:

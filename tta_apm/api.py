@@ -52,7 +52,7 @@ def load_backbone(kind: str, model: str, weights: str = "", *, dataset: DataSet 
     """Load a frozen backbone, in eval mode, on `device`.
 
     Args:
-        kind: "classifier", "clip", "mae", "rotation" or "mttt_vit".
+        kind: a name in `backbones/build.py`, e.g. "classifier", "clip", "mae" or "rotation".
         model, weights: as the config keys MODEL and WEIGHTS of that kind.
         dataset: its classes become the backbone's outputs, and its prompt templates those of a
             CLIP.

@@ -43,7 +43,7 @@ class Method(nn.Module, ABC):
     `forward` adapts under `torch.enable_grad()`, so that a caller may call it under `no_grad`.
 
     Class attributes:
-        needs: the kind of backbone: "classifier", "clip", "mae", "rotation" or "mttt_vit". If a row
+        needs: the kind of backbone, a name in `backbones/build.py`, e.g. "classifier". If a row
             says BACKBONE clip, a method that needs a classifier gets the image tower of a CLIP,
             with its text features as the head.
         also_takes: a second kind of backbone, which a row chooses by BACKBONE; "" for none.
