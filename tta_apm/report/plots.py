@@ -18,6 +18,8 @@ import numpy as np
 from tta_apm.errors import UserError
 from tta_apm.report import phrases, style
 from tta_apm.report.build import build_tables
+from tta_apm.report.plot_parts import (
+    MAX_LINES, bar, bars, has_spread, labels_of, name_columns, or_zero, readable, title_of)
 from tta_apm.report.protocol import Protocol
 from tta_apm.report.results import load_rows
 from tta_apm.report.style import COLOURS, GREY, MARKERS, plain
@@ -27,9 +29,6 @@ from tta_apm.report.wanted import saved_config
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# With more columns than this, only their mean is drawn as a line.
-MAX_LINES = 5
 
 
 def plot(folder: Path, *, kind: str | None = None, out: Path | None = None,
@@ -69,7 +68,7 @@ def methods(table: Table) -> list[Figure]:
     """A heat map of methods and corruptions; darker is worse."""
     lines = table.lines
     values = [[100 * line.figures[name].value for name in table.shown] for line in lines]
-    labels = _labels(lines)
+    labels = labels_of(lines)
     tallest = max(1 + label.count("\n") for label in labels)
     picture, (axes,) = style.figure(height=1.9 + max(0.3, 0.2 * tallest) * len(lines))
     shades = "Blues" if table.metric == "error" else "Blues_r"
@@ -81,12 +80,12 @@ def methods(table: Table) -> list[Figure]:
             pale = math.isnan(value) or 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
             axes.text(column, row, phrases.number(value, ".0f"), ha="center", va="center",
                       fontsize=9, color="black" if pale else "white")
-    _name_columns(axes, table)
+    name_columns(axes, table)
     axes.set_yticks(range(len(lines)), labels)
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    style.title(picture, _title(table, phrases.measure(table)))
+    style.title(picture, title_of(table, phrases.measure(table)))
     return [picture]
 
 
@@ -96,21 +95,21 @@ def teacher(table: Table) -> list[Figure]:
     if not lines:
         return []
     picture, (axes,) = style.figure(height=1.8 + 0.13 * len(shown) * (1 + len(lines)))
-    for index, (line, label) in enumerate(zip(lines, _labels(lines))):
+    for index, (line, label) in enumerate(zip(lines, labels_of(lines))):
         heights = [row + (index - (len(lines) - 1) / 2) * 0.7 / len(lines)
                    for row in range(len(shown))]
         axes.errorbar([100 * line.figures[name].delta for name in shown], heights,
-                      xerr=_reach(line, shown), linestyle="", capsize=2.5, markersize=5,
+                      xerr=bars(line, shown), linestyle="", capsize=2.5, markersize=5,
                       marker=MARKERS[index % len(MARKERS)], label=label,
                       color=list(COLOURS.values())[index % len(COLOURS)])
     axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
     if shown[-1] == "mean":
         axes.axhline(len(shown) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
+    axes.set_yticks(range(len(shown)), [readable(name) for name in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)  # matplotlib would leave out missing values at the ends
     axes.set_xlabel(f"{table.metric} less the teacher's, in points ({phrases.good_sign(table)}), "
                     "with 95 % interval")
-    style.title(picture, _title(table, "against the teacher on the same images"))
+    style.title(picture, title_of(table, "against the teacher on the same images"))
     style.legend(picture, [axes], columns=3)
     return [picture]
 
@@ -150,12 +149,12 @@ def _draw_steps(table: Table, series: Sequence[TableLine], names: Sequence[str])
         style_of_line: dict[str, Any] = dict(color=colour, marker="o", markersize=4)
         figures = [line.figures[name] for line in series]
         axes[0].errorbar(counts, [100 * figure.value for figure in figures],
-                         [100 * _or_zero(figure.std) for figure in figures], capsize=2.5,
-                         label=_plain(name), **style_of_line)
+                         [100 * or_zero(figure.std) for figure in figures], capsize=2.5,
+                         label=readable(name), **style_of_line)
         axes[0].plot(counts, [100 * figure.teacher for figure in figures], color=colour,
                      linestyle="--", marker="")
         shift = 0.006 * (names.index(name) - (len(names) - 1) / 2) * max(counts)
-        below, above = zip(*(_bar(line, name) for line in series))
+        below, above = zip(*(bar(line, name) for line in series))
         axes[1].errorbar([count + shift for count in counts],
                          [100 * figure.delta for figure in figures], [below, above], capsize=2.5,
                          **style_of_line)
@@ -166,14 +165,14 @@ def _draw_steps(table: Table, series: Sequence[TableLine], names: Sequence[str])
     axes[0].plot([], [], color=COLOURS["black"] if alone else GREY, linestyle="--", marker="",
                  label="teacher" if alone else "its teacher, same colour")
     for one, title in zip(axes, (
-            f"top-1 {table.metric} in %{', std over seeds' if _has_spread(series) else ''}",
+            f"top-1 {table.metric} in %{', std over seeds' if has_spread(series) else ''}",
             f"Δ teacher in points, 95 % interval ({phrases.good_sign(table)})",
             "agreement with the teacher in %", "final cosine with the teacher's feature")):
         style.title(one, title, style.WIDTH / 2 - 0.8)
         one.set_xlim(left=0)
     for one in axes[2:]:
         one.set_xlabel("steps per image")
-    style.title(picture, _title(table, series[0].protocol.method))
+    style.title(picture, title_of(table, series[0].protocol.method))
     style.legend(picture, axes[:1], columns=6)
     return picture
 
@@ -186,7 +185,7 @@ def audit(table: Table) -> list[Figure]:
     picture, axes = style.figure(len(groups), height=2.0 + 2.6 * len(groups), sharex=True)
     for one, group in zip(axes, groups):
         _draw_comparison(one, table, group)
-    style.title(picture, _title(table, "what survives between images, and their order"))
+    style.title(picture, title_of(table, "what survives between images, and their order"))
     style.legend(picture, axes, columns=3)
     return [picture]
 
@@ -210,7 +209,7 @@ def _draw_comparison(axes: Axes, table: Table, group: Sequence[TableLine]) -> No
         shift = (position - (len(survives) * len(orders) - 1) / 2) * 0.17
         axes.errorbar([column + shift for column in range(len(table.shown))],
                       [100 * line.figures[name].value for name in table.shown],
-                      _reach(line, table.shown), linestyle="", capsize=2.5, markersize=6,
+                      bars(line, table.shown), linestyle="", capsize=2.5, markersize=6,
                       marker=MARKERS[orders.index(order)],
                       color=list(COLOURS.values())[survives.index(kept)],
                       label=plain(f"{kept} survives, {order}"))
@@ -219,12 +218,12 @@ def _draw_comparison(axes: Axes, table: Table, group: Sequence[TableLine]) -> No
         for value in sorted(value for value in values if not math.isnan(value)):
             axes.hlines(value, column - 0.42, column + 0.42, color=GREY, linewidth=1.5, zorder=1,
                         label="teacher")
-    _name_columns(axes, table)
+    name_columns(axes, table)
     axes.grid(False, axis="x")
     label = f"{plain(group[0].protocol.method)}: {table.metric} in %"
     if any(line.has_teacher for line in group):
         label += "\n(95 % interval of Δ teacher)"
-    elif _has_spread(group):
+    elif has_spread(group):
         label += "\n(std over seeds)"
     axes.set_ylabel(label)
 
@@ -242,68 +241,3 @@ KINDS: dict[str, tuple[Callable[[Table], list[Figure]], str]] = {
               "[apm STEPS 5, apm STEPS 20]"),
     "audit": (audit, "the results of the configs in cfgs/audit"),
 }
-
-
-# Shared by the kinds
-
-def _name_columns(axes: Axes, table: Table) -> None:
-    """Label the x axis with the columns, rotated if there are many."""
-    turned: dict[str, Any] = dict(rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_xticks(range(len(table.shown)), [_plain(name) for name in table.shown],
-                    **(turned if len(table.shown) > MAX_LINES else {}))
-
-
-def _reach(line: TableLine, names: Sequence[str]) -> tuple[list[float], list[float]]:
-    below, above = zip(*(_bar(line, name) for name in names))
-    return list(below), list(above)
-
-
-def _bar(line: TableLine, name: str) -> tuple[float, float]:
-    """The lengths of a figure's error bar below and above it, in per cent.
-
-    The bar is the interval of the difference to the teacher, also around a score, since the
-    teacher's score counts as fixed. Without a teacher it is the std over seeds.
-    """
-    figure = line.figures[name]
-    if math.isnan(figure.delta):
-        return 100 * _or_zero(figure.std), 100 * _or_zero(figure.std)
-    # matplotlib refuses negative lengths, which rounding can give.
-    return (max(100 * figure.delta - 100 * figure.low, 0.0),
-            max(100 * figure.high - 100 * figure.delta, 0.0))
-
-
-def _labels(lines: Iterable[TableLine]) -> list[str]:
-    """The method of each row; with the order if orders differ, and with the row's number if two
-    labels would be equal."""
-    lines = list(lines)
-    several = len({line.protocol.order for line in lines}) > 1
-    labels = [f"{line.heading}, {line.protocol.order}" if several else line.heading
-              for line in lines]
-    if len(set(labels)) < len(labels):
-        labels = [f"{line.number} {label}" for line, label in zip(lines, labels)]
-    return [plain(style.wrap(label, style.WIDTH / 3)) for label in labels]
-
-
-def _has_spread(lines: Iterable[TableLine]) -> bool:
-    """Whether a line has a std over seeds."""
-    return any(len(line.seeds) > 1 for line in lines)
-
-
-def _title(table: Table, what: str) -> str:
-    images = ", ".join(sorted({str(line.protocol.num_images) for line in table.lines}))
-    seeds = max((line.seeds for line in table.lines), key=len)
-    gaps = " · incomplete" if any(line.num_missing for line in table.lines) else ""
-    named = {origin for line in table.lines for origin in line.origin.images_from}
-    # On the fly, that of frost is that of the others and the name of its pictures.
-    origins = sorted(origin for origin in named if not any(
-        other != origin and other.startswith(origin) for other in named))
-    return (f"{phrases.title(table)}: {what} · {images} images · {len(seeds)} "
-            f"seed{phrases.plural(seeds)}{gaps}\nimages: {'; '.join(origins)}")
-
-
-def _plain(name: str) -> str:
-    return plain(name.replace("_", " "))
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
