@@ -52,8 +52,7 @@ KILLS = """
     import os, random, signal, sys, time
     from pathlib import Path
     import torch, timm, open_clip  # imported before the forks, so that a child starts at once
-    from sweeps import SMALL
-from tta_apm import cli
+    from tta_apm import cli
     from tta_apm.bench import sweep
     kills, root, *arguments = sys.argv[1:]
     torch.set_num_threads(1)  # no thread pool to lose in a fork
