@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from places import ROOT, SHARED
-from tta_apm import cli, load_results
+from tta_apm import cli
 from tta_apm.errors import UserError
 from tta_apm.interop.hosts import backbones, online_tta, ttab
 from tta_apm.registry import DATASETS
+from tta_apm.report.results import load_results
 
 sys.path.append(str(ROOT / "benchmarks"))
 import hosts  # noqa: E402
