@@ -16,6 +16,7 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
+from tta_apm.toolbox.batch_norm import after_normalisation
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import norm_layers, train_only
 
@@ -132,6 +133,7 @@ class InstanceAwareBatchNorm(nn.Module):
         super().__init__()
         self.layer = layer
         self.k = k
+        self.after = after_normalisation(layer)
 
     def forward(self, inputs: Tensor) -> Tensor:
         layer, positions = self.layer, list(range(2, inputs.dim()))
@@ -154,6 +156,7 @@ class InstanceAwareBatchNorm(nn.Module):
         outputs = (inputs - mean) * (variance + layer.eps).rsqrt()
         if layer.affine:
             outputs = outputs * layer.weight.view(shape) + layer.bias.view(shape)
+        outputs = self.after(outputs)
         return outputs
 
 

@@ -16,6 +16,7 @@ from tta_apm.errors import at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted, ema_update
 from tta_apm.toolbox.augment import random_view
+from tta_apm.toolbox.batch_norm import after_normalisation
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import norm_layers, train_only
 
@@ -118,7 +119,7 @@ class RobustBatchNorm(nn.Module):
     through them.
 
     Args:
-        layer: gives the source's statistics, scale and shift.
+        layer: gives the source's statistics, scale and shift, and the activation if it has one.
         share: weight of the inputs' statistics in an update.
     """
 
@@ -132,6 +133,7 @@ class RobustBatchNorm(nn.Module):
         self.register_buffer("variance", layer.running_var.clone())
         self.weight, self.bias = layer.weight, layer.bias
         self.eps = layer.eps
+        self.after = after_normalisation(layer)
         self.share = share
         self.updates_statistics = False
 
@@ -148,7 +150,8 @@ class RobustBatchNorm(nn.Module):
         if self.weight is not None:
             scale = scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        return inputs * scale.view(shape) + shift.view(shape)
+        outputs: Tensor = self.after(inputs * scale.view(shape) + shift.view(shape))
+        return outputs
 
 
 def make_robust(model: nn.Module, share: float) -> None:

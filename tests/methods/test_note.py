@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 from tta_apm_baselines.note import InstanceAwareBatchNorm, Memory, Note
 
@@ -102,6 +103,14 @@ def plain(net, images, *, lr, memory, update_every, iabn, k=4.0, seed=42):
         for layer in layers:
             layer.eval()
     return torch.cat(results)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(6), BatchNormAct2d(6)], ids=["torch", "timm"])
+def test_what_a_layer_does_after_normalising_is_kept(layer):
+    """timm's layers hold the activation, too."""
+    inputs = torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    layer.eval()
+    assert torch.allclose(InstanceAwareBatchNorm(layer, 1e6)(inputs), layer(inputs), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
-from tta_apm_baselines.rotta import Memory, Rotta
+from tta_apm_baselines.rotta import Memory, RobustBatchNorm, Rotta
 
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
@@ -164,6 +165,14 @@ def test_without_batch_normalisation_memory_and_teacher_remain(images):
     method = Rotta(Classifier(net, mean=(0, 0, 0), std=(1, 1, 1)), momentum=0.5, **SMALL)
     first = method(images[:16])
     assert not torch.equal(method(images[:16]), first)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(6), BatchNormAct2d(6)], ids=["torch", "timm"])
+def test_what_a_layer_does_after_normalising_is_kept(layer):
+    """timm's layers hold the activation, too."""
+    inputs = torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    layer.eval()
+    assert torch.allclose(RobustBatchNorm(layer, 0.05)(inputs), layer(inputs), atol=1e-5)
 
 
 def test_the_memory_is_balanced_and_holds_no_more_than_its_capacity():

@@ -20,6 +20,15 @@ def use_batch_statistics(model: nn.Module) -> bool:
     return bool(layers)
 
 
+def after_normalisation(layer: _BatchNorm) -> nn.Module:
+    """What a layer applies to the values it has normalised, scaled and shifted.
+
+    A BatchNormAct2d of timm holds dropout and the activation; torch's own layers hold nothing.
+    """
+    return nn.Sequential(*(getattr(layer, name) for name in ("drop", "act")
+                           if hasattr(layer, name)))
+
+
 def mixed_statistics(inputs: Tensor, mean: Tensor, variance: Tensor, share: float
                      ) -> tuple[Tensor, Tensor]:
     """Given mean and variance [C] interpolated with those of the inputs [N,C,...].
