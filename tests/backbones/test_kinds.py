@@ -47,7 +47,7 @@ def test_the_defaults_of_a_kind_build_it_and_an_untrained_one(name, images):
 
 
 def check_votes(results):
-    """With a share of 1, the vote is bit-identical to the classifier's prediction."""
+    """With a share of 1 or 0, the vote has the predictions of one network alone."""
     images = tta_apm.load_results(results).images.set_index(["row", "index"]).sort_index()
     for row, alone in (("vote SHARE 1", "source"), ("vote SHARE 0", "clip_zero_shot")):
         assert (images.prediction[row] == images.prediction[alone]).all()

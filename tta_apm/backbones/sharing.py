@@ -1,6 +1,6 @@
 """once_per_batch: results of a frozen backbone that are computed once and shared by all methods.
 
-A sweep that runs methods side by side sets the context variable `work` around each call of a
+A sweep that runs methods side by side sets the context variable `batch_cache` around each call of a
 method. Nothing is shared if it is not set: in a user's own loop, or in threads that a method
 starts. A network that a method copied for itself shares nothing either.
 """
@@ -19,48 +19,48 @@ from tta_apm.backbones.passes import passes
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Work(Protocol):
-    """The cached results for the current batch."""
+class BatchCache(Protocol):
+    """The results of backbones that are cached for the current batch."""
 
-    def answer(self, backbone: nn.Module, question: str, images: Tensor, arguments: Any,
-               compute: Callable[[], Any]) -> Any:
+    def get_or_compute(self, backbone: nn.Module, name: str, images: Tensor, arguments: Any,
+                       compute: Callable[[], Any]) -> Any:
         """The result of `compute`, or its cached result.
 
         Args:
-            question: qualified name of the backbone's method that is called.
+            name: qualified name of the backbone's method that is called.
             images: the first argument of the call.
             arguments: the other arguments.
         """
 
 
-work: ContextVar[Work | None] = ContextVar("work", default=None)
+batch_cache: ContextVar[BatchCache | None] = ContextVar("batch_cache", default=None)
 
 
-def once_per_batch(question: F) -> F:
+def once_per_batch(method: F) -> F:
     """Decorator for a backbone's method whose first argument are images.
 
     Its result must depend on its arguments and the weights only.
     """
-    def answer(self: nn.Module, images: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        known = work.get()
-        if known is None:
-            return question(self, images, *arguments, **keywords)
-        return known.answer(self, question.__qualname__, images, (arguments, keywords),
-                            lambda: question(self, images, *arguments, **keywords))
+    def cached(self: nn.Module, images: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        cache = batch_cache.get()
+        if cache is None:
+            return method(self, images, *arguments, **keywords)
+        return cache.get_or_compute(self, method.__qualname__, images, (arguments, keywords),
+                                    lambda: method(self, images, *arguments, **keywords))
 
-    @functools.wraps(question)
-    def ask(self: nn.Module, images: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        counted = passes.get()
-        if counted is None:
-            return answer(self, images, *arguments, **keywords)
-        before = counted.open
-        found = answer(self, images, *arguments, **keywords)
-        if not _requires_grad(found):  # e.g. of a frozen network: no backward pass can follow
-            counted.open = before
-        return found
-    return cast(F, ask)
+    @functools.wraps(method)
+    def counted(self: nn.Module, images: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        counts = passes.get()
+        if counts is None:
+            return cached(self, images, *arguments, **keywords)
+        before = counts.open
+        result = cached(self, images, *arguments, **keywords)
+        if not _requires_grad(result):  # e.g. of a frozen network: no backward pass can follow
+            counts.open = before
+        return result
+    return cast(F, counted)
 
 
-def _requires_grad(answer: Any) -> bool:
-    parts = answer if isinstance(answer, tuple) else (answer,)
+def _requires_grad(result: Any) -> bool:
+    parts = result if isinstance(result, tuple) else (result,)
     return any(isinstance(part, Tensor) and part.requires_grad for part in parts)

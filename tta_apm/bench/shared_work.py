@@ -1,10 +1,9 @@
-"""SharedWork: compute what several methods ask of a frozen backbone once for each batch.
+"""SharedWork: compute the results of a frozen backbone once per batch for several methods.
 
-A call of a backbone is a question, its result an answer (see backbones.sharing). The first method
-that asks computes the answer; others that ask the same get a copy. Each method is charged the time
-and memory of its questions as if it ran alone.
+The first method that calls the backbone computes the result; others with the same call get a copy
+(see backbones.sharing). Each method is charged the time and memory of its calls as if it ran alone.
 
-An answer is shared only if every method would compute it bit for bit: for the same images and
+A result is shared only if every method would compute it bit for bit: for the same images and
 arguments, with the backbone and torch's settings unchanged since the sweep began, and from a
 network that neither uses random numbers nor changes its state.
 """
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tta_apm.backbones.passes import Passes, passes
-from tta_apm.backbones.sharing import work
+from tta_apm.backbones.sharing import batch_cache
 from tta_apm.bench import measure
 from tta_apm.bench.backbone_state import QuickState
 from tta_apm.bench.process_state import OF_TORCH, torch_settings
@@ -31,15 +30,15 @@ class Charge:
     """What a call of a method is charged beyond its own measured time and memory.
 
     Attributes:
-        seconds: the time to compute the answers that it got, minus the time to look them up.
-        peak_mb: the peak device memory while its answers were, or would have been, computed.
+        seconds: the time to compute the results that it got, minus the time to look them up.
+        peak_mb: the peak device memory while its results were, or would have been, computed.
     """
 
     def __init__(self) -> None:
         self.seconds = self.peak_mb = 0.0
 
 
-class Answer(NamedTuple):
+class Result(NamedTuple):
     """The result of a backbone's call, and its cost.
 
     Args:
@@ -56,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class SharedWork:
-    """The answers for the current batch.
+    """The cached results for the current batch.
 
     Args:
         backbones: the frozen backbones that several methods use, in their initial state.
@@ -68,42 +67,42 @@ class SharedWork:
         self.settings = torch_settings() if backbones else []
         self.device = device
         self.images: Tensor | None = None
-        self.answers: dict[Any, Answer] = {}
+        self.results: dict[Any, Result] = {}
 
     def begin(self, images: Tensor) -> None:
-        """Begin a batch, given its images on the device; older answers are dropped."""
+        """Begin a batch, given its images on the device; older results are dropped."""
         self.images = images if self.states else None
-        self.answers.clear()
+        self.results.clear()
 
     def end(self) -> None:
         """End the batch."""
         self.images = None
-        self.answers.clear()
+        self.results.clear()
 
     @property
     def size_mb(self) -> float:
-        """The memory of the kept answers, in MiB."""
-        return sum(_num_bytes(known.content) for known in self.answers.values()) / measure.MB
+        """The memory of the cached results, in MiB."""
+        return sum(_num_bytes(known.content) for known in self.results.values()) / measure.MB
 
     @contextmanager
     def call(self) -> Iterator[Charge]:
-        """Answer the questions of a method's call, which runs inside the `with` block."""
+        """A context for a method's call, in which the backbones use the cache."""
         self._charged = Charge()
-        token = work.set(self if self.images is not None else None)
+        token = batch_cache.set(self if self.images is not None else None)
         try:
             yield self._charged
         finally:
-            work.reset(token)
+            batch_cache.reset(token)
 
-    def answer(self, backbone: nn.Module, question: str, images: Tensor, arguments: Any,
-               compute: Callable[[], Any]) -> Any:
-        """See backbones.sharing.Work."""
+    def get_or_compute(self, backbone: nn.Module, name: str, images: Tensor, arguments: Any,
+                       compute: Callable[[], Any]) -> Any:
+        """See backbones.sharing.BatchCache."""
         measure.synchronize(self.device)  # do not measure the method's own work before
         began = time.perf_counter()
-        key = self._key(backbone, question, images, arguments)
+        key = self._key(backbone, name, images, arguments)
         if key is None:
             return compute()
-        known = self.answers.get(key)
+        known = self.results.get(key)
         if known is None:
             content, seconds = self._compute(key, backbone, compute)
         else:
@@ -115,14 +114,14 @@ class SharedWork:
         self._charged.seconds += seconds - (time.perf_counter() - began)
         return content
 
-    def _key(self, backbone: nn.Module, question: str, images: Tensor, arguments: Any) -> Any:
-        """The key of an answer; None if it must not be shared."""
+    def _key(self, backbone: nn.Module, name: str, images: Tensor, arguments: Any) -> Any:
+        """The key of a result; None if it must not be shared."""
         if id(backbone) not in self.states or not self._is_of_batch(images):
             return None
         if not self._is_unchanged(backbone):
             return None
         memory = (images.storage_offset(), tuple(images.shape), images.stride(), images._version)
-        return (id(backbone), question, repr(arguments), memory, torch.is_inference_mode_enabled())
+        return (id(backbone), name, repr(arguments), memory, torch.is_inference_mode_enabled())
 
     def _is_of_batch(self, images: Tensor) -> bool:
         """Whether `images` are the current batch or a view of a part of it."""
@@ -144,7 +143,7 @@ class SharedWork:
 
     def _compute(self, key: Any, backbone: nn.Module, compute: Callable[[], Any]
                  ) -> tuple[Any, float]:
-        """Compute an answer and keep it if it may be shared; returns it and its seconds."""
+        """Compute a result and cache it if it may be shared; returns it and its seconds."""
         random = global_state()
         before = measure.memory_in_use_mb(self.device)
         self._charge(measure.peak_memory_mb(self.device))
@@ -159,7 +158,7 @@ class SharedWork:
         self._charge(peak)
         if (_can_be_copied(content) and same_state(random, global_state())
                 and self._is_unchanged(backbone)):
-            self.answers[key] = Answer(_copied(content), seconds, max(0.0, peak - before),
+            self.results[key] = Result(_copied(content), seconds, max(0.0, peak - before),
                                        counted.forwards - forwards)
         return content, seconds
 
