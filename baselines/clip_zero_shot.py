@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.method import Method
+from tta_apm.toolbox.unadapted import Unadapted
 
 
-class ClipZeroShot(Method):
+class ClipZeroShot(Unadapted):
     """Zero-shot classification by logit_scale · cos(image, text) (Radford et al., ICML 2021).
 
     The config key TEMPLATES chooses one template or the data set's ensemble of templates. For an
@@ -21,9 +19,3 @@ class ClipZeroShot(Method):
     def __init__(self, backbone: ClipBackbone) -> None:
         super().__init__()
         self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(images)
-
-    def reset(self) -> None:
-        """Do nothing: there is no state."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from tta_apm.backbones.mae_joint import JointMae
-from tta_apm.method import Method
+from tta_apm.toolbox.unadapted import Unadapted
 
 
-class JointTrain(Method):
+class JointTrain(Unadapted):
     """Encoder, decoder and head of a masked autoencoder, trained together on both tasks and not
     adapted: the row Joint Train of TTT-MAE's tables (Gandelsman et al., NeurIPS 2022)."""
 
@@ -18,9 +16,3 @@ class JointTrain(Method):
     def __init__(self, backbone: JointMae) -> None:
         super().__init__()
         self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(images)
-
-    def reset(self) -> None:
-        """Do nothing: there is no state."""
