@@ -132,15 +132,15 @@ class Adacontrast(Method):
         logits, features = self.head.features(queries)
         with torch.no_grad():
             ema_update(self.slow, self.model, self.momentum)
-            positive = F.normalize(self.slow_head.features(keys)[1], dim=-1)
+            key = F.normalize(self.slow_head.features(keys)[1], dim=-1)
         query = F.normalize(features, dim=-1)
         if self.queue is None:
-            self.queue = self._random_queue(positive, logits.shape[1])
-        similar = torch.cat([(query * positive).sum(-1, keepdim=True),
+            self.queue = self._random_queue(key, logits.shape[1])
+        similar = torch.cat([(query * key).sum(-1, keepdim=True),
                              query @ self.queue.columns[0].T], 1) / self.temperature
         # As in the authors' code, the mask uses the labels after the update of the queue, the
         # logits its features before.
-        self.queue.put(positive, labels)
+        self.queue.put(key, labels)
         same = labels[:, None] == self.queue.columns[1]
         similar = similar.masked_fill(F.pad(same, (1, 0)), -torch.inf)
         contrast = F.cross_entropy(similar, torch.zeros_like(labels))
