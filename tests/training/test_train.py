@@ -82,8 +82,8 @@ def test_a_network_that_is_trained_on_needs_its_start(capsys, monkeypatch):
     recipe = replace(RECIPES["digits_mae_fine_tuned"], start="nowhere/digits_mae.safetensors")
     monkeypatch.setitem(RECIPES, "digits_mae_fine_tuned", recipe)
     assert cli.main(["train", "digits_mae_fine_tuned"]) == cli.BAD_INPUT
-    assert ("nowhere/digits_mae.safetensors is not here, the weights to start from: `tta-apm train "
-            "digits_mae` makes them") in capsys.readouterr().err
+    assert ("the weights to start from are not found: nowhere/digits_mae.safetensors: `tta-apm "
+            "train digits_mae` makes them") in capsys.readouterr().err
 
 
 def test_help_lists_all_names(capsys):

@@ -62,10 +62,11 @@ def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
 def train(recipe: BackboneRecipe, *, data_dir: str) -> nn.Module:
     """Train a network of `recipe` on the data set below `data_dir`.
 
-    UserError if the weights that it starts from are not there.
+    Raises:
+        UserError: if the weights that it starts from are not found.
     """
     if recipe.start and files.find(recipe.start) is None:
-        raise UserError(f"train: {recipe.start} is not here, the weights to start from: "
+        raise UserError(f"train: the weights to start from are not found: {recipe.start}: "
                         f"`tta-apm train {Path(recipe.start).stem}` makes them")
     torch.manual_seed(recipe.seed)
     device = choose_device("auto")
