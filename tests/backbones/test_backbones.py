@@ -18,6 +18,8 @@ from tta_apm.training import backbones as train
 
 FILES = {"classifier": "digits_resnet.safetensors", "clip": "digits_clip.safetensors",
          "mae": "digits_mae.safetensors", "rotation": "digits_rotation.safetensors",
+         "mae_joint": "digits_mae_joint.safetensors",
+         "mae_fine_tuned": "digits_mae_fine_tuned.safetensors",
          "mttt_vit": "digits_mttt.safetensors"}
 
 
