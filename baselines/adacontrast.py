@@ -19,7 +19,7 @@ from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.head import Head
 from tta_apm.toolbox.norm_layers import check_batch
 
-# Images that are labelled by the network itself, before its neighbours do it.
+# Number of images before pseudo-labels come from neighbours; until then the network gives them.
 FIRST = 1024
 BLUR_RADIUS = 6  # pixels: three times the largest deviation
 
@@ -112,13 +112,13 @@ class Adacontrast(Method):
             return self.model(images)
 
     def _set_training(self, training: bool) -> None:
-        """Whether batch normalisation uses a batch's statistics and updates the running ones."""
+        """Switch batch normalisation between the batch's statistics and the running ones."""
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.train(training)
 
     def _pseudo_labels(self, weak: Tensor) -> Tensor:
-        """Classes [B] of weak views [B,3,H,W], once enough are known from their neighbours."""
+        """Pseudo-labels [B] of weak views [B,3,H,W]."""
         logits, features = self.head.features(weak)
         if self.num_images < FIRST:
             return logits.argmax(-1)
@@ -128,7 +128,8 @@ class Adacontrast(Method):
         return probabilities[nearest].mean(1).argmax(-1)
 
     def _loss(self, queries: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
-        """Loss, a scalar, of two strong views [B,3,H,W] and pseudo-labels [B]; fills the queue."""
+        """The loss of two strong views [B,3,H,W] and pseudo-labels [B]; updates the momentum copy
+        and the queue."""
         logits, features = self.head.features(queries)
         with torch.no_grad():
             ema_update(self.slow, self.model, self.momentum)
@@ -156,7 +157,7 @@ class Adacontrast(Method):
 
 
 class Ring:
-    """Rows in several columns, where new rows take the slots of the oldest once it is full.
+    """A ring buffer of rows, one tensor per column; once full, new rows replace the oldest.
 
     Args:
         capacity: number of rows at most.
@@ -168,7 +169,7 @@ class Ring:
         self.oldest = 0  # slot of the oldest row, once it is full
 
     def put(self, *columns: Tensor) -> None:
-        """Add n rows, a tensor [n,...] per column; of more than the capacity, the last ones."""
+        """Add n rows, a tensor [n,...] per column; beyond the capacity, the first are dropped."""
         new = [column[-self.capacity:] for column in columns]
         if not self.columns:
             self.columns = [column.clone() for column in new]
@@ -188,7 +189,7 @@ def weak_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def strong_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment each of the images [B,3,H,W] in [0,1] with draws of its own: colour jitter (with
+    """Augment each of the images [B,3,H,W] in [0,1] independently: colour jitter (with
     probability 0.8), grey (0.2), Gaussian blur (0.5), horizontal flip (0.5)."""
     views = torch.stack([_recoloured(image, generator) for image in images])
     deviations = 0.1 + 1.9 * torch.rand(len(images), generator=generator)

@@ -1,4 +1,4 @@
-"""Joint Train: a network trained at once to reconstruct hidden patches and to classify."""
+"""Joint Train: a network trained jointly to reconstruct masked patches and to classify."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ class Mttt(Method):
         seed: of the random parts.
 
     Raises:
-        UserError: for an unknown layer, for values out of range, and if the mini-batches do not
-            divide the tokens.
+        UserError: for an unknown layer, for values out of range, and if `mini_batches`
+            does not divide the number of tokens.
     """
 
     needs = "mttt_vit"
@@ -49,7 +49,7 @@ class Mttt(Method):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)  # equal parts for every image
+        generator = torch.Generator().manual_seed(self.seed)  # the same parts for every image
         logits = self.backbone(images, self.layer, self.inner._replace(generator=generator))
         self.did.update(updated=len(images) if self.learns else 0)
         return logits

@@ -156,12 +156,11 @@ class InstanceAwareBatchNorm(nn.Module):
         outputs = (inputs - mean) * (variance + layer.eps).rsqrt()
         if layer.affine:
             outputs = outputs * layer.weight.view(shape) + layer.bias.view(shape)
-        outputs = self.after(outputs)
-        return outputs
+        return self.after(outputs)
 
 
 def beyond(differences: Tensor, limits: Tensor) -> Tensor:
-    """The soft threshold: differences less their limits, with their sign; 0 within the limits."""
+    """Soft-threshold differences: shrink each towards 0 by its limit; 0 within the limit."""
     return (differences - limits).relu() - (-differences - limits).relu()
 
 
@@ -200,8 +199,12 @@ class Memory:
         self.num_seen: Counter[int] = Counter()
 
     def add(self, image: Tensor, label: int) -> None:
-        """Add an image of a predicted class if there is room; else in place of one of a largest
-        class, or, if its own is one, with a probability that is equal for all images of it."""
+        """Add an image [3,H,W] of the predicted class `label`.
+
+        In a full memory it replaces a random image of one of the largest classes. If its own class
+        is one of them, it replaces an image of that class, with the probability of reservoir
+        sampling.
+        """
         self.num_seen[label] += 1
         if sum(map(len, self.classes.values())) < self.capacity or self._make_room(label):
             self.classes[label].append(image.clone())
@@ -212,7 +215,7 @@ class Memory:
                             for image in self.classes[label]])
 
     def _make_room(self, label: int) -> bool:
-        """Remove an image in favour of a new one of class `label`; False to leave that one out."""
+        """Remove an image for a new one of class `label`; return False if that one is rejected."""
         most = max(map(len, self.classes.values()))
         largest = [other for other in sorted(self.classes) if len(self.classes[other]) == most]
         if label not in largest:

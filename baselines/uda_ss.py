@@ -76,7 +76,7 @@ class UdaSs(Method):
         self.seed = seed
         self.source = source
         self.model = copy.deepcopy(backbone).cpu()  # one seed gives the same weights on any device
-        draw_weights(self.model, seed)
+        initialize_weights(self.model, seed)
         self.model.to(backbone.mean.device)
         self.head = Head(self.model, "uda_ss")
         self.start = copy.deepcopy(self.model.state_dict())
@@ -168,7 +168,7 @@ def turn(images: Tensor, turns: Tensor, *, digits: bool) -> Tensor:
     return turned
 
 
-def draw_weights(network: nn.Module, seed: int) -> None:
+def initialize_weights(network: nn.Module, seed: int) -> None:
     """Initialise all weights of a network on the CPU, as torch's layers do.
 
     Raises:

@@ -89,12 +89,12 @@ def as_attention(layer: MtttLinear) -> IdentityAttention:
 
 
 def network(layer: InnerLoopLayer, weights: list[Tensor], inputs: Tensor) -> Tensor:
-    """f of one head, [n,d] -> [n,d], or of all, [B,H,n,d] -> [B,H,n,d]."""
+    """Outputs of the inner network f: [n,d] -> [n,d] for one head, [B,H,n,d] for all heads."""
     return layer.run(tuple(weights), inputs)
 
 
 def decode(layer: InnerLoopLayer, output: Tensor, head: int | slice) -> Tensor:
-    """Tokens at the full width, [...,d] -> [...,D], of one head or of all."""
+    """Decode outputs of f to the full width, [...,d] -> [...,D], for one head or all heads."""
     decoded = output @ layer.g[head] + layer.g_bias
     if isinstance(layer, MtttMlp):
         normal = F.layer_norm(decoded, decoded.shape[-1:], eps=EPSILON)
@@ -170,7 +170,7 @@ def with_gradient(run: Layer, tokens: Tensor) -> None:
 
 
 def check(one: Layer, other: Layer, tokens: Tensor, what: str) -> None:
-    """Stop unless both give the same."""
+    """Exit with an error unless both layers have the same output up to rounding."""
     first, second = without_gradient(one, tokens), without_gradient(other, tokens)
     difference = float((first - second).abs().max() / second.abs().max())
     if not difference < 1e-4:

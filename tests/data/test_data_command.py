@@ -75,7 +75,7 @@ def test_cifar_is_made_as_on_the_fly_and_the_record_says_so(cifar10):
     fly = load("cifar10_c", cifar10)
     assert data("make", "cifar10_c", "--corruptions", "fog,contrast", "--data-dir", cifar10) == 0
     made = load("cifar10_c", cifar10)
-    assert isinstance(made, cifar.OfficialC) and (made.labels == fly.labels).all()
+    assert isinstance(made, cifar.CifarC) and (made.labels == fly.labels).all()
     assert len(np.load(cifar10 / "CIFAR-10-C/labels.npy")) == 5 * NUM_TEST
     for domain in [Domain("cifar10_c", name, severity) for name in ("fog", "contrast")
                    for severity in (1, 2, 5)]:
@@ -168,7 +168,7 @@ def test_imagenet_is_made_goes_on_and_is_read(validation):
     assert all(after[name.replace(TEMPORARY, "")] == time for name, time in before.items()
                if name != MARK)
     made = load("imagenet_c", validation)
-    assert isinstance(made, imagenet.OfficialC) and made.labels.tolist() == [907, 3, 44, 45]
+    assert isinstance(made, imagenet.ImagenetC) and made.labels.tolist() == [907, 3, 44, 45]
     assert np.abs(made.images(domain, np.arange(4)) - expected).mean() < 2
     text = made.describe(domain)
     assert text.startswith("ImageNet's validation set, 4 images, shorter side resized to 256")

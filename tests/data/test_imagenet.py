@@ -241,7 +241,7 @@ def test_a_missing_class_folder_is_told(small, tmp_path):
 
 def test_a_half_unpacked_set_is_told(trees, tmp_path):
     place_tree(trees["imagenet"], tmp_path / "val")
-    with pytest.raises(UserError, match="val holds 1000 images, but .* has 50000: unpack it anew"):
+    with pytest.raises(UserError, match="val holds 1000 images, but .* has 50000: unpack it again"):
         load("imagenet", tmp_path)
 
 

@@ -149,7 +149,7 @@ class MaskedAutoencoder(Backbone):
 
     kind = "mae"
     #: Where its weights come from, for the error of a file that is not there.
-    source: ClassVar[str] = (f"The authors' ViT-L is in two, {' and '.join(OFFICIAL)}: download "
+    advice: ClassVar[str] = (f"The authors' ViT-L is in two, {' and '.join(OFFICIAL)}: download "
                              "both and give their paths, joined by a comma")
 
     def __init__(self, net: MaeVit, architecture: Architecture, *, name: str, weights: str,
@@ -218,7 +218,7 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
     """
     section = cls.kind.upper()
     check_model(section, model, ARCHITECTURES)
-    found = [_find(name.strip(), section, cls.source) for name in weights.split(",")]
+    found = [_find(name.strip(), section, cls.advice) for name in weights.split(",")]
     if len(found) > 2:
         raise UserError(f"{section}.WEIGHTS: {weights!r} names {len(found)} files; give one, or "
                         "two: that of encoder and decoder, and that of the head")
@@ -236,10 +236,10 @@ def load_mae(model: str, weights: str, *, num_classes: int, device: torch.device
     return cls(net, ARCHITECTURES[model], name=model, weights=label, keep=keep).to(device)
 
 
-def _find(name: str, section: str, source: str) -> files.Weights:
+def _find(name: str, section: str, advice: str) -> files.Weights:
     file = files.open_weights(name)
     if file is None:
-        raise UserError(f"{section}.WEIGHTS: file not found: {name!r}. {source}")
+        raise UserError(f"{section}.WEIGHTS: file not found: {name!r}. {advice}")
     return file
 
 

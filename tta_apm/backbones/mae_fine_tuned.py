@@ -24,7 +24,7 @@ OFFICIAL = "https://dl.fbaipublicfiles.com/mae/finetune/mae_finetuned_vit_large.
 
 
 class FineTunedMae(Backbone):
-    """A frozen vision transformer whose encoder was an MAE's, trained on to classify.
+    """A frozen vision transformer: an MAE's encoder, fine-tuned to classify.
 
     Args:
         net, architecture: the network, and the images that it takes.
@@ -63,10 +63,11 @@ def make_vit(architecture: Architecture, num_classes: int, *, pool: str = "avg"
 def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> FineTunedMae:
     """See Kind.
 
-    The pooling is that of the file: the mean where it has a layer fc_norm, else the class token's.
+    The pooling follows from the file: the mean of the patches if it has a layer fc_norm, else the
+    class token.
 
     Raises:
-        UserError: for an unknown model, or weights that are not here or do not fit.
+        UserError: for an unknown model, or for weights that are not found or do not fit.
     """
     model = section["MODEL"]
     check_model(SECTION, model, ARCHITECTURES)

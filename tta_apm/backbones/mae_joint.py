@@ -1,4 +1,4 @@
-"""JointMae: a masked autoencoder that was trained with its head, to rebuild and to classify."""
+"""JointMae: a masked autoencoder trained jointly to reconstruct patches and to classify."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tta_apm.backbones.mae import MaskedAutoencoder, load_mae, untrained_mae
 
 
 class JointMae(MaskedAutoencoder):
-    """As MaskedAutoencoder, all of whose parts were trained together on both tasks."""
+    """A MaskedAutoencoder whose encoder, decoder and head were trained together on both tasks."""
 
     kind = "mae_joint"
-    source = "Nobody has published one; `tta-apm train digits_mae_joint` makes a small one"
+    advice = "No published weights are known; `tta-apm train digits_mae_joint` makes a small one"
 
 
 def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> MaskedAutoencoder:

@@ -53,7 +53,7 @@ ARCHITECTURES = {
 
 
 class Block(nn.Module):
-    """A layer that mixes tokens, then an MLP, each with a normalisation before and a shortcut."""
+    """A layer that mixes tokens, then an MLP, both pre-normalised and with residual connections."""
 
     def __init__(self, architecture: Architecture, layer: str) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def make_vits(architecture: Architecture, num_classes: int) -> nn.ModuleDict:
 
 
 class MtttVit(Backbone):
-    """Frozen ViTs with the same training, each with another layer that mixes tokens.
+    """Frozen ViTs that were trained alike; each has a different layer that mixes tokens.
 
     Args:
         nets: see make_vits.
@@ -162,7 +162,7 @@ def load_mttt_vit(model: str, weights: str, *, num_classes: int, device: torch.d
     file = files.open_weights(weights)
     if file is None:
         raise UserError(f"MTTT_VIT.WEIGHTS: file not found: {weights!r}. The authors published "
-                        "none; `tta-apm train cifar_mttt` makes those of CIFAR-10")
+                        "no weights; `tta-apm train cifar_mttt` trains those of CIFAR-10")
     loaded = files.load_classes(partial(make_vits, ARCHITECTURES[model]), file, model,
                                 num_classes=num_classes, keep=keep)
     assert isinstance(loaded.net, nn.ModuleDict)

@@ -127,7 +127,7 @@ def cifar10_1(*, data_dir: str, frost_dir: str | None) -> Clean:
                  source=lambda: _train(CIFAR10, Path(data_dir)))
 
 
-class OfficialC(DataSet):
+class CifarC(DataSet):
     """The published CIFAR-10-C or CIFAR-100-C: one memory-mapped file per corruption.
 
     Each file holds the 10,000 test images at severity 1, then at severity 2, and so on.
@@ -196,8 +196,8 @@ def _corrupted(cifar: Cifar, data_dir: Path, frost_dir: str | None) -> DataSet:
     has_clean = (data_dir / cifar.folder).is_dir() or _python_folder(cifar, data_dir) is not None
     for folder in cifar.corrupted:
         if (data_dir / folder).is_dir():
-            return OfficialC(cifar, data_dir / folder,
-                             _clean(cifar, data_dir) if has_clean else None)
+            return CifarC(cifar, data_dir / folder,
+                          _clean(cifar, data_dir) if has_clean else None)
     if not has_clean:
         raise UserError(
             f"DATASET {cifar.name}_c: folder not found: {data_dir / cifar.corrupted[0]}. "

@@ -48,7 +48,7 @@ class Variant(NamedTuple):
         files, labels = list_images(folder, classes, self.advice)
         if len(files) != self.num_images:
             raise UserError(f"{folder} holds {len(files)} images, but {self.title} has "
-                            f"{self.num_images}: unpack it anew. {self.advice}")
+                            f"{self.num_images}: unpack it again. {self.advice}")
         names, outputs = imagenet_classes.class_names(), None
         origin = self.title
         if len(classes) < imagenet_classes.NUM_CLASSES:
@@ -139,7 +139,7 @@ def folder_of_classes(*, data_dir: str, frost_dir: str | None) -> ImageFiles:
                              "EXIF")
 
 
-class OfficialC(DataSet):
+class ImagenetC(DataSet):
     """The published ImageNet-C: 224x224 files in {corruption}/{severity}/{wnid}/.
 
     Args:
@@ -217,7 +217,7 @@ def _corrupted(name: str, data_dir: str, frost_dir: str | None, chosen: Sequence
     folder = _find(Path(data_dir), C_FOLDERS)
     if folder is not None:
         files = _list_official(folder) if chosen is None else chosen
-        return OfficialC(name, folder, files, imagenet_classes.class_names(), clean)
+        return ImagenetC(name, folder, files, imagenet_classes.class_names(), clean)
     if _find(Path(data_dir), imagenet.folders) is None:
         raise UserError(_absent(name, "ImageNet-C", data_dir, C_FOLDERS, C_ADVICE)
                         + "; or put ImageNet's validation set into imagenet2012/val, from which it "
@@ -244,7 +244,7 @@ def _list_official(folder: Path) -> list[str]:
     files, _ = list_images(inside, imagenet_classes.wnids(), C_ADVICE)
     wanted = imagenet.num_images
     if len(files) != wanted:
-        raise UserError(f"{inside} holds {len(files)} images instead of {wanted}: unpack it anew. "
+        raise UserError(f"{inside} holds {len(files)} images instead of {wanted}: unpack it again. "
                         f"{C_ADVICE}")
     return files
 
