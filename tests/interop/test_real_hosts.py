@@ -99,6 +99,9 @@ def test_the_docs_have_the_table_of_equal_predictions():
     assert [line[:3] for line in lines] == [
         (host, name, "our sweep" if name in hosts.ALONE else "a plain loop")
         for host in hosts.ARCHIVES for name in hosts.OURS]
+    once = re.findall(r"^\| benchmark-tta \| (\w+) \| .* \| (\d+) of (\d+) \|$", page, re.M)
+    assert [name for name, *_ in once] == list(hosts.OURS)
+    assert all(equal == total for _, equal, total in once)
     for *_, counts in lines:
         numbers = re.findall(r"(\d+) of (\d+)", counts)
         assert len(numbers) == 3 and all(equal == total for equal, total in numbers)
