@@ -19,6 +19,7 @@ import yaml
 from places import ROOT
 from small_methods import NAMES, SMALL
 from tta_apm import cli
+from tta_apm.atomic import is_alive
 from tta_apm.bench.claim_state import FILE, find_workers
 from tta_apm.bench.launch import slurm
 from tta_apm.bench.launch.launcher import LAUNCHERS
@@ -278,6 +279,31 @@ def test_a_worker_that_dies_is_told_and_its_work_taken_over(start, tmp_path):
     assert process.returncode == cli.OK, error
     assert "ended too early: it was killed, e.g. for lack of memory" in error
     assert len(cells(folder)) == 6
+
+
+# Starts a worker's process, tells its number, and is killed before there is any work for it.
+KILLED = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from tta_apm.bench.launch import local
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), local._begin, (os.getpid(),))
+print(pool.submit(os.getpid).result(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_does_not_outlive_a_driver_that_is_killed_before_it_has_work():
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    pid = int(done.stdout)
+    wait_for(lambda: not is_alive(pid) or is_zombie(pid), Alive())
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked for its exit code."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 def test_a_row_that_fails_and_a_setting_that_is_bad(command, tmp_path, capsys):

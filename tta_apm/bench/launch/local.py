@@ -15,7 +15,7 @@ from dataclasses import replace
 from yacs.config import CfgNode
 
 from tta_apm.bench.launch.launcher import Launcher
-from tta_apm.bench.launch.worker import GRACE_SECONDS, Ending, Order, work
+from tta_apm.bench.launch.worker import GRACE_SECONDS, Ending, Order, end_with, work
 from tta_apm.data.workers import free_cores
 
 # The libraries below torch and numpy read these.
@@ -39,7 +39,7 @@ class Local(Launcher):
         gpus = _gpus() if self.cfg.DEVICE in ("auto", "cuda") else []
         share = max(1, free_cores() // self.num_workers)
         threads = {name: os.environ.get(name, str(share)) for name in THREADS}
-        return [replace(order, num_threads=share, parent=os.getpid(), environment={
+        return [replace(order, num_threads=share, environment={
                     **threads, **({"CUDA_VISIBLE_DEVICES": gpus[order.number % len(gpus)]}
                                   if gpus else {})})
                 for order in super().orders(redo=redo)]
@@ -47,7 +47,7 @@ class Local(Launcher):
     def start(self, orders: Sequence[Order]) -> str:
         context = multiprocessing.get_context("spawn")
         for order in orders:  # all start at the same time
-            pool = ProcessPoolExecutor(1, context, _leave_interrupts_to_the_parent)
+            pool = ProcessPoolExecutor(1, context, _begin, (os.getpid(),))
             self.pools.append(pool)
             self.pids[order.number] = pool.submit(os.getpid)
             self.futures[order.number] = pool.submit(work, order)
@@ -88,9 +88,11 @@ def _ending(future: Future[Ending]) -> Ending:
         return Ending(died="it was killed, e.g. for lack of memory")
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ignore Ctrl-C, which reaches all processes of a terminal: the parent stops this one."""
+def _begin(parent: int) -> None:
+    """Before any work: ignore Ctrl-C, which reaches all processes of a terminal, since the parent
+    stops this one; and do not outlive a parent that is killed before it has given out the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)
 
 
 def _gpus() -> list[str]:

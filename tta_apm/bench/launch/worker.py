@@ -36,7 +36,6 @@ class Order:
         redo: as `tta-apm --redo`.
         num_threads: the number of threads; 0 for all cores.
         environment: variables to set before torch is imported.
-        parent: the id of the process that the worker must not outlive; 0 for none.
         launch: the id of the launcher; "" for none.
     """
 
@@ -47,7 +46,6 @@ class Order:
     redo: bool = False
     num_threads: int = 0
     environment: dict[str, str] = field(default_factory=dict)
-    parent: int = 0
     launch: str = ""
 
     @property
@@ -81,7 +79,6 @@ def work(order: Order) -> Ending:
     if not (folder / "config.yaml").is_file():
         return Ending(f"{order.name} on {platform.node()} does not find {folder}: OUTPUT_DIR must "
                       "be on a disk that all machines share")
-    _end_with(order.parent)
     log = folder / LOGS / f"worker-{order.number}.log"
     with _output_to(log), Interrupts(take_over=True) as signals:
         try:
@@ -141,7 +138,7 @@ def _output_to(file: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process when `parent`, which started it, has ended."""
     def wait_for_parent() -> None:
         while os.getppid() == parent:
@@ -150,5 +147,4 @@ def _end_with(parent: int) -> None:
         time.sleep(GRACE_SECONDS)
         os._exit(1)
 
-    if parent:
-        threading.Thread(target=wait_for_parent, daemon=True).start()
+    threading.Thread(target=wait_for_parent, daemon=True).start()
