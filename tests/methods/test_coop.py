@@ -257,6 +257,8 @@ def test_tpt_starts_from_the_context_that_cocoop_makes_of_each_image(clip, image
     assert torch.allclose(untuned, cocoop, atol=1e-3)
     assert not torch.allclose(untuned, Coop(clip, weights=checkpoint_of(
         tmp_path, {"ctx": state["ctx"]}))(images), atol=1e-2)
+    among_views = Tpt(clip, weights=checkpoint_of(tmp_path, state), num_views=10, steps=0)(images)
+    assert torch.allclose(among_views, cocoop, atol=1e-3)  # the context is that of the image itself
     tuned = Tpt(clip, weights=checkpoint_of(tmp_path, state), num_views=10)
     together = tuned(images)
     assert not torch.allclose(together, cocoop, atol=1e-2)
