@@ -9,7 +9,7 @@ import torch
 from tta_apm import cli
 from tta_apm.backbones.weights import files
 from tta_apm.data.digits import train_split
-from tta_apm.training import backbones
+from tta_apm.training import fit
 from tta_apm.training.recipes import PACKAGED, RECIPES, BackboneRecipe
 
 BACKBONES = {name: recipe for name, recipe in RECIPES.items()
@@ -42,8 +42,8 @@ def test_training_repeats_itself(name, tmp_path, monkeypatch, capsys):
 def test_shift_moves_by_at_most_one_pixel():
     image = torch.zeros(1, 3, 8, 8)
     image[..., 4, 4] = 1
-    shifted = backbones.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
-                              max_shift=1, flip=False)
+    shifted = fit.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
+                        max_shift=1, flip=False)
     shifts = {tuple(shift) for shift in (shifted[:, 0] == 1).nonzero()[:, 1:].tolist()}
     assert shifted.shape == (200, 3, 8, 8)
     assert shifts == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
@@ -51,8 +51,8 @@ def test_shift_moves_by_at_most_one_pixel():
 
 def test_half_of_the_images_are_mirrored():
     image = torch.arange(4.0).expand(1, 3, 4, 4)
-    seen = backbones.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
-                           max_shift=0, flip=True)
+    seen = fit.shift(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0),
+                     max_shift=0, flip=True)
     rows = [tuple(row) for row in seen[:, 0, 0].tolist()]
     assert set(rows) == {(0, 1, 2, 3), (3, 2, 1, 0)}
     assert 70 < rows.count((0, 1, 2, 3)) < 130

@@ -6,11 +6,10 @@ The same machine with the same number of threads writes the same file again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,27 +25,16 @@ from tta_apm.backbones.weights.zero_rows import drop_zero_rows
 from tta_apm.data.dataset import Clean
 from tta_apm.device import choose_device
 from tta_apm.errors import UserError
-from tta_apm.progress import bar
-from tta_apm.toolbox.views import crops, pad_crop_views
+from tta_apm.toolbox.views import pad_crop_views
+from tta_apm.training.fit import BATCH_SIZE, Pixels, fit
 from tta_apm.training.recipes import BackboneRecipe
 
 if TYPE_CHECKING:
     from tta_apm.backbones.rotation import Joint
 
-BATCH_SIZE = 64
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # of all steps
 MAX_LOGIT_SCALE = 100.0  # as CLIP, section 2.5
 
 _Net = TypeVar("_Net", bound=nn.Module)
-
-
-class Pixels(NamedTuple):
-    """Images to train on, and the normalisation of the network."""
-
-    images: Clean
-    mean: Sequence[float]
-    std: Sequence[float]
 
 
 def make(recipe: BackboneRecipe, data_dir: str, file: Path) -> None:
@@ -105,7 +93,7 @@ def _classifier(recipe: BackboneRecipe, images: Clean, device: torch.device) -> 
 
     def loss(batch: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(net(batch), labels)
-    _fit(net, loss, recipe, Pixels(images, config["mean"], config["std"]))
+    fit(net, loss, recipe, Pixels(images, config["mean"], config["std"]))
     return net
 
 
@@ -136,7 +124,7 @@ def _clip(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Mod
         texts = net.encode_text(tokens[chosen, classes], normalize=True)
         features = net.encode_image(batch, normalize=True)
         return F.cross_entropy(net.logit_scale.exp() * features @ texts.T, labels)
-    _fit(net, loss, recipe, Pixels(images, config["mean"], config["std"]))
+    fit(net, loss, recipe, Pixels(images, config["mean"], config["std"]))
     return net
 
 
@@ -157,12 +145,12 @@ def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Modu
     mae.initialize(net)
     pixels = Pixels(images, architecture.mean, architecture.std)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    _fit(net, lambda batch, labels: mae.pretraining_loss(net, batch, generator), recipe, pixels)
+    fit(net, lambda batch, labels: mae.pretraining_loss(net, batch, generator), recipe, pixels)
     for name, parameter in net.named_parameters():
         if not name.startswith(mae.HEAD):
             parameter.requires_grad_(False)
-    _fit(net, lambda batch, labels: F.cross_entropy(net.classify(net.encode(batch)), labels),
-         replace(recipe, epochs=math.ceil(recipe.epochs / 8)), pixels)
+    fit(net, lambda batch, labels: F.cross_entropy(net.classify(net.encode(batch)), labels),
+        replace(recipe, epochs=math.ceil(recipe.epochs / 8)), pixels)
     return net
 
 
@@ -177,7 +165,7 @@ def _mae_joint(recipe: BackboneRecipe, images: Clean, device: torch.device) -> n
     def loss(batch: Tensor, labels: Tensor) -> Tensor:
         return (mae.pretraining_loss(net, batch, generator)
                 + F.cross_entropy(net.classify(net.encode(batch)), labels))
-    _fit(net, loss, recipe, Pixels(images, architecture.mean, architecture.std))
+    fit(net, loss, recipe, Pixels(images, architecture.mean, architecture.std))
     return net
 
 
@@ -191,8 +179,8 @@ def _mae_fine_tuned(recipe: BackboneRecipe, images: Clean, device: torch.device)
     net = make_vit(architecture, len(images.class_names)).to(device)
     own = net.state_dict()
     net.load_state_dict({name: pretrained.get(name, value) for name, value in own.items()})
-    _fit(net, lambda batch, labels: F.cross_entropy(net(batch), labels), recipe,
-         Pixels(images, architecture.mean, architecture.std))
+    fit(net, lambda batch, labels: F.cross_entropy(net(batch), labels), recipe,
+        Pixels(images, architecture.mean, architecture.std))
     return net
 
 
@@ -211,7 +199,7 @@ def _rotation(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn
         rotated, turns = rotation.all_rotations(batch)
         return (F.cross_entropy(net(batch), labels)
                 + F.cross_entropy(net(rotated, "rotation"), turns))
-    _fit(net, loss, recipe, Pixels(images, model.mean, model.std), augment=views)
+    fit(net, loss, recipe, Pixels(images, model.mean, model.std), augment=views)
     return net
 
 
@@ -223,65 +211,14 @@ def _mttt_vit(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn
     nets = mttt_vit.make_vits(architecture, len(images.class_names)).to(device)
     pixels = Pixels(images, architecture.mean, architecture.std)
     for net in nets.values():
-        _fit(net, lambda batch, labels: F.cross_entropy(net(batch, InnerLoop()), labels), recipe,
-             pixels)
+        fit(net, lambda batch, labels: F.cross_entropy(net(batch, InnerLoop()), labels), recipe,
+            pixels)
     return nets
 
 
 TRAINERS: dict[str, Callable[[BackboneRecipe, Clean, torch.device], nn.Module]] = {
     "classifier": _classifier, "clip": _clip, "mae": _mae, "mae_joint": _mae_joint,
     "mae_fine_tuned": _mae_fine_tuned, "rotation": _rotation, "mttt_vit": _mttt_vit}
-
-
-# Shared by the kinds
-
-def _fit(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], recipe: BackboneRecipe,
-         data: Pixels, augment: Callable[[Tensor], Tensor] | None = None) -> None:
-    """Minimise `loss`, of a batch of images and labels, for the epochs of a recipe."""
-    device = next(net.parameters()).device
-    pixels = torch.from_numpy(data.images.pixels).permute(0, 3, 1, 2).to(device)
-    labels = torch.from_numpy(data.images.labels).to(device)
-    centre = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
-    spread = torch.tensor(data.std, device=device).view(1, 3, 1, 1)
-    optimizer = torch.optim.AdamW(_decay_matrices(net), recipe.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.epochs * math.ceil(len(labels) / BATCH_SIZE),
-        pct_start=WARM_UP, cycle_momentum=False)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    augment = augment or partial(shift, generator=generator, max_shift=recipe.data.max_shift,
-                                 flip=recipe.data.flip)
-    net.train()
-    shown = bar(recipe.epochs, "epoch")
-    for _ in range(recipe.epochs):
-        order = torch.randperm(len(labels), generator=generator, device=device)
-        for chosen in order.split(BATCH_SIZE):
-            images = (augment(pixels[chosen] / 255) - centre) / spread
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.data.autocast):
-                value = loss(images, labels[chosen])
-            value.backward()
-            optimizer.step()
-            schedule.step()
-        shown.update()
-    shown.close()
-    net.eval()
-
-
-def _decay_matrices(net: nn.Module) -> list[dict]:
-    """Parameter groups: weight decay for matrices and filters, none for biases and scales."""
-    parameters = list(net.parameters())
-    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
-
-
-def shift(images: Tensor, generator: torch.Generator, *, max_shift: int, flip: bool) -> Tensor:
-    """Shift each image of [B,3,H,W] by up to `max_shift` pixels in either direction, with edges
-    repeated; mirror each with probability 1/2 if `flip`."""
-    count, device = len(images), images.device
-    corners = torch.randint(2 * max_shift + 1, (2, count, 1), generator=generator, device=device)
-    mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5 if flip else None
-    padded = F.pad(images, [max_shift] * 4, mode="replicate")
-    return crops(padded, corners, images.shape[-2:], mirrored).squeeze(1)
 
 
 def _channels_last(net: _Net) -> _Net:

@@ -31,7 +31,7 @@ from tta_apm.errors import UserError, explain
 # The first pickle of torch.serialization's older format.
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 # A zip may unpack to this multiple of its size, or to this number of bytes.
-MAX_UNPACKED, MAX_UNPACKED_BYTES = 20, 64 << 20
+MAX_RATIO, MAX_UNPACKED_BYTES = 20, 64 << 20
 HEAD_BYTES = 1024  # from which the format is recognised
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 MISSING = "the numbers of its storage {!r} are missing"
@@ -163,7 +163,7 @@ def _zip(file: Path, size: int) -> Content:
                         ) from error
     with archive:
         unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > max(MAX_UNPACKED * size, MAX_UNPACKED_BYTES):
+        if unpacked > max(MAX_RATIO * size, MAX_UNPACKED_BYTES):
             raise Malformed(f"it would unpack to {unpacked / size:.0f} times its size")
         names = archive.namelist()
         pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
