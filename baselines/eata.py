@@ -13,7 +13,7 @@ from torch import Tensor
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.tensor_cache import precomputed
 from tta_apm.errors import UserError, at_least, positive
-from tta_apm.method import Method, Source
+from tta_apm.method import Method, SourceImages
 from tta_apm.toolbox.adapted import Adapted
 from tta_apm.toolbox.batch_norm import use_batch_statistics
 from tta_apm.toolbox.entropy import entropy
@@ -71,7 +71,8 @@ class Eata(Method):
                  entropy_margin: float = 0.4, diversity_margin: float = 0.05,
                  momentum: float = 0.9, fisher_alpha: float = 2000.0,
                  num_fisher_images: int = 2000, fisher_batch_size: int = 64,
-                 restore_every: int = 0, seed: int = 42, source: Source | None = None) -> None:
+                 restore_every: int = 0, seed: int = 42,
+                 source: SourceImages | None = None) -> None:
         super().__init__()
         at_least(0, "eata", lr=lr, fisher_alpha=fisher_alpha, restore_every=restore_every,
                  momentum=momentum)
@@ -140,7 +141,7 @@ class Eata(Method):
                  in zip(self.fisher, self.adapted.parameters, self.adapted.source)]
         return torch.stack(terms).sum()
 
-    def _fisher(self, source: Source, chosen: Tensor, batch_size: int) -> dict[str, Tensor]:
+    def _fisher(self, source: SourceImages, chosen: Tensor, batch_size: int) -> dict[str, Tensor]:
         """Diagonal Fisher information of each adapted parameter, by the parameter's number.
 
         It is the mean, over batches, of the squared gradient of the cross-entropy with the

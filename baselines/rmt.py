@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.tensor_cache import precomputed
 from tta_apm.errors import UserError, at_least, between, choose, positive
-from tta_apm.method import Method, Source
+from tta_apm.method import Method, SourceImages
 from tta_apm.toolbox.adapted import ema_update
 from tta_apm.toolbox.augment import random_view
 from tta_apm.toolbox.batch_norm import use_batch_statistics
@@ -77,7 +77,7 @@ class Rmt(Method):
                  momentum: float = 0.999, lambda_contrast: float = 1.0,
                  lambda_source: float = 1.0, temperature: float = 0.1, projection: int = 128,
                  num_warm_up: int = 50_000, warm_up_batch_size: int = 200, flip: bool = True,
-                 seed: int = 42, source: Source | None = None) -> None:
+                 seed: int = 42, source: SourceImages | None = None) -> None:
         super().__init__()
         at_least(0, "rmt", lr=lr, lambda_contrast=lambda_contrast, lambda_source=lambda_source,
                  num_warm_up=num_warm_up)

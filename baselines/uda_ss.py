@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.rotation import NUM_ROTATIONS, rotate
 from tta_apm.errors import UserError, at_least
-from tta_apm.method import DomainImages, Method, Source
+from tta_apm.method import DomainImages, Method, SourceImages
 from tta_apm.toolbox.head import Head
 from tta_apm.toolbox.views import pad_crop_views
 
@@ -61,7 +61,7 @@ class UdaSs(Method):
     def __init__(self, backbone: Classifier, *, epochs: int = 15,
                  milestones: Sequence[int] = (5, 10), lr: float = 0.1, batch_size: int = 128,
                  flip: bool = True, digits: bool = False, seed: int = 42,
-                 source: Source | None = None) -> None:
+                 source: SourceImages | None = None) -> None:
         super().__init__()
         at_least(0, "uda_ss", epochs=epochs, lr=lr)
         at_least(2, "uda_ss", batch_size=batch_size)

@@ -39,7 +39,7 @@ from tta_apm import cli
 from tta_apm.backbones.backbone import Backbone
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
-from tta_apm.bench.evaluate import SourceImages
+from tta_apm.bench.evaluate import CleanImages
 from tta_apm.bench.records import load_predictions
 from tta_apm.data.dataset import Clean
 from tta_apm.data.digits import CLASS_NAMES, TEMPLATE_SET, train_split
@@ -313,7 +313,7 @@ def table_of_theirs(repo: Path, weights: Path = WEIGHTS) -> list[list[str]]:
     """Of each method of online-tta's: its name, its own config for CIFAR-10-C, and what comes of
     three batches of 24 images in our sweeps."""
     folder = find_folder(repo, online_tta_methods.MARKER, online_tta_methods.INSIDE)
-    source = SourceImages(train_split(), torch.device("cpu"))
+    source = CleanImages(train_split(), torch.device("cpu"))
     images, _ = source.batch(torch.arange(72))
     lines = []
     for name in online_tta_methods.names_in(folder):
@@ -326,7 +326,7 @@ def table_of_theirs(repo: Path, weights: Path = WEIGHTS) -> list[list[str]]:
     return lines
 
 
-def _outcome(repo: Path, name: str, config: str, kind: str, source: SourceImages, images: Tensor,
+def _outcome(repo: Path, name: str, config: str, kind: str, source: CleanImages, images: Tensor,
              weights: Path) -> str:
     from tta_apm.backbones.image_tower import suited
 

@@ -21,11 +21,11 @@ from torch_ttt.engine.base_engine import BaseEngine
 from torch_ttt.engine_registry import EngineRegistry
 
 from tta_apm import Method, load_backbone, load_dataset, load_method, register
-from tta_apm.bench.evaluate import SourceImages
+from tta_apm.bench.evaluate import CleanImages
 from tta_apm.data.dataset import Domain
 from tta_apm.data.digits import train_split
 from tta_apm.errors import UserError, choose
-from tta_apm.method import Source
+from tta_apm.method import SourceImages
 
 # What engines train together with the network; a method gets a trained network only.
 LEARN = {"ttt": "a head for rotations", "ttt_pp": "a contrastive head",
@@ -72,7 +72,7 @@ class TorchTtt(Method):
     scope = "batch"
 
     def __init__(self, backbone: nn.Module, *, name: str = "tent", lr: float = 1e-3, steps: int = 1,
-                 layer: str = "", source: Source | None = None) -> None:
+                 layer: str = "", source: SourceImages | None = None) -> None:
         super().__init__()
         choose("torch_ttt", "name", name, EngineRegistry._registry)
         if name in LEARN:
@@ -109,7 +109,7 @@ def engines(net: nn.Module, images: Tensor) -> dict[str, str]:
     for name in sorted(EngineRegistry._registry.keys() - {"tta_apm"}):
         try:
             TorchTtt(net, name=name, layer="net.fc",
-                     source=SourceImages(train_split(), images.device))(images)
+                     source=CleanImages(train_split(), images.device))(images)
             found[name] = "runs"
         except UserError as error:
             found[name] = f"cannot: {str(error).removeprefix('torch_ttt: ')}"

@@ -23,7 +23,7 @@ from torch import nn
 from small_methods import SMALL
 from tta_apm.backbones.build import build
 from tta_apm.backbones.clip_templates import templates
-from tta_apm.bench.evaluate import SourceImages, to_device
+from tta_apm.bench.evaluate import CleanImages, to_device
 from tta_apm.bench.predictions import Predictions
 from tta_apm.bench.records import Record, hash_bytes, save_cell
 from tta_apm.data.digits import CLASS_NAMES, digits, train_split
@@ -161,7 +161,7 @@ def digits_test():
 @pytest.fixture(scope="session")
 def digits_source():
     """The 1,200 labelled training images of the digits' backbones."""
-    return SourceImages(train_split(), CPU)
+    return CleanImages(train_split(), CPU)
 
 
 @pytest.fixture

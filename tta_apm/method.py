@@ -14,7 +14,7 @@ from tta_apm.registry import METHODS
 M = TypeVar("M", bound="type[Method]")
 
 
-class Source(Protocol):
+class SourceImages(Protocol):
     """Labelled source images, for methods that are not source-free."""
 
     def __len__(self) -> int: ...
@@ -37,8 +37,9 @@ class Method(nn.Module, ABC):
 
     The constructor of a subclass takes the backbone and keyword-only hyper-parameters, whose
     defaults are those of the method's paper. The keywords are the method's section of a config.
-    Two keywords are set by the run if a method has them: `seed: int`, and `source: Source | None`,
-    labelled images that the backbone was trained on (None if there are none).
+    Two keywords are set by the run if a method has them: `seed: int` and
+    `source: SourceImages | None`, labelled images that the backbone was trained on (None if there
+    are none).
 
     `forward` adapts under `torch.enable_grad()`, so that a caller may call it under `no_grad`.
 

@@ -17,7 +17,7 @@ from tta_apm.backbones.clip_templates import templates
 from tta_apm.backbones.image_tower import suited
 from tta_apm.backbones.tensor_cache import folder_of_method
 from tta_apm.bench import measure
-from tta_apm.bench.evaluate import SourceImages
+from tta_apm.bench.evaluate import CleanImages
 from tta_apm.bench.isolation import Guard, IsolationError, MethodError
 from tta_apm.bench.run import Run
 from tta_apm.bench.series import Series
@@ -98,10 +98,10 @@ class Builder:
         return self.backbones[kind]
 
     @cached_property
-    def source(self) -> SourceImages | None:
+    def source(self) -> CleanImages | None:
         """The labelled source images, or None; read once for all methods that need them."""
         source = self.dataset.source()
-        return None if source is None else SourceImages(source, self.device)
+        return None if source is None else CleanImages(source, self.device)
 
     @property
     def template_set(self) -> str:

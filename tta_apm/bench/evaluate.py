@@ -212,8 +212,8 @@ def warm_up(method: Method, batches: Iterable[Batch], device: torch.device,
     return None if gflops is None or method.scope == "domain" else gflops / len(few)
 
 
-class SourceImages:
-    """A clean data set as a method.Source."""
+class CleanImages:
+    """A clean data set as a method.SourceImages."""
 
     def __init__(self, dataset: DataSet, device: torch.device) -> None:
         self.dataset = dataset

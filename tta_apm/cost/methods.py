@@ -172,7 +172,7 @@ class Costs:
 
 
 class RandomSource:
-    """Random images with arbitrary labels, as a method.Source."""
+    """Random images with arbitrary labels, as a method.SourceImages."""
 
     def __init__(self, images: Tensor, num_classes: int) -> None:
         self._images = images

@@ -35,7 +35,7 @@ from tta_apm.interop.hosts import launch
 from tta_apm.interop.hosts.network import Network
 from tta_apm.interop.hosts.online_tta import (
     INSIDE, MARKER, MODULES, PACKAGES, SIDES, TESTED, patch_split)
-from tta_apm.method import Method, Source, register
+from tta_apm.method import Method, SourceImages, register
 
 # Methods that take one image at a time, and all methods that take a list of views.
 ALONE = ("memo", "ttaug", "vte")
@@ -87,7 +87,7 @@ class OnlineTta(Method):
 
     def __init__(self, backbone: Classifier, *, repo: str = "", name: str = "cotta",
                  cfg: str = "", options: Sequence[str] = (), seed: int = 0,
-                 source: Source | None = None) -> None:
+                 source: SourceImages | None = None) -> None:
         super().__init__()
         if not repo:
             raise UserError("online_tta: REPO is the folder of your clone of "
@@ -229,10 +229,10 @@ def _dataset(asked: str, num_classes: int, side: int) -> str:
     return asked
 
 
-class _SourceImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+class _SourceDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Source images [3,H,W] in [0,1] with their labels, for the host's data loaders."""
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(self, source: SourceImages, indices: Sequence[int]) -> None:
         self.source = source
         self.indices = indices
 
@@ -244,7 +244,7 @@ class _SourceImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return images[0].cpu(), labels[0].cpu()
 
 
-def _replace_source_loader(source: Source | None, name: str) -> None:
+def _replace_source_loader(source: SourceImages | None, name: str) -> None:
     """Replace the host's get_source_loader by one that loads the sweep's source images."""
     def get_source_loader(*, batch_size: int, num_samples: int = -1, percentage: float = 1.0,
                           **of_the_host: Any) -> Any:
@@ -254,7 +254,7 @@ def _replace_source_loader(source: Source | None, name: str) -> None:
         count = num_samples if num_samples > 0 else math.ceil(len(indices) * percentage)
         if count < len(indices):
             indices = random.sample(indices, count)
-        images = _SourceImages(source, indices)
+        images = _SourceDataset(source, indices)
         return images, torch.utils.data.DataLoader(images, batch_size=batch_size, shuffle=True)
 
     for module in list(sys.modules.values()):
