@@ -100,7 +100,7 @@ class Note(Method):
             until_update = self.update_every - self.num_images % self.update_every
             part, images = images[:until_update], images[until_update:]
             logits.append(self.model(part))
-            for image, label in zip(part, logits[-1].argmax(-1).tolist()):
+            for image, label in zip(part, logits[-1].argmax(-1).cpu().tolist()):
                 self.memory.add(image, label)
             self.num_images += len(part)
             if self.num_images % self.update_every == 0:

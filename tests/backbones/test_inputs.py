@@ -211,8 +211,9 @@ def test_open_clips_config_beside_the_file_tells_mean_std_and_activation(models,
     backbone = clip("toy", clip_file)
     assert numbers(backbone) == (list(HALF), list(HALF))
     assert "GELU by open_clip_config.json beside" in backbone.preprocessing
-    with pytest.raises(UserError, match="was trained with GELU, as open_clip_config.json beside .* "
-                       "tells, and 'toy-quickgelu' has QuickGELU: use CLIP.MODEL 'toy'"):
+    with pytest.raises(UserError, match="was trained with GELU according to "
+                       "open_clip_config.json beside .*, and 'toy-quickgelu' has QuickGELU: "
+                       "use CLIP.MODEL 'toy'"):
         clip("toy-quickgelu", clip_file)
     write_config(clip_file, quick_gelu=True)
     assert "QuickGELU by open_clip_config" in clip("toy-quickgelu", clip_file).preprocessing
@@ -232,7 +233,7 @@ def test_openais_archives_tell_all(models, tmp_path):
     backbone = clip("toy-quickgelu", tmp_path / "ViT.pt")
     assert "by OpenAI's archive, QuickGELU by OpenAI's archive" in backbone.preprocessing
     assert numbers(backbone)[0] == [0.48145466, 0.4578275, 0.40821073]
-    with pytest.raises(UserError, match="QuickGELU, as OpenAI's archive tells"):
+    with pytest.raises(UserError, match="QuickGELU according to OpenAI's archive"):
         clip("toy", tmp_path / "ViT.pt")
     # Other TorchScript archives state nothing.
     torch.jit.trace(Named(state), torch.zeros(1)).save(tmp_path / "other.pt")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # sweeps, processes or training
 
 
 def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(sweep, monkeypatch):
-    from tta_apm.bench import sweep as module
+    from tta_apm.bench import recorder as module
     whole = module.save_cell
 
     def save_then_interrupt(*arguments):
@@ -34,7 +34,7 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(sweep, monkeypatc
 
 
 def test_an_interrupt_of_a_redo_counts_what_was_redone(sweep, monkeypatch):
-    from tta_apm.bench import sweep as module
+    from tta_apm.bench import recorder as module
     whole = module.save_cell
     sweep("tent")
 

@@ -219,7 +219,7 @@ def test_rows_that_differ_are_not_one(write):
     ("DATASET:", "DATASET takes text, not None"),
     ("DATASET: null", "DATASET takes text, not None"),
     ("BASE: [a]", "BASE takes text"),
-    ("TENT: {LR: !!float 1, STEPS: !mine 3}", "knows no tag"),
+    ("TENT: {LR: !!float 1, STEPS: !mine 3}", "unknown tag"),
     ("[a]: 3", "a key is one word"),
     ("[" * 2000, "not valid YAML"),
     ("a: &a [*a]", "holds more than"),

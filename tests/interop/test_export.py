@@ -115,7 +115,7 @@ def test_robustbench_is_refused_what_it_does_not_hold(whole, write, tmp_path, ca
     assert "lacks 2 of RobustBench's 75 domains and the clean images (fog 2, snow 4)" in said()
     write("fog", 2, 5), write("snow", 4, 5)
     assert "has 10 images per domain, RobustBench's cifar10_c has 10000" in said()
-    assert "--name NameYearWord" in said("--name", "../evil")
+    assert "--name must be RobustBench's NameYearWord" in said("--name", "../evil")
     assert "did you mean 'tent'?" in said("--row", "tend")
 
 

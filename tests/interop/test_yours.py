@@ -33,8 +33,11 @@ def torch_ttt_engines(example, monkeypatch):
     """Import the example, whose engine and method are registered in this test only."""
     pytest.importorskip("torch_ttt")
     from torch_ttt.engine_registry import EngineRegistry
-    monkeypatch.setattr(EngineRegistry, "_registry", dict(EngineRegistry._registry))
-    monkeypatch.setattr(METHODS, "_registered", dict(METHODS._registered))
+    # Without those of the example: another test may have imported it.
+    monkeypatch.setattr(EngineRegistry, "_registry", {
+        name: engine for name, engine in EngineRegistry._registry.items() if name != "tta_apm"})
+    monkeypatch.setattr(METHODS, "_registered", {
+        name: make for name, make in METHODS._registered.items() if name != "torch_ttt"})
     return example("torch_ttt_engines")
 
 
