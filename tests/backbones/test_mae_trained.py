@@ -79,6 +79,7 @@ def test_the_packaged_ones_know_digits(digits_mae_joint, digits_mae_fine_tuned, 
         assert accuracy > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, keywords, message", [
     ("mae_fine_tuned", dict(weights="no.pth"), "MAE_FINE_TUNED.WEIGHTS: file not found: 'no.pth'.*"
      "mae_finetuned_vit_large.pth: download it"),

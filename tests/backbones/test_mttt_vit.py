@@ -77,6 +77,7 @@ def test_the_packaged_weights_know_digits(layer, digits_mttt):
     assert (predictions.numpy() == data.labels).mean() >= 0.95
 
 
+@pytest.mark.slow
 def test_a_file_of_other_classes_or_of_another_network_is_told(tmp_path):
     with pytest.raises(UserError, match="has 10 classes, the data set 7$"):
         load(num_classes=7)

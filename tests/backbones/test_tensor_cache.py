@@ -31,6 +31,7 @@ def equal(first, second) -> bool:
         for name in first)
 
 
+@pytest.mark.slow
 def test_whoever_asks_meanwhile_waits_for_the_first(tmp_path):
     calls, found = [], []
 
@@ -106,6 +107,7 @@ def test_a_method_set_up_from_the_file_gives_the_same_bits(
             method.reset()
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_downloads(tmp_path):
     """A file of robustbench exists as soon as its download begins."""
     file = tmp_path / "models/net.pt"

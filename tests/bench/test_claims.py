@@ -170,6 +170,7 @@ def test_a_silent_process_of_another_machine_loses_its_claims(tmp_path, monkeypa
         assert mine.take([("a",)], [("a",)]).units == [0]
 
 
+@pytest.mark.slow
 def test_one_that_beats_keeps_them(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "SILENT_SECONDS", 0.3)
     (tmp_path / claims.FILE).write_bytes(elsewhere())
@@ -208,6 +209,7 @@ def test_other_work_elsewhere_is_waited_for_only_if_silent(tmp_path, monkeypatch
         assert mine.is_first
 
 
+@pytest.mark.slow
 def test_beats_are_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
     with Claims(tmp_path, "work"):

@@ -58,6 +58,7 @@ class Plain(Method):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, updated, forwards, backwards", [
     ("source", 0, 1, 0), ("norm", 0, 1, 0), ("lame", 0, 1, 0), ("t3a", 0, 1, 0),
     ("clip_zero_shot", 0, 1, 0), ("tent", 1, 1, 1), ("rmt", 1, 4, 3),
@@ -77,6 +78,7 @@ def test_passes_are_counted_at_any_backbone(name, updated, forwards, backwards, 
     assert found == {"updated": updated, "forwards": forwards, "backwards": backwards, "resets": 0}
 
 
+@pytest.mark.slow
 def test_methods_tell_what_they_chose(make_method):
     """EATA's claim: fewer images are learnt from than TENT's."""
     tent, eata = did(make_method("tent")), did(make_method("eata"))
@@ -96,6 +98,7 @@ def test_methods_tell_what_they_chose(make_method):
     assert did(make_method("note")) == {"updated": 1, "forwards": 2, "backwards": 1, "resets": 0}
 
 
+@pytest.mark.slow
 def test_sar_goes_twice_and_cotta_by_its_views(make_method):
     certain = did(make_method("sar", entropy_margin=10.0, recovery=0.0))
     assert certain == {"updated": 1, "forwards": 2, "backwards": 2, "resets": 0}
@@ -110,6 +113,7 @@ def test_starting_anew_is_told(make_method):
     assert did(make_method("tent", episodic=True))["resets"] * 24 == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["tent BACKBONE clip", "memo BACKBONE clip"])
 def test_an_image_tower_counts_as_any_network(row, make_method):
     views = SMALL["memo"]["num_views"] if row.startswith("memo") else 0

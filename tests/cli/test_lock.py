@@ -54,6 +54,7 @@ def test_other_work_is_refused_in_a_sentence(hold, tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_the_same_work_is_waited_for(hold, tmp_path, capsys):
     process = hold("one config")
     process.stdin.write("x")  # it ends, though not at once

@@ -92,6 +92,7 @@ def write_python(data_dir, name="cifar10", key=None, protocol=2, text=str.encode
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, protocol, text", [
     ("cifar10", 2, str.encode), ("cifar10", 5, str), ("cifar100", 2, str)])
 def test_the_python_version(tmp_path, name, protocol, text):
@@ -104,6 +105,7 @@ def test_the_python_version(tmp_path, name, protocol, text):
     assert corrupted.describe(Domain(f"{name}_c", "fog", 5)).startswith(f"{name}, corrupted on the")
 
 
+@pytest.mark.slow
 def test_arrays_as_python_2_wrote_them(tmp_path):
     """The official files are from Python 2, with 8-bit strings, also for the pixels."""
     pixels, labels = write_python(tmp_path)
@@ -119,6 +121,7 @@ def test_arrays_as_python_2_wrote_them(tmp_path):
     assert (data.pixels == pixels).all() and (data.labels == labels).all()
 
 
+@pytest.mark.slow
 def test_a_python_version_is_read_and_never_run(tmp_path, harmful):
     write_python(tmp_path, harm=harmful)
     assert load("cifar10", tmp_path).labels.shape == (NUM_TEST,)
@@ -128,6 +131,7 @@ def test_a_python_version_is_read_and_never_run(tmp_path, harmful):
     assert not harmful.path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, message", [
     ({"data": np.zeros((10, 3072), np.uint8)}, r"holds uint8 \[10, 3072\] as its data instead of"),
     ({"data": np.zeros((10_000, 3072), np.int16)}, "holds int16"),
@@ -150,6 +154,7 @@ def test_a_wrong_python_file_is_told(tmp_path, change, message):
         load("cifar10", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_python_version_that_we_make_is_torchvisions(tmp_path, capsys):
     from torchvision.datasets import CIFAR10
     pixels, labels = write_binary(tmp_path)
@@ -171,6 +176,7 @@ def test_the_python_version_that_we_make_is_torchvisions(tmp_path, capsys):
     assert data.describe(domain) == f"cifar10, written by tta-apm {__version__}"
 
 
+@pytest.mark.slow
 def test_an_official_python_version_is_linked_to_and_left_alone(tmp_path, capsys):
     write_python(tmp_path)
     (tmp_path / "CIFAR-10-C").mkdir()

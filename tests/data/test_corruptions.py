@@ -58,6 +58,7 @@ def test_an_image_does_not_depend_on_its_neighbours(corruption, constants, monke
             np.testing.assert_array_equal(batch, run(images, indices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_seed_index_and_severity_decide_what_is_drawn(corruption, pictures):
     images = np.repeat(pictures(1, 32, 32), 2, axis=0)

@@ -45,6 +45,7 @@ def test_a_frost_folder_without_its_pictures_is_told(tmp_path, pictures):
         corrupt(pictures(1, 8, 8), "frost", 1, indices=[0], frost_dir=tmp_path / "frost")
 
 
+@pytest.mark.slow
 def test_drawn_frost_is_as_bright_and_rough_as_ice(monkeypatch):
     monkeypatch.setattr(frost, "find_spec", lambda name: None)
     images = np.zeros((40, 224, 224, 3), np.uint8)

@@ -161,6 +161,7 @@ def test_loss_of_one_image_falls_by_five_orders_of_magnitude():
 NETWORK = f"{ROOT / 'examples/my_network.py'}:resnet20"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, width, weights", [
     ("timm/resnet10t", 512, "random"), (NETWORK, 64, "random"), (NETWORK, 64, "")])
 def test_a_classifier_is_a_teacher(name, width, weights):
@@ -190,6 +191,7 @@ def test_a_student_of_a_classifier_comes_to_fit_its_grid():
     assert after.error.mean() < 0.1 * before.error.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, message", [
     ("classifier/vgg11", "CLASSIFIER.MODEL 'vgg11' must be one of"),
     ("classifier/timm/resnet1", "did you mean"),

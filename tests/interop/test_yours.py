@@ -84,6 +84,7 @@ def test_engines_and_methods_in_each_others_place(torch_ttt_engines, images, dig
     assert not torch.equal(once, digits_resnet(images[:20])) and not once.requires_grad
 
 
+@pytest.mark.slow
 def test_the_docs_say_of_each_engine_what_comes_of_it(torch_ttt_engines, images, digits_resnet):
     found = torch_ttt_engines.engines(digits_resnet, images[:8])
     assert {"tent", "actmad", "masked_ttt"} <= found.keys()

@@ -69,6 +69,7 @@ def test_the_teacher_learns_from_the_student(digits_resnet, images):
     assert (slow(second) - fast(second)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_views_only_where_the_source_network_is_unsure(digits_resnet, images, monkeypatch):
     drawn = []
 

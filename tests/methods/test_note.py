@@ -177,6 +177,7 @@ def test_without_steps_nothing_is_adapted(digits_resnet, images):
 
 # Updates
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch_size(exact_resnet, images):
     stream, results = images.double(), []
     for sizes in ([100], [7, 40, 1, 52], [20] * 5):

@@ -98,6 +98,7 @@ def turned(image, number, digits):
     return image.rot90(number, (1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, dict(digits=False, flip=True, batch_size=5, lr=0.01)])
 def test_it_does_what_a_plain_one_does(make, exact_resnet, few, images, values):
     images = images.double()[:10]

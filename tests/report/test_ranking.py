@@ -76,6 +76,7 @@ def test_a_cell_of_one_kind_has_no_say():
         mean_auroc([alone], bootstrap_weights(2))
 
 
+@pytest.mark.slow
 def test_the_interval_covers():
     """Normal scores one standard deviation apart have an AUROC of Φ(1/√2) = 0.760."""
     generator = np.random.default_rng(5)
