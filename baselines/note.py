@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted
-from tta_apm.toolbox.batch_norm import after_normalisation
+from tta_apm.toolbox.batch_norm import after_normalisation, replace_batch_norm
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import norm_layers, train_only
 
@@ -79,7 +80,7 @@ class Note(Method):
         for layer in self.batch_norms:
             layer.momentum = momentum
         if iabn:
-            make_instance_aware(self.model, k)
+            replace_batch_norm(self.model, partial(InstanceAwareBatchNorm, k=k))
         self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="note")
         self._start = copy.deepcopy(dict(self.model.named_buffers()))
         self.reset()
@@ -162,14 +163,6 @@ class InstanceAwareBatchNorm(nn.Module):
 def beyond(differences: Tensor, limits: Tensor) -> Tensor:
     """Soft-threshold differences: shrink each towards 0 by its limit; 0 within the limit."""
     return (differences - limits).relu() - (-differences - limits).relu()
-
-
-def make_instance_aware(model: nn.Module, k: float) -> None:
-    """Replace each batch normalisation with running statistics by an InstanceAwareBatchNorm."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, _BatchNorm) and child.running_mean is not None:
-                setattr(module, name, InstanceAwareBatchNorm(child, k))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from tta_apm.errors import at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.adapted import Adapted, ema_update
 from tta_apm.toolbox.augment import random_view
-from tta_apm.toolbox.batch_norm import after_normalisation
+from tta_apm.toolbox.batch_norm import after_normalisation, replace_batch_norm
 from tta_apm.toolbox.entropy import entropy
 from tta_apm.toolbox.norm_layers import norm_layers, train_only
 
@@ -68,7 +69,7 @@ class Rotta(Method):
         self.seed = seed
         self.student = copy.deepcopy(backbone)
         parameters = train_only(self.student, norm_layers(self.student), "rotta")
-        make_robust(self.student, statistics)
+        replace_batch_norm(self.student, partial(RobustBatchNorm, share=statistics))
         self.adapted = Adapted(parameters, lr=lr, optimizer=optimizer, owner="rotta")
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self._start = copy.deepcopy(dict(self.teacher.named_buffers()))
@@ -152,14 +153,6 @@ class RobustBatchNorm(nn.Module):
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         outputs: Tensor = self.after(inputs * scale.view(shape) + shift.view(shape))
         return outputs
-
-
-def make_robust(model: nn.Module, share: float) -> None:
-    """Replace each layer of batch normalisation that has statistics by a RobustBatchNorm."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, _BatchNorm) and child.running_mean is not None:
-                setattr(module, name, RobustBatchNorm(child, share))
 
 
 class updating_statistics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,6 +20,14 @@ def use_batch_statistics(model: nn.Module) -> bool:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = None
     return bool(layers)
+
+
+def replace_batch_norm(model: nn.Module, make: Callable[[_BatchNorm], nn.Module]) -> None:
+    """Replace each layer of batch normalisation that has running statistics by `make(layer)`."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm) and child.running_mean is not None:
+                setattr(module, name, make(child))
 
 
 def after_normalisation(layer: _BatchNorm) -> nn.Module:
