@@ -29,8 +29,7 @@ from tta_apm.bench.claim_state import find_workers
 from tta_apm.bench.launch import slurm
 
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",
-         "[tent,memo NUM_VIEWS 16,apm HIDDEN [256,64] STEPS 10]", "CORRUPTIONS",
-         "[gaussian_noise,shot_noise,fog,contrast,snow,frost,pixelate,glass_blur]"]
+         "[tent,memo NUM_VIEWS 16,apm HIDDEN [256,64] STEPS 10]"]
 
 
 class Measured:
@@ -46,7 +45,7 @@ class Measured:
 
 def main() -> None:
     options = common.parser(__doc__)
-    options.add_argument("--images", type=int, default=200, help="per domain")
+    options.add_argument("--images", type=int, default=200, help="per domain, up to 597")
     options.add_argument("--launchers", nargs="+", default=["local"],
                          choices=["local", "ray", "slurm"])
     chosen = options.parse_args()
