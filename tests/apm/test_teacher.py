@@ -74,13 +74,13 @@ def features_of(teacher: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     return maps.mean((2, 3)), maps.permute(0, 2, 3, 1)
 
 
-def adapt_one(method: Apm, image: Tensor, feature: Tensor, positions: Tensor, grid_weight: float
-              ) -> Tensor:
+def adapt_one(method: Apm, image: Tensor, feature: Tensor, positions: Tensor, grid_weight: float,
+              pooling: str) -> Tensor:
     """The reference: one image, one student, a plain loop; the student's feature [D]."""
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (MEAN, STD))
     student = sample_weights(Student(grid=GRID, patch=PATCH, kernels=1, code=32,
                                      hidden=SMALL["hidden"], feature_dim=len(feature),
-                                     pooling="mean"), 42).double()
+                                     pooling=pooling), 42).double()
     shown = (image - mean) / std
     optimizer = torch.optim.Adam(student.parameters(), lr=method.lr)
     for _ in range(method.steps):
@@ -93,14 +93,17 @@ def adapt_one(method: Apm, image: Tensor, feature: Tensor, positions: Tensor, gr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "attention"])  # those of the presets
 @pytest.mark.parametrize("grid_weight", [0.0, 0.5], ids=["cls", "grid"])
 @pytest.mark.parametrize("similarity", ["own", "cosine"])
-def test_equals_a_plain_loop_in_float64(exact_resnet, images, similarity, grid_weight):
+def test_equals_a_plain_loop_in_float64(exact_resnet, images, similarity, grid_weight, pooling):
     exact_resnet.image_size = 64  # at 32 its last map has one position
-    method = Apm(exact_resnet, **SMALL, similarity=similarity, grid_weight=grid_weight)
+    method = Apm(exact_resnet, **SMALL, similarity=similarity, grid_weight=grid_weight,
+                 pooling=pooling)
     features, maps = features_of(exact_resnet, images)
     student = torch.stack([
-        adapt_one(method, image, feature, grid_targets(positions[None], GRID)[0], grid_weight)
+        adapt_one(method, image, feature, grid_targets(positions[None], GRID)[0], grid_weight,
+                  pooling)
         for image, feature, positions in zip(images, features, maps)])
     read = student
     if similarity == "cosine":
@@ -125,6 +128,16 @@ def test_a_student_that_is_the_teacher_has_its_logits(make, layer, similarity, i
     monkeypatch.setattr(method, "_adapt", lambda images, teacher: teacher.features)
     assert torch.allclose(method(images), teacher(images), rtol=0, atol=1e-12)
     assert (method.details["cosine"] > 1 - 1e-12).all()
+
+
+@pytest.mark.parametrize("target", ["raw", "unit"])
+def test_a_student_that_is_a_clip_has_its_logits(digits_clip, digits_test, target, monkeypatch):
+    images = digits_test[0][:4]
+    method = Apm(digits_clip, **SMALL, target=target)
+    monkeypatch.setattr(method, "_adapt",
+                        lambda images, teacher: method._scaled(teacher.features))
+    assert torch.allclose(method(images), digits_clip(images), rtol=0, atol=1e-4)
+    assert (method.details["cosine"] > 1 - 1e-6).all()
 
 
 @pytest.mark.slow
