@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 from torch.func import functional_call, vmap
 
-from tta_apm.backbones.mae import MaskedAutoencoder, normalized, take
+from tta_apm.backbones.mae import MaskedAutoencoder
+from tta_apm.backbones.mae_vit import normalized, take
 from tta_apm.errors import UserError, at_least, between
 from tta_apm.method import Method
 from tta_apm.toolbox.episodes import Parameters, adapt, chunk_size, chunks, image_generators, stack

@@ -26,7 +26,8 @@ import common
 from tta_apm.backbones.build import untrained
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.backbones.clip import ClipBackbone
-from tta_apm.backbones.mae import MaskedAutoencoder, normalized
+from tta_apm.backbones.mae import MaskedAutoencoder
+from tta_apm.backbones.mae_vit import normalized
 from tta_apm.data.imagenet_classes import class_names
 from tta_apm.registry import METHODS
 from tta_apm.toolbox.entropy import entropy

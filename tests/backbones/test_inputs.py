@@ -250,7 +250,7 @@ def test_a_head_of_just_the_kept_classes_is_taken(tmp_path):
 
     def load(outputs):
         return build("classifier", "timm/digits_resnet", str(tmp_path / "net.pth"),
-                     class_names=CLASS_NAMES[:len(outputs.kept)], templates=(), device="cpu",
+                     class_names=CLASS_NAMES[:len(outputs.indices)], templates=(), device="cpu",
                      outputs=outputs)
     backbone, images = load(Outputs(10, (7, 0, 3))), torch.rand(2, 3, 32, 32)
     with torch.no_grad():

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tta_apm.backbones.mae import (
-    ARCHITECTURES, MaeVit, initialize, load_mae, normalized, pretraining_loss, take)
+from tta_apm.backbones.mae import load_mae
+from tta_apm.backbones.mae_vit import (
+    ARCHITECTURES, MaeVit, initialize, normalized, pretraining_loss, take)
 from tta_apm.backbones.weights import files
 from tta_apm.data.digits import digits
 from tta_apm.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tta_apm.backbones.build import build
-from tta_apm.backbones.mae import ARCHITECTURES, MaeVit, initialize
+from tta_apm.backbones.mae_vit import ARCHITECTURES, MaeVit, initialize
 from tta_apm.backbones.mae_fine_tuned import make_vit
 from tta_apm.errors import UserError
 

@@ -62,7 +62,7 @@ def inner_loss(layer, head, weights, sequence):
 
 
 def parts_of_head(inner, head):
-    """Positions that each update of a head learns from, drawn as the layer draws them."""
+    """Positions that each update of a head learns from, sampled as the layer samples them."""
     for _ in range(inner.steps):
         if inner.mini_batches == 1:
             yield torch.arange(TOKENS)
@@ -194,9 +194,9 @@ def test_mini_batches_are_disjoint_cover_all_tokens_and_differ_by_head():
     assert [part.shape for part, _ in parts] == [(2, HEADS, TOKENS // 4, 1)] * 8
     assert all(torch.equal(one, other.expand(2, -1, -1, -1)) for one, other in parts)
     for start in (0, 4):
-        drawn = torch.cat([part for part, _ in parts[start:start + 4]], 2)[..., 0]
-        assert (drawn.sort(-1).values == torch.arange(TOKENS)).all()
-        assert not torch.equal(drawn[0, 0], drawn[0, 1]) and torch.equal(drawn[0], drawn[1])
+        sampled = torch.cat([part for part, _ in parts[start:start + 4]], 2)[..., 0]
+        assert (sampled.sort(-1).values == torch.arange(TOKENS)).all()
+        assert not torch.equal(sampled[0, 0], sampled[0, 1]) and torch.equal(sampled[0], sampled[1])
 
 
 @pytest.mark.parametrize("inner, message", [

@@ -86,7 +86,7 @@ def test_every_layout(name, folder, trees, small, tmp_path):
     data, domain = load(name, tmp_path), Domain(name, CLEAN, 0)
     data.check(domain)
     assert sorted(data.labels) == list(range(len(data.class_names)))
-    kept = data.outputs.kept if data.outputs else range(1000)
+    kept = data.outputs.indices if data.outputs else range(1000)
     assert_labels_fit_images(data, domain, kept)
     assert "resized to 256 (bicubic), central 224×224" in data.describe(domain)
     with pytest.raises(UserError, match=rf"{name} has no corruptions: set SEVERITY \[0\]"):
@@ -110,10 +110,10 @@ def test_two_hundred_classes(name, first, trees, small, tmp_path):
     place_tree(trees[name], tmp_path / LAYOUTS[name].folders[0])
     data = load(name, tmp_path)
     assert data.outputs.total == 1000
-    assert list(data.outputs.kept[:len(first)]) == first
-    assert list(data.outputs.kept) == sorted(set(data.outputs.kept))
+    assert list(data.outputs.indices[:len(first)]) == first
+    assert list(data.outputs.indices) == sorted(set(data.outputs.indices))
     names = imagenet_classes.class_names()
-    assert data.class_names == tuple(names[index] for index in data.outputs.kept)
+    assert data.class_names == tuple(names[index] for index in data.outputs.indices)
     assert "200 classes" in data.describe(Domain(name, CLEAN, 0))
 
 

@@ -9,8 +9,8 @@ import torch
 from tta_apm_baselines import ttt_mae
 from tta_apm_baselines.ttt_mae import TttMae
 
-from tta_apm.backbones.mae import (
-    ARCHITECTURES, MaeVit, MaskedAutoencoder, Tower, initialize, normalized, take)
+from tta_apm.backbones.mae import MaskedAutoencoder
+from tta_apm.backbones.mae_vit import ARCHITECTURES, MaeVit, Tower, initialize, normalized, take
 from tta_apm.errors import UserError
 from tta_apm.toolbox.episodes import image_generators, stack
 

@@ -42,7 +42,7 @@ class Task(NamedTuple):
     @property
     def keep(self) -> Sequence[int] | None:
         """Indices of the outputs that are classes of the data set; None for all."""
-        return self.outputs.kept if self.outputs else None
+        return self.outputs.indices if self.outputs else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tta_apm.backbones import from_robustbench, from_timm, from_torchvision, libraries
+from tta_apm.backbones import from_robustbench, from_timm, from_torchvision
 from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.inputs import InputKeys, resolve
@@ -16,6 +16,7 @@ from tta_apm.backbones.libraries import SECTION, LoadedNetwork, Request
 from tta_apm.backbones.own_networks import is_own, make_network
 from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.backbones.weights import files
+from tta_apm.backbones.weights.classes import load_classes
 from tta_apm.errors import UserError
 
 # The family of users' own networks.
@@ -120,9 +121,9 @@ def load_own(request: Request) -> LoadedNetwork:
                    advice="let the network take images in [0,1] and set MEAN 0 and STD 1")
     if not request.weights:
         return LoadedNetwork(make_network(request.name), request.keep, spec, "as built")
-    loaded = files.load_classes(lambda num_classes: make_network(request.name),
-                                libraries.open_file(request.weights), request.name,
-                                num_classes=request.num_classes, keep=request.keep)
+    loaded = load_classes(lambda num_classes: make_network(request.name),
+                          files.require_weights(SECTION, request.weights), request.name,
+                          num_classes=request.num_classes, keep=request.keep)
     return LoadedNetwork(loaded.net, loaded.keep, spec, loaded.label)
 
 

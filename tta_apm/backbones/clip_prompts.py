@@ -174,7 +174,7 @@ def load_context(weights: str, backbone: ClipBackbone, *, meta_net: bool | None)
     """
     file = files.open_weights(weights)
     if file is None:
-        raise UserError(f"file not found: {weights!r} of a learned context")
+        raise UserError(f"learned context: file not found: {weights!r}")
     shapes = {name: fit.shapes(entries)[full] for name in ("ctx", "meta_net.linear1.weight")
               for entries in file.state_dicts.values() for full in fit.shapes(entries)
               if full == name or full.endswith(f".{name}")}

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from tta_apm.backbones.inputs import InputSpec
-from tta_apm.backbones.libraries import LoadedNetwork, Request, check_known, download, open_file
+from tta_apm.backbones.libraries import SECTION, LoadedNetwork, Request, check_known, download
 from tta_apm.backbones.weights import files
 from tta_apm.compat import import_robustbench
 from tta_apm.errors import UserError, explain
@@ -46,7 +46,8 @@ def load(request: Request) -> LoadedNetwork:
     if not is_one_file:
         net = download(lambda: load_from(ROBUSTBENCH_FOLDER), f"robustbench's {name}", None)
     elif weights:
-        file, key = open_file(weights).path, open_file(weights).key
+        found = files.require_weights(SECTION, weights)
+        file, key = found.path, found.key
         if key:
             raise UserError(f"CLASSIFIER.WEIGHTS {weights!r}: robustbench itself chooses among the "
                             f"sets of weights in a file; leave {files.KEY}{key} out")

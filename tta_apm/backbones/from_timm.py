@@ -13,8 +13,9 @@ from torch import nn
 from tta_apm.backbones import inputs
 from tta_apm.backbones.inputs import InputKeys, InputSpec, resolve
 from tta_apm.backbones.libraries import (
-    SECTION, LoadedNetwork, Request, check_classes, check_known, open_file)
+    SECTION, LoadedNetwork, Request, check_classes, check_known)
 from tta_apm.backbones.weights import downloads, files
+from tta_apm.backbones.weights.classes import load_classes
 from tta_apm.errors import UserError, explain
 
 
@@ -25,8 +26,8 @@ def load(request: Request) -> LoadedNetwork:
     name = request.name
     _check_timm(name)
     if request.weights:
-        file = open_file(request.weights)
-        loaded = files.load_classes(
+        file = files.require_weights(SECTION, request.weights)
+        loaded = load_classes(
             lambda num_classes: timm.create_model(name, num_classes=num_classes), file,
             f"timm's {name}", num_classes=request.num_classes, keep=request.keep)
         spec = timm_inputs(name, file.path, request.keys)

@@ -14,8 +14,9 @@ from torch import nn
 from tta_apm.backbones import inputs
 from tta_apm.backbones.inputs import resolve
 from tta_apm.backbones.libraries import (
-    SECTION, LoadedNetwork, Request, check_classes, check_known, download, open_file)
+    SECTION, LoadedNetwork, Request, check_classes, check_known, download)
 from tta_apm.backbones.weights import files
+from tta_apm.backbones.weights.classes import load_classes
 from tta_apm.errors import UserError, nearest
 
 
@@ -26,8 +27,8 @@ def load(request: Request) -> LoadedNetwork:
     check_known(name, models.list_models(module=models), "torchvision")
     choices = models.get_model_weights(name)
     if files.find(weights) or files.looks_like_file(weights):
-        file = open_file(weights)
-        loaded = files.load_classes(
+        file = files.require_weights(SECTION, weights)
+        loaded = load_classes(
             lambda num_classes: models.get_model(name, num_classes=num_classes),
             file, f"torchvision's {name}", num_classes=request.num_classes, keep=request.keep)
         known = [_preset_inputs(preset) for preset in choices]

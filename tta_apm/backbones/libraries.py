@@ -67,14 +67,6 @@ def download(load: Callable[[], nn.Module], source: str, file: Path | None) -> n
         raise UserError(f"{source} does not load: {explain(error)}{advice}") from error
 
 
-def open_file(weights: str) -> files.Weights:
-    """The file that CLASSIFIER.WEIGHTS names; UserError if it is not found."""
-    file = files.open_weights(weights)
-    if file is None:
-        raise UserError(f"CLASSIFIER.WEIGHTS: file not found: {weights!r}")
-    return file
-
-
 def check_known(name: str, known: Iterable[str], library: str) -> None:
     """Raise UserError unless a library has a model of this name."""
     known = set(known)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tta_apm.backbones.backbone import UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
-from tta_apm.backbones.mae import ARCHITECTURES, Architecture
-from tta_apm.backbones.weights import files
-from tta_apm.errors import UserError
+from tta_apm.backbones.mae_vit import ARCHITECTURES, Architecture
+from tta_apm.backbones.weights.classes import load_classes
+from tta_apm.backbones.weights.files import require_weights
 
 SECTION = "MAE_FINE_TUNED"
 OFFICIAL = "https://dl.fbaipublicfiles.com/mae/finetune/mae_finetuned_vit_large.pth"
@@ -71,14 +71,12 @@ def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> 
     """
     model = section["MODEL"]
     check_model(SECTION, model, ARCHITECTURES)
-    file = files.open_weights(section["WEIGHTS"])
-    if file is None:
-        raise UserError(f"{SECTION}.WEIGHTS: file not found: {section['WEIGHTS']!r}. The authors' "
-                        f"ViT-L is {OFFICIAL}: download it and give its path")
+    file = require_weights(SECTION, section["WEIGHTS"], f"The authors' ViT-L is {OFFICIAL}: "
+                           "download it and give its path")
     pool = "avg" if any(name.endswith("fc_norm.weight") for entries in file.state_dicts.values()
                         for name in entries) else "token"
-    loaded = files.load_classes(partial(make_vit, ARCHITECTURES[model], pool=pool), file, model,
-                                num_classes=task.num_outputs, keep=task.keep)
+    loaded = load_classes(partial(make_vit, ARCHITECTURES[model], pool=pool), file, model,
+                          num_classes=task.num_outputs, keep=task.keep)
     net = loaded.net
     assert isinstance(net, VisionTransformer)
     return FineTunedMae(net, ARCHITECTURES[model], name=model, weights=loaded.label,

@@ -14,8 +14,9 @@ from tta_apm.backbones.attentions import LinearAttention, SelfAttention
 from tta_apm.backbones.backbone import HALF, UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
 from tta_apm.backbones.mttt_layers import EPSILON, InnerLoop, MtttLinear, MtttMlp
-from tta_apm.backbones.weights import files
-from tta_apm.errors import UserError, choose
+from tta_apm.backbones.weights.classes import load_classes
+from tta_apm.backbones.weights.files import require_weights
+from tta_apm.errors import choose
 
 #: The layers that mix tokens: MTTT's, by the name of their inner network, and two attentions.
 LAYERS = {"mlp": MtttMlp, "linear": MtttLinear, "linear_attention": LinearAttention,
@@ -159,12 +160,10 @@ def load_mttt_vit(model: str, weights: str, *, num_classes: int, device: torch.d
         UserError: for an unknown model, or for weights that are not found or do not fit.
     """
     check_model("MTTT_VIT", model, ARCHITECTURES)
-    file = files.open_weights(weights)
-    if file is None:
-        raise UserError(f"MTTT_VIT.WEIGHTS: file not found: {weights!r}. The authors published "
-                        "no weights; `tta-apm train cifar_mttt` trains those of CIFAR-10")
-    loaded = files.load_classes(partial(make_vits, ARCHITECTURES[model]), file, model,
-                                num_classes=num_classes, keep=keep)
+    file = require_weights("MTTT_VIT", weights, "The authors published no weights; `tta-apm train "
+                           "cifar_mttt` trains those of CIFAR-10")
+    loaded = load_classes(partial(make_vits, ARCHITECTURES[model]), file, model,
+                          num_classes=num_classes, keep=keep)
     assert isinstance(loaded.net, nn.ModuleDict)
     return MtttVit(loaded.net, ARCHITECTURES[model], name=model, weights=loaded.label,
                    keep=loaded.keep).to(device)

@@ -15,9 +15,9 @@ from torchvision.models import resnet18
 
 from tta_apm.backbones.backbone import UNTRAINED, Backbone, check_model
 from tta_apm.backbones.build import Task
-from tta_apm.backbones.weights import files
+from tta_apm.backbones.weights.classes import load_classes
+from tta_apm.backbones.weights.files import require_weights
 from tta_apm.backbones.weights.trees import Entry
-from tta_apm.errors import UserError
 
 NUM_ROTATIONS = 4
 
@@ -207,11 +207,9 @@ def load_rotation(model: str, weights: str, *, num_classes: int, device: torch.d
         UserError: for an unknown model, or for weights that are not found or do not fit.
     """
     check_model("ROTATION", model, MODELS)
-    file = files.open_weights(weights)
-    if file is None:
-        raise UserError(f"ROTATION.WEIGHTS: file not found: {weights!r}")
+    file = require_weights("ROTATION", weights)
     _join_parts(file.state_dicts, MODELS[model].make(num_classes))
-    loaded = files.load_classes(MODELS[model].make, file, model, num_classes=num_classes, keep=keep)
+    loaded = load_classes(MODELS[model].make, file, model, num_classes=num_classes, keep=keep)
     assert isinstance(loaded.net, Joint)
     return Rotation(loaded.net, MODELS[model], name=model, weights=loaded.label,
                     keep=loaded.keep).to(device)

@@ -29,10 +29,10 @@ class Domain(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The outputs of a classifier with more classes that are the classes of a data set."""
+    """Which outputs of a classifier with more classes are the classes of a data set."""
 
-    total: int  # outputs of the classifier
-    kept: tuple[int, ...]  # their indices, in the order of the labels
+    total: int  # number of outputs of the classifier
+    indices: tuple[int, ...]  # of the data set's classes, in the order of the labels
 
 
 class DataSet(ABC):

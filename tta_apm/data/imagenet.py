@@ -54,7 +54,7 @@ class Variant(NamedTuple):
         if len(classes) < imagenet_classes.NUM_CLASSES:
             index_of = {wnid: index for index, wnid in enumerate(imagenet_classes.wnids())}
             outputs = Outputs(len(index_of), tuple(index_of[wnid] for wnid in classes))
-            names = tuple(names[index] for index in outputs.kept)
+            names = tuple(names[index] for index in outputs.indices)
             origin += f", {len(classes)} classes"
         return ImageFiles(self.name, folder, files, labels, class_names=names,
                           template_set=TEMPLATE_SET, origin=origin, outputs=outputs)

@@ -189,9 +189,9 @@ def _outputs(class_names: Sequence[str]) -> Outputs | None:
     for wnids in (imagenet_classes.wnids_a(), imagenet_classes.wnids_r()):
         if len(class_names) == len(wnids):
             names, every = imagenet_classes.class_names(), imagenet_classes.wnids()
-            kept = tuple(every.index(wnid) for wnid in wnids)
-            if [names[index] for index in kept] == class_names:
-                return Outputs(len(every), kept)
+            indices = tuple(every.index(wnid) for wnid in wnids)
+            if [names[index] for index in indices] == class_names:
+                return Outputs(len(every), indices)
     return None
 
 

@@ -139,15 +139,15 @@ def _zero_unseen(embedding: nn.Embedding, tokens: Tensor) -> None:
 
 def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """A masked autoencoder without labels, then its probing head with the rest frozen."""
-    from tta_apm.backbones import mae
-    architecture = mae.ARCHITECTURES[recipe.model]
-    net = mae.MaeVit(architecture, len(images.class_names)).to(device)
-    mae.initialize(net)
+    from tta_apm.backbones import mae_vit
+    architecture = mae_vit.ARCHITECTURES[recipe.model]
+    net = mae_vit.MaeVit(architecture, len(images.class_names)).to(device)
+    mae_vit.initialize(net)
     pixels = Pixels(images, architecture.mean, architecture.std)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    fit(net, lambda batch, labels: mae.pretraining_loss(net, batch, generator), recipe, pixels)
+    fit(net, lambda batch, labels: mae_vit.pretraining_loss(net, batch, generator), recipe, pixels)
     for name, parameter in net.named_parameters():
-        if not name.startswith(mae.HEAD):
+        if not name.startswith(mae_vit.HEAD):
             parameter.requires_grad_(False)
     fit(net, lambda batch, labels: F.cross_entropy(net.classify(net.encode(batch)), labels),
         replace(recipe, epochs=math.ceil(recipe.epochs / 8)), pixels)
@@ -156,14 +156,14 @@ def _mae(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Modu
 
 def _mae_joint(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """All parts of a masked autoencoder, by the sum of both losses, reconstruction and labels."""
-    from tta_apm.backbones import mae
-    architecture = mae.ARCHITECTURES[recipe.model]
-    net = mae.MaeVit(architecture, len(images.class_names)).to(device)
-    mae.initialize(net)
+    from tta_apm.backbones import mae_vit
+    architecture = mae_vit.ARCHITECTURES[recipe.model]
+    net = mae_vit.MaeVit(architecture, len(images.class_names)).to(device)
+    mae_vit.initialize(net)
     generator = torch.Generator(device).manual_seed(recipe.seed)
 
     def loss(batch: Tensor, labels: Tensor) -> Tensor:
-        return (mae.pretraining_loss(net, batch, generator)
+        return (mae_vit.pretraining_loss(net, batch, generator)
                 + F.cross_entropy(net.classify(net.encode(batch)), labels))
     fit(net, loss, recipe, Pixels(images, architecture.mean, architecture.std))
     return net
@@ -171,11 +171,12 @@ def _mae_joint(recipe: BackboneRecipe, images: Clean, device: torch.device) -> n
 
 def _mae_fine_tuned(recipe: BackboneRecipe, images: Clean, device: torch.device) -> nn.Module:
     """The encoder of a pretrained masked autoencoder and a new linear head, by cross-entropy."""
-    from tta_apm.backbones import mae
+    from tta_apm.backbones.mae import load_mae
     from tta_apm.backbones.mae_fine_tuned import make_vit
-    architecture = mae.ARCHITECTURES[recipe.model]
-    pretrained = mae.load_mae(recipe.model, recipe.start, num_classes=len(images.class_names),
-                              device=device).net.state_dict()
+    from tta_apm.backbones.mae_vit import ARCHITECTURES
+    architecture = ARCHITECTURES[recipe.model]
+    pretrained = load_mae(recipe.model, recipe.start, num_classes=len(images.class_names),
+                          device=device).net.state_dict()
     net = make_vit(architecture, len(images.class_names)).to(device)
     own = net.state_dict()
     net.load_state_dict({name: pretrained.get(name, value) for name, value in own.items()})

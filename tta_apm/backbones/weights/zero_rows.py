@@ -38,15 +38,15 @@ def restore_zero_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     whole = dict(tensors)
     for name, used in tensors.items():
-        kept = tensors.get(name.removesuffix(ROWS))
-        if not name.endswith(ROWS) or kept is None or used.dtype != torch.bool or used.ndim != 1:
+        rows = tensors.get(name.removesuffix(ROWS))
+        if not name.endswith(ROWS) or rows is None or used.dtype != torch.bool or used.ndim != 1:
             continue
-        if kept.ndim != 2 or len(kept) != int(used.sum()):
+        if rows.ndim != 2 or len(rows) != int(used.sum()):
             raise Malformed(f"its {name} does not name the rows of {name.removesuffix(ROWS)}")
-        if len(used) * kept.shape[1] * kept.element_size() > MAX_BYTES:
+        if len(used) * rows.shape[1] * rows.element_size() > MAX_BYTES:
             raise Malformed(f"its {name.removesuffix(ROWS)} would unpack to more than "
                             f"{MAX_BYTES >> 20} MiB")
         del whole[name]
-        whole[name.removesuffix(ROWS)] = kept.new_zeros(len(used), kept.shape[1])
-        whole[name.removesuffix(ROWS)][used] = kept
+        whole[name.removesuffix(ROWS)] = rows.new_zeros(len(used), rows.shape[1])
+        whole[name.removesuffix(ROWS)][used] = rows
     return whole
