@@ -1,12 +1,8 @@
-"""Methods in a size for tests: paper-sized defaults are too large. By name, keywords of each; and
-a domain for those that are offline.
-"""
+"""Methods in a size for tests, as keywords by name: the defaults are the papers' and too large."""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-
-from torch import Tensor
 
 from tta_apm.registry import METHODS
 
@@ -32,16 +28,3 @@ SMALL = {"adacontrast": dict(queue=64),
          "ttt_mae_surviving": dict(steps=3, masks=4),
          "ttt_online": dict(num_views=4),
          "uda_ss": dict(epochs=1, batch_size=64, digits=True, flip=False)}
-
-
-class AllImages:
-    """Images [N,3,H,W] with the interface of method.DomainImages, for offline methods."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self.images[indices]

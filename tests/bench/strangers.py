@@ -37,9 +37,9 @@ class Plain(Method):
 class Spoiler(Plain):
     needs, scope = "classifier", "image"
 
-    def __init__(self, backbone, *, deed=0, at="forward"):
+    def __init__(self, backbone, *, change=0, at="forward"):
         super().__init__(backbone)
-        self.deed, self.at = deed, at
+        self.change, self.at = change, at
         self.do("init")
 
     def forward(self, images):
@@ -52,7 +52,7 @@ class Spoiler(Plain):
 
     def do(self, at, images=None):
         if at == self.at:
-            tampering.do(self.deed, self.backbone, images)
+            tampering.do(self.change, self.backbone, images)
 
 
 @register("clip_spoiler")
@@ -105,6 +105,24 @@ class Noisy(Plain):
     def forward(self, images):
         noise = torch.rand(()).item() + np.random.random() + random.random()
         return self.backbone(images) + noise * torch.randn(len(images), 10)
+
+
+# What they do as they prepare
+
+@register("greedy")
+class Greedy(Plain):
+    needs, scope = "classifier", "domain"
+
+    def prepare(self, images):
+        torch.set_default_dtype(torch.float64)
+
+
+@register("failing")
+class Failing(Plain):
+    needs, scope = "classifier", "domain"
+
+    def prepare(self, images):
+        raise RuntimeError(f"cannot learn from {len(images)} images")
 
 
 # What they take: time, memory

@@ -95,12 +95,12 @@ TO_THE_CLIP = {
 }
 TO_THE_BACKBONE = {**TO_THE_CLASSIFIER, **TO_THE_CLIP}
 # Of all kinds, by the number that a config gives.
-DEEDS = [*TO_THE_BACKBONE, "images", *TO_THE_PROCESS]
+CHANGES = [*TO_THE_BACKBONE, "images", *TO_THE_PROCESS]
 
 
-def do(deed: int, backbone, images) -> None:
+def do(change: int, backbone, images) -> None:
     """For the methods of strangers."""
-    name = DEEDS[deed]
+    name = CHANGES[change]
     if name in TO_THE_PROCESS:
         TO_THE_PROCESS[name]()
         return

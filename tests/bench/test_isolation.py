@@ -31,13 +31,13 @@ def test_what_a_method_sets_of_the_process_is_put_back_and_told(name, environmen
 
 @pytest.mark.parametrize("name", TO_THE_PROCESS)
 def test_it_is_put_back_where_the_method_fails_besides(name, environment):
-    def deed():
+    def change():
         TO_THE_PROCESS[name]()
         raise KeyError("of a stranger")
 
     before = [setting.read() for setting in SETTINGS]
     with pytest.raises(IsolationError) as caught:
-        Guard(0).call(deed)
+        Guard(0).call(change)
     assert isinstance(caught.value.__cause__, KeyError) and name in str(caught.value)
     assert [setting.read() for setting in SETTINGS] == before
 
@@ -86,31 +86,31 @@ def test_global_random_numbers_are_a_methods_own_and_begin_at_the_seed():
 
 @pytest.fixture
 def own(digits_resnet, digits_clip):
-    """A copy of the backbone that a deed is done to."""
-    return lambda deed: copy.deepcopy(digits_clip if deed in TO_THE_CLIP else digits_resnet)
+    """A copy of the backbone that a change is made to."""
+    return lambda change: copy.deepcopy(digits_clip if change in TO_THE_CLIP else digits_resnet)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deed", TO_THE_BACKBONE)
-def test_what_a_method_does_to_the_backbone_is_told(own, deed):
-    backbone = own(deed)
+@pytest.mark.parametrize("change", TO_THE_BACKBONE)
+def test_what_a_method_does_to_the_backbone_is_told(own, change):
+    backbone = own(change)
     guard = Guard(0, backbone)
     with torch.no_grad():
         backbone(torch.zeros(2, 3, 32, 32))
         guard.check()
-        guard.call(TO_THE_BACKBONE[deed], backbone)
+        guard.call(TO_THE_BACKBONE[change], backbone)
     with pytest.raises(IsolationError, match=r"what is not its own: the shared backbone \("):
         guard.check()
 
 
-@pytest.mark.parametrize("deed", [deed for deed in TO_THE_BACKBONE if deed != "a gradient"])
-def test_a_quick_look_sees_what_could_change_an_answer(own, deed):
-    backbone = own(deed)
+@pytest.mark.parametrize("change", [change for change in TO_THE_BACKBONE if change != "a gradient"])
+def test_a_quick_look_sees_what_could_change_an_answer(own, change):
+    backbone = own(change)
     with torch.no_grad():
         backbone(torch.zeros(2, 3, 32, 32))
         quick = QuickState(backbone)
         assert quick.is_same()
-        TO_THE_BACKBONE[deed](backbone)
+        TO_THE_BACKBONE[change](backbone)
     assert not quick.is_same()
 
 

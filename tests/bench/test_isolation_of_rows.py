@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeps import STRANGERS
-from tampering import DEEDS, TO_THE_BACKBONE, TO_THE_CLIP
+from tampering import CHANGES, TO_THE_BACKBONE, TO_THE_CLIP
 from tta_apm import cli
 from tta_apm.bench.records import load_predictions, load_record
 
@@ -48,7 +48,7 @@ def alone(sweep):
 
 @pytest.mark.slow
 def test_tent_without_a_copy_fails_by_name_and_changes_no_other_row(sweep, alone):
-    code, printed, found = sweep(["tent_without_a_copy", *OURS], "company")
+    code, printed, found = sweep(["tent_without_a_copy", *OURS], "together")
     assert code == cli.FAILED_CELLS
     assert found == alone
     assert "FAILED: changed what is not its own: the shared backbone (" in printed.out
@@ -56,28 +56,28 @@ def test_tent_without_a_copy_fails_by_name_and_changes_no_other_row(sweep, alone
     assert "tent_without_a_copy/contrast-5-seed1" in printed.err
 
 
-PLACES = ("init", "reset", "forward")
+MOMENTS = ("init", "reset", "forward")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", PLACES)
+@pytest.mark.parametrize("at", MOMENTS)
 def test_whatever_is_done_changes_no_other_row(sweep, alone, environment, at):
-    """A third of the deeds each, all in rows of their own, which come before rows of ours."""
-    deeds = {index: deed for index, deed in enumerate(DEEDS)
-             if at == ("forward" if deed == "images" else PLACES[index % 3])}
-    rows = [f"{'clip_' if deed in TO_THE_CLIP else ''}spoiler DEED {index} AT {at}"
-            for index, deed in deeds.items()]
-    code, printed, found = sweep([*rows, *OURS], "company")
+    """A third of the changes each, each in a row of its own, before rows of ours."""
+    changes = {index: change for index, change in enumerate(CHANGES)
+               if at == ("forward" if change == "images" else MOMENTS[index % 3])}
+    rows = [f"{'clip_' if change in TO_THE_CLIP else ''}spoiler CHANGE {index} AT {at}"
+            for index, change in changes.items()]
+    code, printed, found = sweep([*rows, *OURS], "together")
     assert code == cli.FAILED_CELLS, printed.err
     assert found == alone
     lines = [line for line in printed.out.splitlines() if "FAILED: " in line]
     assert len(lines) == 2 * len(rows)
-    for row, deed, told in zip(rows, deeds.values(), lines[::2]):
+    for row, change, told in zip(rows, changes.values(), lines[::2]):
         assert told.startswith(row) and "FAILED: changed what is not its own: " in told
-        what = ("the shared backbone (" if deed in TO_THE_BACKBONE else
-                "the images that it was given" if deed == "images" else deed)
+        what = ("the shared backbone (" if change in TO_THE_BACKBONE else
+                "the images that it was given" if change == "images" else change)
         assert what in told
-    if "no running statistics" in deeds.values():
+    if "no running statistics" in changes.values():
         assert ("running_mean); then it failed: RuntimeError: running_mean must be defined in "
                 "evaluation mode (functional.py:") in printed.out
 

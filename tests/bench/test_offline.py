@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from sweeps import STRANGERS
 from tta_apm import cli, evaluate, load_dataset
 from tta_apm.bench import batches
 from tta_apm.bench.batches import StreamImages, to_device
@@ -21,34 +20,6 @@ from tta_apm.data.streams import Stream
 CPU = torch.device("cpu")
 FOG, SNOW = Domain("digits_c", "fog", 5), Domain("digits_c", "snow", 5)
 ROWS = ["shot EPOCHS 1", "source", "shot EPOCHS 2"]
-PLUGIN = """
-    import torch
-    from torch import nn
-    from tta_apm.method import Method, register
-
-    class Offline(Method):
-        needs, scope = "classifier", "domain"
-
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-        def forward(self, images):
-            return self.backbone(images)
-        def reset(self):
-            pass
-
-    @register("greedy")
-    class Greedy(Offline):
-        needs, scope = "classifier", "domain"
-        def prepare(self, images):
-            torch.set_default_dtype(torch.float64)
-
-    @register("failing")
-    class Failing(Offline):
-        needs, scope = "classifier", "domain"
-        def prepare(self, images):
-            raise RuntimeError(f"cannot learn from {len(images)} images")
-"""
 
 
 @pytest.fixture
@@ -61,12 +32,10 @@ def stream():
 def sweep(tmp_path):
     """Run rows on two domains of 12 digits; gives exit code and predictions by cell."""
     def sweep(rows, folder, *words, **keys):
-        plugin = tmp_path / "offline_plugin.py"
-        plugin.write_text(textwrap.dedent(PLUGIN))
         config = tmp_path / f"{folder}.yaml"
         config.write_text(yaml.safe_dump({
             "METHODS": rows, "CORRUPTIONS": ["fog", "contrast"], "NUM_IMAGES": 12, "BATCH_SIZE": 5,
-            "SEEDS": [1], "OUTPUT_DIR": str(tmp_path / folder), "PLUGINS": [str(plugin)]} | keys))
+            "SEEDS": [1], "OUTPUT_DIR": str(tmp_path / folder)} | keys))
         code = cli.main(["--cfg", str(config), *words])
         return code, {str(file.relative_to(tmp_path / folder)): file.read_bytes()
                       for file in (tmp_path / folder).rglob("*.npz")}
@@ -165,7 +134,7 @@ def test_a_domain_is_one_unit_of_work(sweep, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_one_that_fails_or_trespasses_as_it_prepares_fails_alone(sweep, tmp_path, capsys):
-    code, _ = sweep(["greedy", "shot EPOCHS 1", "failing"], "faults")
+    code, _ = sweep(["greedy", "shot EPOCHS 1", "failing"], "faults", PLUGINS=[str(STRANGERS)])
     assert code != cli.OK
     assert {record.method for record in records(tmp_path / "faults")} == {"shot"}
     printed = capsys.readouterr()

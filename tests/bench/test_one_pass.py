@@ -68,9 +68,9 @@ def test_every_method_gives_the_same_alone_together_and_in_any_order(make_method
     alone = {name: content(run(name).evaluate(stream)) for name in NAMES}
     runs = {name: run(name) for name in NAMES}
     for names in (NAMES, NAMES[::-1]):
-        company = [runs[name] for name in names]
+        beside = [runs[name] for name in names]
         shared = SharedWork(list(backbones.values()), torch.device("cpu"))
-        found = OnePass(company, stream, torch.device("cpu"), shared, Unwatched(),
+        found = OnePass(beside, stream, torch.device("cpu"), shared, Unwatched(),
                         may_split=False).run()
         assert {name: content(found[runs[name]].evaluations) for name in NAMES} == alone
 
@@ -139,14 +139,14 @@ def test_shared_work_is_charged_to_every_row_as_if_it_were_alone(sweep, tmp_path
 def test_who_changes_the_backbone_late_and_unseen_fails_alone(sweep):
     """Through `.data`, which torch does not count, in the last batch of the first stream."""
     _, alone, _ = sweep(["plain", "tent", "clip_zero_shot"], "alone", "TOGETHER", "1")
-    code, found, printed = sweep(["plain", "late_spoiler", "tent", "clip_zero_shot"], "company")
+    code, found, printed = sweep(["plain", "late_spoiler", "tent", "clip_zero_shot"], "together")
     assert code == cli.FAILED_CELLS and found == alone
     assert printed.out.count("FAILED: changed what is not its own: the shared backbone (") == 2
     assert "2 of 8 cells FAILED" in printed.err
 
 
 def test_one_that_finds_too_little_memory_beside_others_is_tried_alone(sweep):
-    code, found, _ = sweep(["broke", "plain"], "company")
+    code, found, _ = sweep(["broke", "plain"], "together")
     assert code == cli.OK and len(found) == 4
     assert found[next(name for name in found if "broke/fog" in name)] == found[next(
         name for name in found if "plain/fog" in name)]
@@ -154,7 +154,7 @@ def test_one_that_finds_too_little_memory_beside_others_is_tried_alone(sweep):
 
 def test_what_a_method_attaches_to_its_images_does_not_reach_the_next(sweep):
     _, alone, _ = sweep(["tent", "plain"], "alone", "TOGETHER", "1")
-    code, found, _ = sweep(["grasping", "tent", "plain"], "company")
+    code, found, _ = sweep(["grasping", "tent", "plain"], "together")
     assert code == cli.OK
     assert {name: found[name] for name in alone} == alone
 
@@ -189,13 +189,13 @@ def test_room_is_a_number_of_rows_or_a_share_of_the_memory():
 
 def test_what_others_hold_is_in_no_ones_peak(sweep, tmp_path):
     sweep(["plain"], "alone")
-    sweep(["heavy", "plain"], "company")
+    sweep(["heavy", "plain"], "together")
     alone = records(tmp_path / "alone")["plain fog"].peak_memory_mb
-    company = records(tmp_path / "company")
+    beside = records(tmp_path / "together")
     if not alone:
         pytest.skip("the system does not tell a process's memory")
-    assert company["plain fog"].peak_memory_mb < alone + 100
-    assert company["heavy fog"].peak_memory_mb > company["plain fog"].peak_memory_mb + 150
+    assert beside["plain fog"].peak_memory_mb < alone + 100
+    assert beside["heavy fog"].peak_memory_mb > beside["plain fog"].peak_memory_mb + 150
 
 
 def test_how_many_run_together_is_no_part_of_a_cell(sweep):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from small_methods import NAMES, AllImages
+from small_methods import NAMES
 from tta_apm.bench.checks import checked_details
 from tta_apm.bench.isolation import Guard
 from tta_apm.bench.randomness import Randomness, global_state
 from tta_apm.method import Method
 from tta_apm.registry import METHODS
+from tta_apm.toolbox.domain_images import TensorImages
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
 
@@ -39,7 +40,7 @@ def run(method: Method, images: Tensor, sizes: list[int]) -> Tensor:
     method.reset()
     with torch.no_grad():
         if method.scope == "domain":
-            method.prepare(AllImages(images))
+            method.prepare(TensorImages(images))
         return torch.cat([method(part) for part in images.split(sizes)])
 
 
@@ -60,7 +61,7 @@ def test_a_callers_grad_mode_changes_nothing(method, digits_test):
     method.reset()
     with torch.enable_grad():
         if method.scope == "domain":
-            method.prepare(AllImages(images))
+            method.prepare(TensorImages(images))
         with_grad = torch.cat([method(part) for part in images.split(4)])
     assert torch.equal(with_grad.detach(), under_no_grad)
     assert torch.is_grad_enabled()
@@ -126,7 +127,7 @@ def test_nothing_is_changed_that_is_not_its_own(row, make_method, backbones, dig
     method = guard.call(make_method, row)
     images = digits_test[0][:8].clone()
     with torch.no_grad():
-        guard.call(method.prepare, AllImages(images))
+        guard.call(method.prepare, TensorImages(images))
         for part in images.split(4):
             guard.call(method, part)
             guard.call(getattr, method, "details")

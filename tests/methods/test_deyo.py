@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from tta_apm_baselines.deyo import Deyo, shuffle_patches
 
+from adapting import check_last_stage, plain_copy
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
 
@@ -27,14 +27,7 @@ def moved(method) -> bool:
 
 def plain(net, batches, *, lr, plpd, seed=42):
     """DeYO image by image, by the paper's equations, on the stages before the last."""
-    net = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
-    net.requires_grad_(False)
-    last = max(name for name, _ in net.net.named_children() if name.startswith("layer"))
-    params = [p for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
-              and last not in name for p in m.parameters()]
-    for p in params:
-        p.requires_grad_(True)
-    speed = [torch.zeros_like(p) for p in params]
+    net, params, speed = plain_copy(net)
     generator = torch.Generator().manual_seed(seed)
     results, counted = [], []
     for images in batches:
@@ -150,13 +143,7 @@ def test_reset_returns_to_the_source_and_to_the_first_order(digits_resnet, image
 
 def test_the_last_stage_stays(digits_resnet, images):
     method = Deyo(digits_resnet, **FAST)
-    before = copy.deepcopy(method.model.state_dict())
-    method(images)
-    changed = {name for name, value in method.model.state_dict().items()
-               if not torch.equal(value, before[name])}
-    stages = [name for name, _ in method.model.net.named_children() if name.startswith("layer")]
-    assert any(f"net.{stages[0]}." in name for name in changed)
-    assert not any(f"net.{stages[-1]}." in name for name in changed)
+    check_last_stage(method, images)
 
 
 def test_the_papers_defaults(digits_resnet):

@@ -176,15 +176,13 @@ def test_the_papers_defaults(digits_resnet, digits_source):
         0.4, 0.05, 2000)
 
 
-def test_bad_values_are_told(digits_resnet, images):
+def test_bad_values_are_told(digits_resnet, images, bare):
     with pytest.raises(UserError, match="with fisher_alpha 0 it runs without them .as ETA."):
         Eata(digits_resnet)
     with pytest.raises(UserError, match="diversity_margin 0"):
         Eata(digits_resnet, fisher_alpha=0.0, diversity_margin=0.0)
     with pytest.raises(ValueError, match="batch of one"):
         Eata(digits_resnet, **ETA)(images[:1])
-    bare = copy.deepcopy(digits_resnet)
-    bare.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(UserError, match="no normalisation layers"):
         Eata(bare, **ETA)
 

@@ -60,13 +60,13 @@ def test_a_student_that_no_memory_holds_is_told_at_once(digits_clip):
     (("CODE", "4000000000000"), "weights, too many"),
     (("OUTPUT_DIR", "x" * 256), "has 256 bytes"), (("HIDDEN", "[4,'']"), "takes a whole number"),
     (("IMAGES", "a\0"), "a null character"), (("SEED", "1", "SEED", "2"), "given twice")])
-def test_recipes_are_checked_before_anything_is_loaded(overrides, message):
+def test_configs_are_checked_before_anything_is_loaded(overrides, message):
     with pytest.raises(UserError) as caught:
         from_config(config.load_keys("cfgs/pretrain/quick.yaml", overrides, keys()))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_text_of_a_recipe_is_taken_as_it_stands(monkeypatch):
+def test_text_of_a_config_is_taken_as_it_stands(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     made = from_config(config.load_keys(
         "cfgs/pretrain/quick.yaml", ["IMAGES", "~/a # b", "OUTPUT_DIR", "2024"], keys()))
@@ -76,7 +76,7 @@ def test_text_of_a_recipe_is_taken_as_it_stands(monkeypatch):
 @pytest.mark.parametrize("key", [field.name for field in fields(PretrainConfig)])
 @pytest.mark.parametrize("value", [None, [], {}, "x", -1, math.nan, True, [1.5], 10**400],
                          ids=lambda value: repr(value)[:9])
-def test_recipes_in_files_of_wrong_types_or_ranges_name_the_file_and_the_field(key, value):
+def test_configs_in_files_of_wrong_types_or_ranges_name_the_file_and_the_field(key, value):
     plain = json.loads(json.dumps(vars(PretrainConfig())))
     if isinstance(value, str) and key in ("images", "weights", "cache", "output_dir", "teacher"):
         return  # these take any text
@@ -88,12 +88,12 @@ def test_recipes_in_files_of_wrong_types_or_ranges_name_the_file_and_the_field(k
 
 
 @pytest.mark.parametrize("values", [None, [], "x", 3, {}, {"lr": 1.0}])
-def test_what_is_no_recipe_names_the_file(values):
+def test_what_is_no_config_names_the_file(values):
     with pytest.raises(UserError, match="some/file: its config must have the keys"):
         from_plain(values, "some/file")
 
 
-def test_a_student_with_a_recipe_that_cannot_be_names_file_and_key(tmp_path):
+def test_a_student_with_a_config_that_cannot_be_names_file_and_key(tmp_path):
     file = tmp_path / "student.safetensors"
     about = {"tta_apm": "student", "recipe": json.dumps(vars(PretrainConfig()) | {"lr": "fast"}),
              "feature_dim": "3"}
@@ -102,6 +102,6 @@ def test_a_student_with_a_recipe_that_cannot_be_names_file_and_key(tmp_path):
         load_student(file)
 
 
-def test_a_recipe_survives_its_file():
+def test_a_config_is_read_from_its_file_as_it_was():
     made = PretrainConfig(hidden=(5, 6), lr=1, crop=0.5)
     assert from_plain(json.loads(json.dumps(vars(made))), "some/file") == made

@@ -141,14 +141,12 @@ def test_the_papers_defaults(digits_resnet):
         1 / 3, 0.9, 0.01, "probabilities")
 
 
-def test_bad_values_are_told(digits_resnet, images):
+def test_bad_values_are_told(digits_resnet, images, bare):
     with pytest.raises(UserError, match="unknown prior 'logit': did you mean 'logits'"):
         Roid(digits_resnet, prior="logit")
     with pytest.raises(UserError, match="temperature 0"):
         Roid(digits_resnet, temperature=0.0)
     with pytest.raises(ValueError, match="batch of one"):
         Roid(digits_resnet)(images[:1])
-    bare = copy.deepcopy(digits_resnet)
-    bare.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(UserError, match="no normalisation layers"):
         Roid(bare)

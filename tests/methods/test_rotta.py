@@ -11,6 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from tta_apm_baselines.rotta import Memory, RobustBatchNorm, Rotta
 
+from adapting import adapt_and_reset
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
 from tta_apm.toolbox.augment import random_view
@@ -210,12 +211,7 @@ def test_the_memory_keeps_images_and_not_the_batches_they_came_in(digits_resnet,
 @pytest.mark.slow
 def test_reset_returns_to_the_source(digits_resnet, images):
     method = Rotta(digits_resnet, **SMALL)
-    before = copy.deepcopy(method.state_dict())
-    first = torch.cat([method(batch) for batch in images.split(20)])
-    assert any(not torch.equal(value, before[name])
-               for name, value in method.state_dict().items())
-    method.reset()
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    first = adapt_and_reset(method, images)
     assert not method.memory.items and not method.adapted.optimizer.state
     assert torch.equal(torch.cat([method(batch) for batch in images.split(20)]), first)
 
@@ -230,12 +226,10 @@ def test_the_papers_defaults(digits_resnet):
         0.05}
 
 
-def test_bad_values_are_told(digits_resnet):
+def test_bad_values_are_told(digits_resnet, bare):
     with pytest.raises(UserError, match="statistics 2"):
         Rotta(digits_resnet, statistics=2.0)
     with pytest.raises(UserError, match="memory 0"):
         Rotta(digits_resnet, memory=0)
-    bare = copy.deepcopy(digits_resnet)
-    bare.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(UserError, match="no normalisation layers"):
         Rotta(bare)

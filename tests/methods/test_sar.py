@@ -7,23 +7,16 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from tta_apm_baselines.sar import Sar
 
+from adapting import check_last_stage, plain_copy
 from tta_apm.errors import UserError
 
 
 def plain(net, batches, *, lr, radius=0.05):
     """SAR by the paper's equations, on all batch normalisation except the last stage's (layer4, or
     the last of three stages)."""
-    net = copy.deepcopy(net).train()  # so that batch normalisation uses the batch's statistics
-    net.requires_grad_(False)
-    last = max(name for name, _ in net.net.named_children() if name.startswith("layer"))
-    params = [p for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
-              and last not in name for p in m.parameters()]
-    for p in params:
-        p.requires_grad_(True)
-    speed = [torch.zeros_like(p) for p in params]
+    net, params, speed = plain_copy(net)
     results, losses = [], []
     limit = 0.4 * math.log(10)
 
@@ -70,13 +63,7 @@ def test_it_does_what_a_plain_one_does(exact_resnet, images):
 
 def test_the_last_stage_stays(digits_resnet, images):
     method = Sar(digits_resnet, lr=1e-2)
-    before = copy.deepcopy(method.model.state_dict())
-    method(images)
-    changed = {name for name, value in method.model.state_dict().items()
-               if not torch.equal(value, before[name])}
-    stages = [name for name, _ in method.model.net.named_children() if name.startswith("layer")]
-    assert any(f"net.{stages[0]}." in name for name in changed)
-    assert not any(f"net.{stages[-1]}." in name for name in changed)
+    check_last_stage(method, images)
 
 
 def test_the_mean_loss_is_cleared_when_all_starts_anew(digits_resnet, images):

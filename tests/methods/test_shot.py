@@ -12,8 +12,8 @@ from scipy.spatial.distance import cdist
 from torch import nn
 from tta_apm_baselines.shot import Shot, information_loss, pseudo_labels
 
-from small_methods import AllImages
 from tta_apm.errors import UserError
+from tta_apm.toolbox.domain_images import TensorImages
 
 
 def plain_labels(probabilities, features, rounds=2):
@@ -71,7 +71,7 @@ def test_it_does_what_a_plain_one_does(exact_resnet, images, count):
     images = images.double()[:count]
     values = dict(lr=0.01, cls_par=0.3, ent_par=0.7, batch_size=16)
     method = Shot(exact_resnet, epochs=3, **values)
-    method.prepare(AllImages(images))
+    method.prepare(TensorImages(images))
     expected = plain(exact_resnet, images, orders(count, 3), **values)
     assert torch.allclose(method(images), expected, rtol=0, atol=1e-12)
     assert (expected - exact_resnet(images)).abs().max() > 0.1
@@ -102,7 +102,7 @@ def test_the_loss_is_finite_where_a_class_is_certain_and_others_are_empty():
 def test_the_last_layer_stays_and_running_statistics_become_the_domain_s(digits_resnet, images):
     method = Shot(digits_resnet, epochs=2, batch_size=32)
     before = copy.deepcopy(method.model.state_dict())
-    method.prepare(AllImages(images))
+    method.prepare(TensorImages(images))
     after = method.model.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {name for name in after if not name.startswith("net.fc.")}
@@ -111,7 +111,7 @@ def test_the_last_layer_stays_and_running_statistics_become_the_domain_s(digits_
 
 def test_a_prediction_depends_on_the_domain_and_not_on_its_batch(digits_resnet, images):
     method = Shot(digits_resnet, epochs=1)
-    method.prepare(AllImages(images))
+    method.prepare(TensorImages(images))
     together = method(images[:20])
     assert torch.allclose(torch.cat([method(part) for part in images[:20].split(7)]), together,
                           atol=1e-5)
@@ -122,13 +122,13 @@ def test_a_prediction_depends_on_the_domain_and_not_on_its_batch(digits_resnet, 
 def test_shot_im_has_no_pseudo_labels(digits_resnet, images, monkeypatch):
     method = Shot(digits_resnet, epochs=2, cls_par=0.0)
     monkeypatch.setattr(method, "_pseudo_labels", None)
-    method.prepare(AllImages(images))
+    method.prepare(TensorImages(images))
     assert not torch.equal(method(images), digits_resnet(images))
 
 
 def test_a_domain_of_one_image_is_predicted_as_by_the_source(digits_resnet, images):
     method = Shot(digits_resnet)
-    method.prepare(AllImages(images[:1]))
+    method.prepare(TensorImages(images[:1]))
     assert torch.equal(method(images[:1]), digits_resnet(images[:1]))
 
 
@@ -140,4 +140,4 @@ def test_bad_values_are_told(digits_resnet, images):
     headless = copy.deepcopy(digits_resnet)
     headless.net = nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten())
     with pytest.raises(UserError, match="are not the output of a linear layer"):
-        Shot(headless).prepare(AllImages(images))
+        Shot(headless).prepare(TensorImages(images))

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from tta_apm_baselines.uda_ss import UdaSs, turn
 
-from small_methods import AllImages
 from tta_apm.errors import UserError
+from tta_apm.toolbox.domain_images import TensorImages
 from tta_apm.toolbox.views import pad_crop_views
 
 
@@ -104,7 +104,7 @@ def test_it_does_what_a_plain_one_does(make, exact_resnet, few, images, values):
     images = images.double()[:10]
     method = make(**values)
     start = copy.deepcopy(method.model.net.state_dict())
-    method.prepare(AllImages(images))
+    method.prepare(TensorImages(images))
     expected = plain(exact_resnet, start, few, images, **{**dict(
         epochs=2, milestones=(1,), lr=0.05, batch_size=8, flip=False, digits=True), **values})
     assert torch.allclose(method(images), expected, rtol=0, atol=1e-8)
@@ -121,7 +121,7 @@ def test_digits_are_transposed_and_mirrored_and_turned_the_other_way_round():
 
 def test_a_domain_trains_a_network_of_its_own_from_the_same_start(make, images):
     method = make(epochs=1)
-    first, second = AllImages(images.double()[:12]), AllImages(images.double()[50:62])
+    first, second = TensorImages(images.double()[:12]), TensorImages(images.double()[50:62])
     untrained = method(first.images)
     method.prepare(first)
     after_first = method(first.images)
@@ -150,7 +150,7 @@ def test_every_look_is_turned_afresh_and_half_of_a_batch_is_source(make, few, im
     monkeypatch.setattr("tta_apm_baselines.uda_ss.rotate",
                         lambda images, turns: (seen.append(turns), images.clone())[1])
     asked = []
-    domain = AllImages(images.double()[:10])
+    domain = TensorImages(images.double()[:10])
     monkeypatch.setattr(domain, "batch", lambda indices: (
         asked.append(indices), domain.images[indices])[1])
     method.prepare(domain)
