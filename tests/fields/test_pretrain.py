@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from places import ROOT
+from small_student import SHORT
 from tta_apm import config
 from tta_apm.apm.losses import Targets
 from tta_apm.cli import main
 from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import build_student
-from tta_apm.fields.config import PretrainConfig, from_config, keys
+from tta_apm.fields.config import from_config, keys
 from tta_apm.fields.feature_cache import FeatureCache
 from tta_apm.fields.losses import ColumnLosses
 from tta_apm.fields.photos import Photos, Preprocessing, find_images
@@ -26,10 +27,7 @@ from tta_apm.toolbox.precision import products
 
 CONFIGS = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 CPU = torch.device("cpu")
-SMALL = PretrainConfig(image_size=24, patch=4, code=8, hidden=(12,), teacher="none",
-                       grid_weight=0.0, crop=0.5, steps=6, batch_size=4, save_every=2, lr=1e-3,
-                       device="cpu")
-TAUGHT = replace(SMALL, teacher="timm/test_vit", weights="random", image_size=64, patch=8,
+TAUGHT = replace(SHORT, teacher="timm/test_vit", weights="random", image_size=64, patch=8,
                  grid_weight=1.0, cls_weight=1.0, crop=0.0)
 
 
@@ -47,7 +45,7 @@ def photos(tmp_path):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_is_a_recipe_and_says_what_it_is(file):
+def test_every_config_can_be_trained_by_and_says_what_it_is(file):
     cfg = from_config(config.load_keys(file, (), keys()))
     assert file.read_text().startswith("# ")
     assert cfg.output_dir == f"results/pretrain/{file.stem}"
@@ -91,7 +89,7 @@ def test_bad_input_is_one_sentence(overrides, message, tmp_path, capsys):
 
 def test_an_unreadable_image_is_named(photos, tmp_path):
     (Path(photos) / "broken.jpg").write_bytes(b"no image")
-    cfg = replace(SMALL, images=photos, output_dir=str(tmp_path / "out"))
+    cfg = replace(SHORT, images=photos, output_dir=str(tmp_path / "out"))
     for workers in (0, 1):
         with pytest.raises(UserError, match="cannot read the image .*broken.jpg") as caught:
             pretrain(replace(cfg, num_workers=workers))
@@ -166,7 +164,7 @@ def test_precision_is_that_of_the_device(photos, tmp_path, monkeypatch):
         return products(precision, device)
     monkeypatch.setattr("tta_apm.fields.pretrain.products", remember)
     for precision in ("auto", "bfloat16"):
-        pretrain(replace(SMALL, images=photos, steps=1, precision=precision,
+        pretrain(replace(SHORT, images=photos, steps=1, precision=precision,
                          output_dir=str(tmp_path / precision)))
     assert asked == ["float32", "bfloat16"]
 

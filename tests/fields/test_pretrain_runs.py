@@ -18,14 +18,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from small_student import SHORT
 from tta_apm.errors import UserError
 from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.distributed import Workers
 from tta_apm.fields.pretrain import LOSSES_FILE, STUDENT_FILE, TRAINING_FILE, pretrain
 
-SMALL = PretrainConfig(image_size=24, patch=4, code=8, hidden=(12,), teacher="none",
-                       grid_weight=0.0, crop=0.5, steps=6, batch_size=4, save_every=2, lr=1e-3,
-                       device="cpu")
 RUN = """
 import json, sys, torch
 from tta_apm.fields.pretrain import pretrain
@@ -54,7 +52,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
-    cfg = replace(SMALL, steps=200_000, output_dir=str(tmp_path / "killed"))
+    cfg = replace(SHORT, steps=200_000, output_dir=str(tmp_path / "killed"))
     process = start(cfg)
     saved = tmp_path / "killed" / TRAINING_FILE
     while not saved.is_file() or steps_in(saved) < 4:
@@ -78,8 +76,8 @@ def steps_in(file: Path) -> int:
         return len(content.get_tensor("losses"))
 
 
-def test_a_finished_training_is_left_alone_and_another_recipe_refused(tmp_path):
-    cfg = replace(SMALL, output_dir=str(tmp_path))
+def test_a_finished_training_is_left_alone_and_another_config_refused(tmp_path):
+    cfg = replace(SHORT, output_dir=str(tmp_path))
     pretrain(cfg)
     before = (tmp_path / STUDENT_FILE).stat().st_mtime_ns
     assert pretrain(cfg).step == cfg.steps
@@ -93,18 +91,18 @@ def test_a_finished_training_is_left_alone_and_another_recipe_refused(tmp_path):
 
 def test_losses_that_are_not_finite_end_the_training(tmp_path):
     with pytest.raises(UserError, match="not finite from step"):
-        pretrain(replace(SMALL, lr=1e30, output_dir=str(tmp_path)))
+        pretrain(replace(SHORT, lr=1e30, output_dir=str(tmp_path)))
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_student_of_one(tmp_path):
     """As torchrun starts them: gloo on the CPU."""
-    alone = pretrain(replace(SMALL, output_dir=str(tmp_path / "alone")))
+    alone = pretrain(replace(SHORT, output_dir=str(tmp_path / "alone")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    processes = [start(replace(SMALL, output_dir=str(tmp_path / "both")), WORLD_SIZE="2",
+    processes = [start(replace(SHORT, output_dir=str(tmp_path / "both")), WORLD_SIZE="2",
                        RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
                  for rank in "01"]
     said = [process.communicate(timeout=300) for process in processes]
@@ -118,10 +116,10 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("tta_apm.fields.distributed.init", lambda device: nullcontext(
         Workers(0, 3, torch.device("cpu"))))
     with pytest.raises(UserError, match="BATCH_SIZE 4 cannot be shared by 3 processes"):
-        pretrain(replace(SMALL, output_dir=str(tmp_path)))
+        pretrain(replace(SHORT, output_dir=str(tmp_path)))
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_at_once(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot write to OUTPUT_DIR"):
-        pretrain(replace(SMALL, output_dir=str(tmp_path / "file" / "below")))
+        pretrain(replace(SHORT, output_dir=str(tmp_path / "file" / "below")))

@@ -24,27 +24,28 @@ from tta_apm.report.results import load_results
 
 sys.path.append(str(ROOT / "benchmarks"))
 import hosts  # noqa: E402
+import in_hosts  # noqa: E402
 
 MISSING = sorted(package for module, package in {**online_tta.PACKAGES, **ttab.PACKAGES}.items()
                  if find_spec(module) is None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (SHARED / "hosts").is_dir() or not hosts.WEIGHTS.is_file(),
+    pytest.mark.skipif(not (SHARED / "hosts").is_dir() or not in_hosts.WEIGHTS.is_file(),
                        reason="no hosts beside the project"),
     pytest.mark.skipif(bool(MISSING), reason=f"pip install -e .[hosts]: the hosts need {MISSING}")]
 PAGES = ROOT / "docs" / "hosts"
-NETWORK = hosts.words_of("classifier", hosts.settings()["classifier"])
+NETWORK = in_hosts.words_of("classifier", in_hosts.settings()["classifier"])
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return hosts.make_data(SHARED / "data", tmp_path_factory.mktemp("data"))
+    return in_hosts.make_data(SHARED / "data", tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clones")
-    return {host: hosts.unpack(SHARED / "hosts", host, folder) for host in hosts.ARCHIVES}
+    return {host: in_hosts.unpack(SHARED / "hosts", host, folder) for host in in_hosts.ARCHIVES}
 
 
 # Registered in these tests only.
@@ -54,28 +55,28 @@ IMAGES_OF_A_HOST = DATASETS._registered.pop("images_of_a_host")
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch):
     monkeypatch.setitem(DATASETS._registered, "images_of_a_host", IMAGES_OF_A_HOST)
-    with hosts.small_world():
+    with in_hosts.small_world():
         yield
 
 
 # The same predictions
 
-@pytest.mark.parametrize("host", hosts.ARCHIVES)
+@pytest.mark.parametrize("host", in_hosts.ARCHIVES)
 def test_a_host_gives_what_our_sweep_gives(host, clones, data, tmp_path):
     lines = hosts.compare(host, clones[host], data, tmp_path, images=8, batch_size=4)
-    assert [name for name, *_ in lines] == list(hosts.OURS)
+    assert [name for name, *_ in lines] == list(in_hosts.OURS)
     assert {name for name, against, *_ in lines if against == "our sweep"} == set(hosts.ALONE)
     for name, _, equal, total in lines:
         assert equal == total == (16 if host == "online-tta" else 8), name
 
 
-@pytest.mark.parametrize("host", hosts.ARCHIVES)
+@pytest.mark.parametrize("host", in_hosts.ARCHIVES)
 @pytest.mark.parametrize("batch_size, images, names", [
     (200, 200, ["source", "norm", "tent"]), (16, 18, ["source", "tent", "sar"]),
     (1, 3, ["source", "norm", "rmt", "tent"])], ids=["200", "16", "1"])
 def test_batches_of(host, batch_size, images, names, clones, data, tmp_path):
     """18 images in batches of 16 leave a batch of two; batches of 1 are single images."""
-    with hosts.traced() as trace:
+    with in_hosts.traced() as trace:
         lines = hosts.compare(host, clones[host], data, tmp_path, images=images, names=names,
                               batch_size=batch_size)
     sizes = {len(batch) for batch in trace.batches}
@@ -98,9 +99,9 @@ def test_the_docs_have_the_table_of_equal_predictions():
                        page, re.M)
     assert [line[:3] for line in lines] == [
         (host, name, "our sweep" if name in hosts.ALONE else "a plain loop")
-        for host in hosts.ARCHIVES for name in hosts.OURS]
+        for host in in_hosts.ARCHIVES for name in in_hosts.OURS]
     once = re.findall(r"^\| benchmark-tta \| (\w+) \| .* \| (\d+) of (\d+) \|$", page, re.M)
-    assert [name for name, *_ in once] == list(hosts.OURS)
+    assert [name for name, *_ in once] == list(in_hosts.OURS)
     assert all(equal == total for _, equal, total in once)
     for *_, counts in lines:
         numbers = re.findall(r"(\d+) of (\d+)", counts)
@@ -119,7 +120,7 @@ def test_the_docs_have_the_table_of_online_ttas_methods(clones):
 def test_a_method_of_the_host_is_reset_to_what_it_was(clones, digits_source, images):
     from tta_apm.interop.hosts.online_tta_methods import OnlineTta
     for name in ("cotta", "rmt", "eata"):
-        method = OnlineTta(hosts.backbone_of("classifier"), repo=str(clones["online-tta"]),
+        method = OnlineTta(in_hosts.backbone_of("classifier"), repo=str(clones["online-tta"]),
                            name=name, options=hosts.FEW, source=digits_source)
         first = method(images[:8])
         assert method.resolved == {"dataset": "cifar10_c", "image_size": 32}
@@ -213,10 +214,10 @@ def test_methods_that_learn_prompts_ask_for_the_text_tower(clones, data, digits_
              "True", "MODEL.ARCH", "digits_clip", "CLIP.PRECISION", "fp32", "MODEL.WEIGHTS",
              str(tmp_path / "clip.safetensors"), "TEST.BATCH_SIZE", "2"]
     with pytest.raises(UserError, match="failed"):
-        hosts.in_online_tta(clones["online-tta"], data, *words, images=2)
+        in_hosts.in_online_tta(clones["online-tta"], data, *words, images=2)
     assert "add CLIP.FREEZE_TEXT_ENCODER False to the command" in capfd.readouterr().err
-    hosts.in_online_tta(clones["online-tta"], data, *words, "CLIP.FREEZE_TEXT_ENCODER", "False",
-                        images=2)
+    in_hosts.in_online_tta(clones["online-tta"], data, *words, "CLIP.FREEZE_TEXT_ENCODER", "False",
+                           images=2)
 
 
 def test_classes_that_have_no_names_are_told():
@@ -241,11 +242,12 @@ def test_the_commands_of_the_docs_run_as_written(host, page, name, data, tmp_pat
     """Run in a folder with the clone, DATA, the weights and this project."""
     found = commands(page)
     assert found
-    hosts.unpack(SHARED / "hosts", host, tmp_path).rename(tmp_path / name)
-    for link, target in {"DATA": data, "tta-apm": ROOT, hosts.WEIGHTS.name: hosts.WEIGHTS}.items():
+    in_hosts.unpack(SHARED / "hosts", host, tmp_path).rename(tmp_path / name)
+    weights = in_hosts.WEIGHTS
+    for link, target in {"DATA": data, "tta-apm": ROOT, weights.name: weights}.items():
         (tmp_path / link).symlink_to(target)
     monkeypatch.chdir(tmp_path)
     for words in found:
-        with hosts.traced() as trace:
-            hosts.run(words[1:])
+        with in_hosts.traced() as trace:
+            in_hosts.run(words[1:])
         assert len(trace.predictions) >= 200
