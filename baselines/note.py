@@ -182,7 +182,7 @@ class Memory:
 
     Args:
         capacity: images at most.
-        seed: of its draws.
+        seed: of its random choices.
     """
 
     def __init__(self, capacity: int, seed: int) -> None:

@@ -203,7 +203,7 @@ class Memory:
             image: [3,H,W].
             label: its predicted class.
             uncertainty: its entropy as a fraction of ln K.
-            num_classes: K; each class has `capacity` / K places.
+            num_classes: K; each class has room for `capacity` / K images.
         """
         new = Item(image.clone(), label, uncertainty)
         counts = Counter(item.label for item in self.items)

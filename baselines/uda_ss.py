@@ -179,7 +179,7 @@ def initialize_weights(network: nn.Module, seed: int) -> None:
     for name, parameter in network.named_parameters():
         if id(parameter) not in known:
             raise UserError(f"uda_ss: trains a network from scratch, and nothing tells how the "
-                            f"parameter {name} of {type(network).__name__} is drawn")
+                            f"parameter {name} of {type(network).__name__} is initialised")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in layers:

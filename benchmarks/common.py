@@ -25,11 +25,12 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with the options of all benchmarks; `doc` is the module's docstring."""
-    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
-    made.add_argument("--append", action="store_true", help="append what is printed to RESULTS.md")
-    return made
+    options = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
+    options.add_argument("--append", action="store_true",
+                         help="append what is printed to RESULTS.md")
+    return options
 
 
 def machine(device: torch.device, packages: Sequence[str] = ("torch", "open_clip_torch")) -> str:

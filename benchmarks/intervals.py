@@ -174,8 +174,8 @@ def measure(interval: Interval, values: np.ndarray, shares: np.ndarray, counts: 
 def bootstrap(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """The interval of the percentile bootstrap over images."""
     values, counts = np.unique(differences, return_counts=True)
-    drawn = rng.multinomial(len(differences), counts / len(differences), 1000)
-    low, high = np.quantile(drawn @ values / len(differences), [0.025, 0.975])
+    counted = rng.multinomial(len(differences), counts / len(differences), 1000)
+    low, high = np.quantile(counted @ values / len(differences), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -110,14 +110,14 @@ def with_teacher(images: pd.DataFrame, folder: Path, text: str, device: torch.de
             with torch.no_grad():
                 logits.append(teacher(to_device(pixels, device)).double().cpu())
         answer = torch.cat(logits)
-        place = np.searchsorted(indices, domain["index"])
-        changed = (answer.argmax(-1).numpy()[place] != domain.teacher_prediction).mean()
+        position = np.searchsorted(indices, domain["index"])
+        changed = (answer.argmax(-1).numpy()[position] != domain.teacher_prediction).mean()
         if changed > 0.001:  # single precision depends on the batch
             raise UserError(f"{folder}: {changed:.1%} of the teacher's recorded answers under "
                             f"{corruption} are not its answers now: other weights or images")
         parts.append(domain.assign(
-            teacher_confidence=answer.softmax(-1).max(-1).values.numpy()[place],
-            teacher_entropy=entropy(answer).numpy()[place]))
+            teacher_confidence=answer.softmax(-1).max(-1).values.numpy()[position],
+            teacher_entropy=entropy(answer).numpy()[position]))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -137,10 +137,10 @@ OF_ALL = {"share of students that disagree": "student disagrees",
 
 def detector_lines(images: pd.DataFrame) -> list[str]:
     """A table: a line for each score, AUROC of both tasks with interval, less the teacher's."""
-    place = {index: number for number, index in enumerate(np.unique(images["index"]))}
-    images = images.assign(image=images["index"].map(place),
+    numbers = {index: number for number, index in enumerate(np.unique(images["index"]))}
+    images = images.assign(image=images["index"].map(numbers),
                            teacher_wrong=images.teacher_prediction != images.label)
-    weights = bootstrap_weights(len(place))
+    weights = bootstrap_weights(len(numbers))
     scores = {name: images.assign(score=score(images)) for name, score in SCORES.items()}
     if images.seed.nunique() > 1:
         for name, of_one in OF_ALL.items():

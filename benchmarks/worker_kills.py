@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 import common
-from tta_apm.bench.claim_state import find_workers
+from tta_apm.bench.claim_state import FILE, find_workers
+from tta_apm.bench.claims import PRECOMPUTED
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",
@@ -80,8 +81,8 @@ def _try(root: Path, kills: int) -> Counter[str]:
         count["lost"] += len(reference.keys() - now.keys())
         count["different"] += sum(now[name] != reference[name]
                                   for name in now.keys() & reference.keys())
-        count["left over"] += len([*folder.rglob("*.tmp"), *folder.glob(".workers"),
-                                   *folder.glob(".once"), *folder.glob(".lock*")])
+        count["left over"] += len([*folder.rglob("*.tmp"), *folder.glob(FILE),
+                                   *folder.glob(PRECOMPUTED), *folder.glob(".lock*")])
     return count
 
 

@@ -84,17 +84,17 @@ def test_motion_blur_is_imagemagicks(angle, radius, sigma):
     np.testing.assert_array_equal(got[0, ..., 0], IMAGEMAGICK[angle, radius, sigma])
 
 
-def plasma_reference(draws, side, decay):
+def plasma_reference(numbers, side, decay):
     """Diamond-square on a torus, point by point."""
     height = np.zeros((side, side))
-    draws = iter(draws)
+    numbers = iter(numbers)
     step, wibble = side, 100.0
 
     def fill(rows, columns, neighbours):
         values = {(y, x): sum(height[(y + dy) % side, (x + dx) % side] for dy, dx in neighbours)
                   for y in rows for x in columns}
         for position, total in values.items():
-            height[position] = total / 4 + wibble * next(draws) * wibble
+            height[position] = total / 4 + wibble * next(numbers) * wibble
 
     while step >= 2:
         half = step // 2
@@ -109,8 +109,8 @@ def plasma_reference(draws, side, decay):
 
 @pytest.mark.parametrize("side, decay", [(2, 3), (16, 1.4), (32, 2.5)])
 def test_plasma_equals_diamond_square_point_by_point(side, decay):
-    draws = np.random.default_rng(0).uniform(-1, 1, (3, side * side - 1))
-    maps = filters.plasma(draws, side, decay)
+    numbers = np.random.default_rng(0).uniform(-1, 1, (3, side * side - 1))
+    maps = filters.plasma(numbers, side, decay)
     assert maps.min() == 0 and maps.max() == 1
-    for got, draw in zip(maps, draws):
-        np.testing.assert_allclose(got, plasma_reference(draw, side, decay), atol=1e-12)
+    for got, row in zip(maps, numbers):
+        np.testing.assert_allclose(got, plasma_reference(row, side, decay), atol=1e-12)

@@ -142,8 +142,8 @@ def test_snow_equals_the_formula(constants, severity, pictures, zoom_reference):
 @pytest.mark.parametrize("height, width, side", [(32, 32, 32), (33, 20, 64)])
 def test_fog_equals_the_formula(height, width, side, pictures):
     image = pictures(1, height, width) // 2
-    draws = generator_of("fog", 3, 6).uniform(-1, 1, (1, side * side - 1))
-    haze = filters.plasma(draws, side, 2.5)[0, :height, :width, None]
+    numbers = generator_of("fog", 3, 6).uniform(-1, 1, (1, side * side - 1))
+    haze = filters.plasma(numbers, side, 2.5)[0, :height, :width, None]
     brightest = image.max() / 255
     expected = (image[0] / 255 + 0.75 * haze) * brightest / (brightest + 0.75)
     result = corrupt(image, "fog", 3, indices=[6])

@@ -112,8 +112,8 @@ def assert_damage_grows(constants: str, corruption: str, images: np.ndarray,
             # Its affine map shrinks at every step: only the displacements are to grow.
             row = (*row[:2], 0)
         # The same random numbers at all severities, so that a few images suffice.
-        draws = iter([np.random.default_rng(k) for k in range(len(images))])
-        result = functions.FUNCTIONS[corruption](images, draws, *row)
+        generators = iter([np.random.default_rng(k) for k in range(len(images))])
+        result = functions.FUNCTIONS[corruption](images, generators, *row)
         amounts.append(damage(corruption, images, result))
     falling = {k for k in SEVERITIES[:-1] if amounts[k] < amounts[k - 1]}
     assert falling <= FALLING.get((constants, corruption), set()), amounts

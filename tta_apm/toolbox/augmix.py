@@ -38,9 +38,9 @@ def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK
     Returns:
         Views [B,V,3,H,W] in [0,1].
     """
-    draws = uniform(generators, views.shape[1], CHAINS * (2 + 3 * MAX_DEPTH) + 1)
-    draws = draws.to(views.device)
-    share, chains = draws[..., -1], draws[..., :-1].unflatten(-1, (CHAINS, -1))
+    numbers = uniform(generators, views.shape[1], CHAINS * (2 + 3 * MAX_DEPTH) + 1)
+    numbers = numbers.to(views.device)
+    share, chains = numbers[..., -1], numbers[..., :-1].unflatten(-1, (CHAINS, -1))
     depth = (1 + (chains[..., 0] * MAX_DEPTH).long()).flatten()
     operations = chains[..., 2:].unflatten(-1, (MAX_DEPTH, 3)).flatten(0, 2)  # [N,MAX_DEPTH,3]
     pixels = (views * 255).round()[:, :, None].repeat(1, 1, CHAINS, 1, 1, 1).flatten(0, 2)
@@ -48,7 +48,7 @@ def augmix(views: Tensor, generators: Generators, *, fill: Sequence[int] = BLACK
     for step in range(MAX_DEPTH):
         choice, strength, sign = operations[:, step].unbind(-1)
         _operate(pixels, depth > step, choice, strength, sign, colour)
-    augmented = (pixels / 255).view(*draws.shape[:2], CHAINS, *views.shape[2:])
+    augmented = (pixels / 255).view(*numbers.shape[:2], CHAINS, *views.shape[2:])
     exponential = -(1 - chains[..., 1]).log()  # normalised to a sum of 1: Dirichlet(1,1,1)
     weights = exponential / exponential.sum(-1, keepdim=True)
     mixture = torch.einsum("bvk,bvkchw->bvchw", weights, augmented)

@@ -37,24 +37,24 @@ def crop_views(images: Tensor, num_views: int, generators: Generators, *, size: 
         Views [B,V,3,size,size].
     """
     height, width = images.shape[-2:]
-    draws = uniform(generators, num_views, 4 * TRIES + 1)
-    boxes = _fitting_boxes(draws[..., :-1].unflatten(-1, (TRIES, 4)), height, width, scale)
+    numbers = uniform(generators, num_views, 4 * TRIES + 1)
+    boxes = _fitting_boxes(numbers[..., :-1].unflatten(-1, (TRIES, 4)), height, width, scale)
     views = crop_resize(images, boxes.to(images.device), size or height, size or width)
-    return _mirror(views, draws[..., -1] < 0.5) if flip else views
+    return _mirror(views, numbers[..., -1] < 0.5) if flip else views
 
 
-def _fitting_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
-    """Random boxes [B,V,4] for crop_resize, from numbers `draws` [B,V,TRIES,4] in [0,1).
+def _fitting_boxes(numbers: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
+    """Random boxes [B,V,4] for crop_resize, from random `numbers` [B,V,TRIES,4] in [0,1).
 
     A view gets the first of its TRIES boxes that fits into the image. If none fits, it gets the
     largest central box whose ratio is in RATIO.
     """
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[..., 0])
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
-    ratio = (low + (high - low) * draws[..., 1]).exp()
+    ratio = (low + (high - low) * numbers[..., 1]).exp()
     heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
-    tops = (draws[..., 2] * (height - heights + 1)).floor()
-    lefts = (draws[..., 3] * (width - widths + 1)).floor()
+    tops = (numbers[..., 2] * (height - heights + 1)).floor()
+    lefts = (numbers[..., 3] * (width - widths + 1)).floor()
     tried = torch.stack([tops, lefts, heights, widths], -1)  # [B,V,TRIES,4]
     fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
     first = fits.int().argmax(-1)[..., None, None].expand(-1, -1, 1, 4)
@@ -113,9 +113,9 @@ def pad_crop_views(images: Tensor, num_views: int, generators: Generators, *, pa
     Returns:
         Views [B,V,3,H,W].
     """
-    draws = uniform(generators, num_views, 3)
-    corners = (draws[..., :2] * (2 * padding + 1)).long().movedim(-1, 0).to(images.device)
-    mirrored = (draws[..., 2] < 0.5).to(images.device) if flip else None
+    numbers = uniform(generators, num_views, 3)
+    corners = (numbers[..., :2] * (2 * padding + 1)).long().movedim(-1, 0).to(images.device)
+    mirrored = (numbers[..., 2] < 0.5).to(images.device) if flip else None
     return crops(F.pad(images, [padding] * 4), corners, images.shape[-2:], mirrored)
 
 

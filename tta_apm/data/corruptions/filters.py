@@ -191,20 +191,20 @@ def reflected(positions: np.ndarray, length: int) -> np.ndarray:
     return np.minimum(positions, 2 * length - 1 - positions)
 
 
-def plasma(draws: np.ndarray, side: int, decay: float) -> np.ndarray:
+def plasma(numbers: np.ndarray, side: int, decay: float) -> np.ndarray:
     """Height maps [n,side,side] in [0,1] by the diamond-square algorithm on a torus.
 
     Args:
-        draws: random numbers [n,side*side-1], uniform in [-1,1].
+        numbers: random numbers [n,side*side-1], uniform in [-1,1].
         side: a power of two.
         decay: divisor, from level to level, of the square root of the random numbers' factor.
     """
-    maps = np.zeros((len(draws), side, side))
+    maps = np.zeros((len(numbers), side, side))
     step, wibble, used = side, 100.0, 0
     while step >= 2:
         half = step // 2
         cells = side // step
-        new = draws[:, used:used + 3 * cells ** 2].reshape(-1, 3, cells, cells) * wibble ** 2
+        new = numbers[:, used:used + 3 * cells ** 2].reshape(-1, 3, cells, cells) * wibble ** 2
         corners = maps[:, ::step, ::step]
         pairs = corners + np.roll(corners, -1, axis=1)
         centres = (pairs + np.roll(pairs, -1, axis=2)) / 4 + new[:, 0]

@@ -75,8 +75,8 @@ def corrupt(images: np.ndarray, corruption: str, severity: int, *, indices: np.n
     size = max(1, CHUNK_BYTES // (8 * images[0].size)) if len(images) else 1
     for start in range(0, len(images), size):
         chunk = np.ascontiguousarray(images[start:start + size])
-        draws = islice(generators, len(chunk))
-        result[start:start + size] = FUNCTIONS[corruption](chunk, draws, *row)
+        of_chunk = islice(generators, len(chunk))
+        result[start:start + size] = FUNCTIONS[corruption](chunk, of_chunk, *row)
     return result
 
 
@@ -102,7 +102,7 @@ def _check(images: np.ndarray, corruption: str, severity: int, indices: np.ndarr
 
 
 def _gaussian_noise(images: np.ndarray, generators: Generators, std: float) -> np.ndarray:
-    noise = np.stack([draw.standard_normal(images.shape[1:]) for draw in generators])
+    noise = np.stack([generator.standard_normal(images.shape[1:]) for generator in generators])
     noise *= std
     noise += images / 255
     return _to_levels(noise)
@@ -110,15 +110,15 @@ def _gaussian_noise(images: np.ndarray, generators: Generators, std: float) -> n
 
 def _shot_noise(images: np.ndarray, generators: Generators, photons: float) -> np.ndarray:
     expected = images / 255 * photons
-    return _to_levels(np.stack([draw.poisson(image) for image, draw in zip(expected, generators)])
-                      / photons)
+    counts = [generator.poisson(image) for image, generator in zip(expected, generators)]
+    return _to_levels(np.stack(counts) / photons)
 
 
 def _impulse_noise(images: np.ndarray, generators: Generators, amount: float) -> np.ndarray:
     """Single values, not whole pixels, become 0 or 255."""
-    draws = np.stack([draw.random((2, *images.shape[1:])) for draw in generators])
-    salt = np.where(draws[:, 1] <= 0.5, np.uint8(255), np.uint8(0))
-    return np.where(draws[:, 0] <= amount, salt, images)
+    numbers = np.stack([generator.random((2, *images.shape[1:])) for generator in generators])
+    salt = np.where(numbers[:, 1] <= 0.5, np.uint8(255), np.uint8(0))
+    return np.where(numbers[:, 0] <= amount, salt, images)
 
 
 def _defocus_blur(images: np.ndarray, generators: Generators, radius: float, alias: float
@@ -132,7 +132,7 @@ def _glass_blur(images: np.ndarray, generators: Generators, sigma: float, reach:
     """Blur, displace pixels, blur again."""
     height, width = images.shape[1:3]
     shape = (rounds, max(0, height - 2 * reach), max(0, width - 2 * reach), 2)
-    moves = np.stack([draw.integers(-reach, reach, shape) for draw in generators])
+    moves = np.stack([generator.integers(-reach, reach, shape) for generator in generators])
     pixels = _to_levels(_soften(images, sigma))
     for index in range(rounds):
         pixels = displace(pixels, moves[:, index], reach)
@@ -145,7 +145,7 @@ def _soften(images: np.ndarray, sigma: float) -> np.ndarray:
 
 def _motion_blur(images: np.ndarray, generators: Generators, radius: int, sigma: float
                  ) -> np.ndarray:
-    return smear(images, [draw.uniform(-45, 45) for draw in generators], radius, sigma)
+    return smear(images, [generator.uniform(-45, 45) for generator in generators], radius, sigma)
 
 
 def _zoom_blur(images: np.ndarray, generators: Generators, factors: tuple[float, ...]
@@ -166,10 +166,10 @@ def _snow(images: np.ndarray, generators: Generators, mean: float, std: float, f
     height, width = images.shape[1:3]
     enlarge = zoom(height, width, (factor,))
     layers, angles = [], []
-    for draw in generators:
-        layer = enlarge @ draw.normal(mean, std, height * width)
+    for generator in generators:
+        layer = enlarge @ generator.normal(mean, std, height * width)
         layers.append(np.where(layer < threshold, 0, layer))
-        angles.append(draw.uniform(-135, -45))
+        angles.append(generator.uniform(-135, -45))
     flakes = _to_levels(np.stack(layers)).reshape(-1, height, width, 1)
     snow = smear(flakes, angles, radius, sigma) / 255
     # The official script works in single precision here.
@@ -185,11 +185,11 @@ def _frost(images: np.ndarray, generators: Generators, image_weight: float, fros
     """Blend the image with a random crop of a random picture of frost."""
     height, width = images.shape[1:3]
     parts = []
-    for draw in generators:
-        number = int(draw.integers(len(PICTURES)))
+    for generator in generators:
+        number = int(generator.integers(len(PICTURES)))
         picture = frost_picture(folder, number, shrink, height, width)
-        row = draw.integers(picture.shape[0] - height)
-        column = draw.integers(picture.shape[1] - width)
+        row = generator.integers(picture.shape[0] - height)
+        column = generator.integers(picture.shape[1] - width)
         parts.append(picture[row:row + height, column:column + width])
     mixed = image_weight * images + frost_weight * np.stack(parts)
     return np.clip(mixed, 0, 255).astype(np.uint8)
@@ -198,8 +198,8 @@ def _frost(images: np.ndarray, generators: Generators, image_weight: float, fros
 def _fog(images: np.ndarray, generators: Generators, weight: float, decay: float) -> np.ndarray:
     height, width = images.shape[1:3]
     side = max(2, 1 << (max(height, width) - 1).bit_length())
-    draws = np.stack([draw.uniform(-1, 1, side * side - 1) for draw in generators])
-    haze = plasma(draws, side, decay)[:, :height, :width, None]
+    numbers = np.stack([generator.uniform(-1, 1, side * side - 1) for generator in generators])
+    haze = plasma(numbers, side, decay)[:, :height, :width, None]
     brightest = images.max(axis=(1, 2, 3), keepdims=True) / 255
     return _to_levels((images / 255 + weight * haze) * brightest / (brightest + weight))
 
@@ -235,9 +235,9 @@ def _elastic_transform(images: np.ndarray, generators: Generators, strength: flo
     height, width = images.shape[1:3]
     side = min(height, width)
     moves, noise = [], []
-    for draw in generators:
-        moves.append(draw.uniform(-jitter * side, jitter * side, (3, 2)))
-        noise.append(draw.uniform(-1, 1, (2, height, width)))
+    for generator in generators:
+        moves.append(generator.uniform(-jitter * side, jitter * side, (3, 2)))
+        noise.append(generator.uniform(-1, 1, (2, height, width)))
     smooth = smoother(height, sigma * side) @ np.stack(noise) @ smoother(width, sigma * side).T
     shifts = strength * side * smooth
     rows, columns = affine(height, width, np.stack(moves))
