@@ -164,12 +164,12 @@ def around_gradients(watch: Callable[[], AbstractContextManager[object]]) -> Ite
 
     # torch has no hook for the start of a backward pass, so wrap the two functions that start one
     # (Tensor.backward calls the first).
-    kept = torch.autograd.backward, torch.autograd.grad
-    torch.autograd.backward, torch.autograd.grad = (watched(function) for function in kept)
+    originals = torch.autograd.backward, torch.autograd.grad
+    torch.autograd.backward, torch.autograd.grad = (watched(function) for function in originals)
     try:
         yield
     finally:
-        torch.autograd.backward, torch.autograd.grad = kept
+        torch.autograd.backward, torch.autograd.grad = originals
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from tta_apm.bench.claims import PRECOMPUTED, Claims, Taken
 from tta_apm.bench.evaluate import Evaluation
 from tta_apm.bench.grouping import Group, Grouping
 from tta_apm.bench.isolation import IsolationError, MethodError
+from tta_apm.bench.member import Member
 from tta_apm.bench.one_pass import BackboneChanged, OnePass, Outcome
 from tta_apm.bench.plan import Cell
 from tta_apm.bench.progress import Progress
 from tta_apm.bench.recorder import Recorder
 from tta_apm.bench.run import Run
-from tta_apm.bench.series import Collector, Series
+from tta_apm.bench.series import Series
 from tta_apm.bench.shared_work import SharedWork
 from tta_apm.bench.together import Room, free_memory_mb
 from tta_apm.console import stop_if_asked
@@ -295,23 +296,6 @@ class Sweep:
             self.todo.remove(cell.name)
             self.failed[cell.name] = explained(error)
             self.claims.fail(cell.name, explained(error))
-
-
-class Member:
-    """A row with a seed that goes through the streams of a unit.
-
-    Args:
-        unit: the indices of the streams.
-
-    Attributes:
-        needed: the indices of the streams that are yet to run.
-    """
-
-    def __init__(self, series: Series, run: Run, unit: Sequence[int]) -> None:
-        self.series = series
-        self.run = run
-        self.needed = list(unit)
-        self.collector = Collector([series.streams[index] for index in self.needed])
 
 
 def _shared_backbones(members: Sequence[Member]) -> list[Backbone]:

@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = shared.make_parser(
         "cost", "Measure the cost of a config's methods, on random weights and images: nothing is "
-        "downloaded. Print Table 4 of the paper beside it.", EXAMPLES)
+        "downloaded. The models of the paper's Table 4 follow below.", EXAMPLES)
     shared.add_config(parser, "configs/", "APM.PRESET slim", required=False)
     parser.add_argument("--images", type=int, metavar="N", help="images per call when a method is "
                         f"timed; default: {CPU_IMAGES} on a CPU, else BATCH_SIZE")

@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = shared.make_parser("export", "Write the results of a folder in another format.")
-    parser.add_argument("format", choices=(*FORMATS.names(), ROBUSTBENCH))
+    parser.add_argument("format", choices=(*FORMATS.names(), ROBUSTBENCH),
+                        help="the format to write")
     shared.add_results(parser)
     parser.add_argument("--to", type=Path, metavar="PATH",
                         help="write to this file instead of the terminal; for robustbench, the "

@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         "VALUE pairs at the end. Paths in it are relative to the host's folder. If the host has a "
         "method of the same name, ours is called tta_apm_NAME.", EXAMPLES)
     parser.usage = "tta-apm host HOST --repo PATH -- ARGUMENT ..."
-    parser.add_argument("host", choices=HOSTS)
+    parser.add_argument("host", choices=HOSTS, help="the benchmark; docs/hosts/ has a page on each")
     parser.add_argument("--repo", required=True, type=Path, help="the folder of your clone")
     return parser
 

@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         "import", "Import results of other repositories, to show them beside ours: logs "
         "of mariodoebler/test-time-adaptation, yuyongcan/Benchmark-TTA and DequanWang/tent, "
         "log-1.json of LINs-lab/ttab, unaggregated_results.csv of robustbench.")
-    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG")
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="a file to import")
     parser.add_argument("--into", required=True, type=Path, metavar="FOLDER",
                         help="the OUTPUT_DIR of a sweep, or a new folder")
     parser.add_argument("--dataset", default="", metavar="NAME",

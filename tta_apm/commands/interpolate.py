@@ -15,10 +15,10 @@ PER_ROW = 6
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = field_options.make_parser(
-        "interpolate", "Interpolate between the trigger columns of two images, decode the steps "
-        "and draw them as a strip and a film (.gif).", "interpolation.png")
+        "interpolate", "Interpolate between the trigger columns of two images, and draw the "
+        "reconstructions on the way as a strip and a film (.gif).", "interpolation.png")
     parser.add_argument("start", metavar="A", help=field_options.IMAGE_HELP)
-    parser.add_argument("end", metavar="B")
+    parser.add_argument("end", metavar="B", help="another")
     field_options.add_student(parser)
     parser.add_argument("-n", dest="steps", type=int, default=10, metavar="N",
                         help="steps from the reconstruction of A to that of B (default: 10)")

@@ -40,12 +40,15 @@ def make_parser() -> argparse.ArgumentParser:
                         "with the losses of the config")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 50, 250], metavar="N",
                         help="with --cfg: the steps to draw (default: 0 10 50 250)")
-    parser.add_argument("--embedding", choices=EMBEDDINGS, default="tsne")
+    parser.add_argument("--embedding", choices=EMBEDDINGS, default="tsne",
+                        help="how features become colours (default: tsne)")
     parser.add_argument("--dimensions", type=int, choices=DIMENSIONS, default=3,
-                        help="1 is drawn in shades from dark to light, 3 in colours (default: 3)")
+                        help="of the embedding: 1 for shades from dark to light, 3 for colours "
+                        "(default: 3)")
     parser.add_argument("--over", action="store_true", help="draw the islands over the image")
     parser.add_argument("--error-map", action="store_true",
-                        help="with --student: add each column's error against its teacher's grid")
+                        help="with --student: add a map of the error of each column against the "
+                        "teacher's feature there")
     return parser
 
 

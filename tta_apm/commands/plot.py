@@ -17,7 +17,8 @@ def make_parser() -> argparse.ArgumentParser:
         "plot", "Draw the results of a folder: methods by corruption, the difference to the "
         "teacher with its intervals, scores against steps, the audit.")
     shared.add_results(parser)
-    parser.add_argument("--kind", choices=tuple(KINDS), help="default: all that can be drawn")
+    parser.add_argument("--kind", choices=tuple(KINDS), help="the picture (default: all for which "
+                        "there are results)")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="a .png or .svg file (default: RESULTS/KIND.png)")
     shared.add_metric(parser)

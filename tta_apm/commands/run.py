@@ -48,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, metavar="N",
                         help="number of processes that share the work (default: this one)")
     parser.add_argument("--launcher", metavar="NAME",
-                        help="starts the workers: local (the default), ray or slurm; see LAUNCH")
+                        help="how workers are started: local (default), ray or slurm; the "
+                        "section LAUNCH of a config has more options")
     parser.add_argument("--address", metavar="HOST:PORT",
                         help="the address of a running Ray cluster, or auto")
     parser.add_argument("--version", action="version", version=f"tta-apm {__version__}")

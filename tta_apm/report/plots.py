@@ -201,18 +201,18 @@ def _comparisons(table: Table) -> list[list[TableLine]]:
 
 
 def _draw_comparison(axes: Axes, table: Table, group: Sequence[TableLine]) -> None:
-    survives = _first("nothing", (line.protocol.survives for line in group))
+    states = _first("nothing", (line.protocol.survives for line in group))
     orders = _first("shuffled", (line.protocol.order for line in group))
     for line in group:
-        kept, order = line.protocol.survives, line.protocol.order
-        position = survives.index(kept) * len(orders) + orders.index(order)
-        shift = (position - (len(survives) * len(orders) - 1) / 2) * 0.17
+        state, order = line.protocol.survives, line.protocol.order
+        position = states.index(state) * len(orders) + orders.index(order)
+        shift = (position - (len(states) * len(orders) - 1) / 2) * 0.17
         axes.errorbar([column + shift for column in range(len(table.shown))],
                       [100 * line.figures[name].value for name in table.shown],
                       bars(line, table.shown), linestyle="", capsize=2.5, markersize=6,
                       marker=MARKERS[orders.index(order)],
-                      color=list(COLOURS.values())[survives.index(kept)],
-                      label=plain(f"{kept} survives, {order}"))
+                      color=list(COLOURS.values())[states.index(state)],
+                      label=plain(f"{state} survives, {order}"))
     for column, name in enumerate(table.shown):
         values = {100 * line.figures[name].teacher for line in group}
         for value in sorted(value for value in values if not math.isnan(value)):

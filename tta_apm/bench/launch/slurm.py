@@ -66,7 +66,7 @@ class Slurm(Launcher):
             with executor.batch():
                 jobs = [executor.submit(Task(order)) for order in orders]
         except Exception as error:  # submitit's own classes, and what sbatch says
-            raise UserError(f"--launcher slurm: the jobs were not taken: {explain(error)}") \
+            raise UserError(f"--launcher slurm: sbatch did not accept the jobs: {explain(error)}") \
                 from error
         self.jobs = {order.number: job for order, job in zip(orders, jobs)}
         names = ", ".join(str(job.job_id) for job in jobs)

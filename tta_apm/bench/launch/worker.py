@@ -122,7 +122,7 @@ def _output_to(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
+    originals = [os.dup(number) for number in (1, 2)]
     with open(file, "ab", buffering=0) as log:
         log.write(f"--- process {os.getpid()} on {platform.node()}, "
                   f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -133,7 +133,7 @@ def _output_to(file: Path) -> Iterator[None]:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        for number, descriptor in zip((1, 2), kept):
+        for number, descriptor in zip((1, 2), originals):
             os.dup2(descriptor, number)
             os.close(descriptor)
 
