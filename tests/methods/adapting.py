@@ -8,6 +8,17 @@ import torch
 from torch import nn
 
 
+def weights(method) -> list[torch.Tensor]:
+    """Copies of the parameters that a method adapts."""
+    return [parameter.detach().clone() for parameter in method.adapted.parameters]
+
+
+def moved(method) -> bool:
+    """Whether they differ from the source's."""
+    return any(not torch.equal(now, source) for now, source
+               in zip(method.adapted.parameters, method.adapted.source))
+
+
 def plain_copy(net):
     """A copy that normalises by batch statistics; the scales and shifts before its last stage
     (layer4, or the last of three stages), which alone require grad; and zeros of their shapes."""

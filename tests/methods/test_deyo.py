@@ -9,20 +9,11 @@ import torch
 from torch import nn
 from tta_apm_baselines.deyo import Deyo, shuffle_patches
 
-from adapting import check_last_stage, plain_copy
+from adapting import check_last_stage, moved, plain_copy, weights
 from tta_apm.backbones.classifiers import Classifier
 from tta_apm.errors import UserError
 
 FAST = dict(lr=1e-2, plpd=0.2)
-
-
-def weights(method) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in method.adapted.parameters]
-
-
-def moved(method) -> bool:
-    return any(not torch.equal(now, source) for now, source
-               in zip(method.adapted.parameters, method.adapted.source))
 
 
 def plain(net, batches, *, lr, plpd, seed=42):

@@ -11,20 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from tta_apm_baselines.eata import Eata
 
+from adapting import moved, weights
 from tta_apm.errors import UserError
 
 ETA = dict(fisher_alpha=0.0, diversity_margin=0.4, lr=1e-2)
 EATA = dict(fisher_alpha=50.0, diversity_margin=0.4, lr=1e-2, num_fisher_images=96,
             fisher_batch_size=32)
-
-
-def weights(method) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in method.adapted.parameters]
-
-
-def moved(method) -> bool:
-    return any(not torch.equal(now, source) for now, source
-               in zip(method.adapted.parameters, method.adapted.source))
 
 
 def plain(net, batches, source=None, *, fisher_alpha, diversity_margin, lr,

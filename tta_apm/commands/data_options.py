@@ -21,9 +21,9 @@ def add_data_dir(into: argparse.ArgumentParser) -> None:
 def add_domains(into: argparse.ArgumentParser) -> None:
     """Add --corruptions and --severity, which take lists with commas."""
     into.add_argument("--corruptions", default=",".join(CORRUPTIONS), metavar="A,B,...",
-                      help="default: all 15")
+                      help="the corruptions (default: all 15)")
     into.add_argument("--severity", default=",".join(map(str, SEVERITIES)), metavar="N,M,...",
-                      help="default: 1 to 5")
+                      help="the severities (default: 1 to 5)")
 
 
 def corruptions(options: argparse.Namespace) -> list[str]:

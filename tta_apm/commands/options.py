@@ -33,4 +33,5 @@ def add_results(into: argparse.ArgumentParser) -> None:
 
 def add_metric(into: argparse.ArgumentParser) -> None:
     """Add --metric, None by default."""
-    into.add_argument("--metric", choices=METRICS, help="default: that of the run")
+    into.add_argument("--metric", choices=METRICS,
+                      help="the score to show (default: that of the run)")

@@ -11,7 +11,8 @@ from tta_apm.commands import options as shared
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = shared.make_parser("table", "Make the tables of a results folder again.")
+    parser = shared.make_parser("table", "Make the tables of a results folder again, print them "
+                                "and write them there.")
     shared.add_results(parser)
     shared.add_metric(parser)
     parser.add_argument("--published", action="store_true",

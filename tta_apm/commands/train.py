@@ -16,7 +16,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     from tta_apm.training.recipes import RECIPES
 
-    names = "\n".join(["names:", *(f"  {name:<16} {recipe.summary}"
+    width = max(map(len, RECIPES))
+    names = "\n".join(["names:", *(f"  {name:<{width}} {recipe.summary}"
                                    for name, recipe in RECIPES.items())])
     parser = shared.make_parser(
         "train", "Train a small backbone, or a context of CoOp or CoCoOp, and print its test "
@@ -26,10 +27,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", default="data", metavar="FOLDER",
                         help="the folder of CIFAR-10 (default: data)")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="default: the package's own file for digits, weights/NAME.safetensors "
-                        "for CIFAR-10")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+                        help="the file to write (default: the package's own for digits, "
+                        "weights/NAME.safetensors for CIFAR-10)")
+    parser.add_argument("--epochs", type=int, metavar="N",
+                        help="passes over the training images (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+                        help="of the initial weights and the order of images (default: 0)")
     return parser
 
 
