@@ -35,8 +35,9 @@ class UdaSs(Method):
 
     Departures from the authors' code: weights are initialised as torch's layers do; both learning
     rates fall at the milestones (in the code the second one does not); the rotation layer has no
-    weight decay by the other optimiser; and rotation is the only task (no mirroring, no quadrants),
-    as in the tables of TTT and APM.
+    weight decay by the other optimiser; all images are cropped and mirrored at random (in the code
+    none is); and rotation is the only task (no mirroring, no quadrants), as in the tables of TTT
+    and APM.
 
     Args:
         backbone: a classifier with a linear last layer, of which only the architecture is used.

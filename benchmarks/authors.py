@@ -1,12 +1,13 @@
-"""Eleven methods against the code of their authors, or its port in online-tta, on the same work.
+"""Twelve methods against the code of their authors, or its port in online-tta, on the same work.
 
     python benchmarks/authors.py CLONES
     python benchmarks/authors.py CLONES --classifier torchvision/resnet18 --size 224 --images 16
 
 CLONES is a folder of clones, each by its own name, none of which is part of this repository:
 https://github.com/mr-eggplant/EATA, mr-eggplant/SAR, Jhyun17/DeYO, matsuolab/T3A,
-TaesikGong/NOTE, tim-learn/SHOT, and mariodoebler/test-time-adaptation (online-tta) for CoTTA,
-ROID (its authors' own), RoTTA, AdaContrast's online form and LAME.
+TaesikGong/NOTE, tim-learn/SHOT, yueatsprograms/uda_release (UDA-SS), and
+mariodoebler/test-time-adaptation (online-tta) for CoTTA, ROID (its authors' own), RoTTA,
+AdaContrast's online form and LAME.
 A method whose clone is not there is left out.
 
 Both sides adapt copies of one network, of random weights in the same memory layout, to the same
@@ -34,6 +35,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import common
 from tta_apm.backbones.build import untrained
@@ -229,6 +231,62 @@ def shot(bench: Bench) -> tuple[Side, Side]:
     return prepare, theirs
 
 
+def uda_ss(bench: Bench) -> tuple[Side, Side]:
+    """Each batch is a domain of its own, on which and on as many source images a network is
+    trained for one epoch, in parts of a quarter. What theirs measures on test images and prints is
+    left out. Ours also crops and mirrors images, which theirs does not."""
+    size = max(4, len(bench.batch) // 4)
+    source = Source(bench.batch, torch.arange(len(bench.batch)) % bench.num_classes)
+    ours: Any = bench.ours("uda_ss", epochs=1, batch_size=size, lr=LR, source=source)
+    mmd = types.ModuleType("utils.get_mmd")
+    mmd.get_mmd = lambda *_: 0.0  # type: ignore[attr-defined]
+    with mock.patch.dict(sys.modules, {"utils": types.ModuleType("utils"), "utils.get_mmd": mmd}):
+        training = bench.module("uda_release/utils/train.py")
+    training.test = lambda *_: 0.0
+    task_of, no_labels, turned = (
+        getattr(bench.module(f"uda_release/{file}.py"), Path(file).name)
+        for file in ("utils/SSTask", "dset_classes/DsetNoLabel", "dset_classes/DsetSSRotRand"))
+    words = argparse.Namespace(num_batches_per_test=sys.maxsize)
+    still = types.SimpleNamespace(step=lambda: None)  # no milestone in one epoch
+    loss = nn.CrossEntropyLoss()
+
+    def prepare(images: Tensor) -> None:
+        ours.reset()
+        ours.prepare(Domain(images))
+
+    @torch.enable_grad()
+    def theirs(images: Tensor) -> None:
+        featurizer, head = split(copy.deepcopy(bench.network).requires_grad_(True))
+        turner = nn.Linear(head.in_features, 4).to(images.device)
+        classes, turns = (torch.optim.SGD([*featurizer.parameters(), *layer.parameters()], LR,
+                                          momentum=0.9, weight_decay=5e-4)
+                          for layer in (head, turner))
+        labelled = TensorDataset(source.images, source.labels)
+        looks = [DataLoader(turned(no_labels(dataset)), size // 2, shuffle=True)
+                 for dataset in (labelled, TensorDataset(images))]
+        task = task_of(featurizer, turner, loss, turns, still, looks[0], None, looks[1], None)
+        task.assign_test(training.test)
+        with (mock.patch.object(Tensor, "cuda", lambda tensor: tensor),
+              redirect_stdout(io.StringIO())):
+            training.train(words, nn.Sequential(featurizer, head), featurizer, [task], loss,
+                           classes, still, DataLoader(labelled, size, shuffle=True), None, None)
+    return prepare, theirs
+
+
+class Source:
+    """Labelled images [N,3,H,W] as a method takes those of its source."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels.to(images.device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
 class Domain:
     """Images [N,3,H,W] as an offline method takes them."""
 
@@ -263,7 +321,7 @@ class Loader:
     next = __next__
 
 
-def split(network: Classifier) -> tuple[nn.Module, nn.Module]:
+def split(network: Classifier) -> tuple[nn.Module, nn.Linear]:
     """A network without its last linear layer, and that layer."""
     name, head = [(name, layer) for name, layer in network.named_modules()
                   if isinstance(layer, nn.Linear)][-1]
@@ -296,7 +354,7 @@ def t3a(bench: Bench) -> tuple[Side, Side]:
 SIDES: dict[str, Callable[[Bench], tuple[Side, Side]]] = {
     function.__name__: function
     for function in (eata, sar, deyo, cotta, cotta_views, roid, rotta, note, adacontrast,
-                     shot, lame, t3a)}
+                     shot, uda_ss, lame, t3a)}
 
 
 def main() -> None:
