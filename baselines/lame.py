@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +51,7 @@ class Lame(Method):
         at_least(1, "lame", neighbours=neighbours)
         self.affinity = affinity
         self.neighbours = neighbours
-        self.head = Head(copy.deepcopy(backbone), "lame")
+        self.head = Head(backbone, "lame")
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +46,7 @@ class T3a(Method):
         super().__init__()
         at_least(0, "t3a", num_supports=num_supports)
         self.num_supports = num_supports
-        self.head = Head(copy.deepcopy(backbone), "t3a")
+        self.head = Head(backbone, "t3a")
         self.reset()
 
     def reset(self) -> None:

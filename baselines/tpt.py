@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +11,11 @@ from tta_apm.backbones.clip_prompts import (
     ContextPrompts, cosine_logits, load_context, phrase_context)
 from tta_apm.errors import UserError, at_least
 from tta_apm.method import Method
-from tta_apm.toolbox.augmix import augmix
 from tta_apm.toolbox.entropy import entropy, marginal_entropy
-from tta_apm.toolbox.episodes import adapt, chunk_size, chunks, image_generators, stack
+from tta_apm.toolbox.episodes import adapt, chunk_size, chunks, stack
 from tta_apm.toolbox.precision import products, resolve
 from tta_apm.toolbox.surviving import SurvivingOptimizer
-from tta_apm.toolbox.views import crop_views
+from tta_apm.toolbox.view_features import Views, encode, view_features
 
 # Factor of the loss in float16, without which gradients underflow; the authors' GradScaler starts
 # with it.
@@ -82,16 +79,13 @@ class Tpt(Method):
             raise UserError(f"tpt: selection {selection} keeps {num_selected} of {num_views} "
                             f"views; it must keep 1 to {num_views}")
         self.backbone = backbone
-        self.num_views = num_views
+        self.views = Views(num_views - 1, flip, augmix, seed)
         self.num_selected = num_selected
         self.steps = steps
         self.lr = lr
-        self.flip = flip
-        self.augmix = augmix
         self.precision = resolve(precision, "float16", backbone.text_features.device, "tpt")
         self.resolved = {"precision": self.precision}
         self.loss_scale = LOSS_SCALE if self.precision == "float16" else 1
-        self.seed = seed
         learned = load_context(weights, backbone, meta_net=None) if weights else None
         context = phrase_context(backbone, phrase) if learned is None else learned.ctx.detach()
         self.of_image = learned if learned is not None and learned.meta_net is not None else None
@@ -104,16 +98,14 @@ class Tpt(Method):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        generators = image_generators(images, self.seed)
-        return torch.cat([self._adapt(images[part], generators[part])
-                          for part in chunks(len(images), self.chunk)])
+        return torch.cat([self._adapt(images[part]) for part in chunks(len(images), self.chunk)])
 
     def reset(self) -> None:
         """Do nothing: every image starts from the same context and an empty optimiser."""
 
-    def _adapt(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def _adapt(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W], each with its own adapted context."""
-        features = self._view_features(images, generators)
+        features = self._view_features(images)
         initial, text_features = stack({"context": self.context}, len(images)), self.text_features
         if self.of_image is not None:
             initial = {"context": self.of_image(features[:, 0]).requires_grad_()}
@@ -132,24 +124,13 @@ class Tpt(Method):
         # With eps scaled like the loss, its steps do not depend on the scale of the gradients.
         return torch.optim.AdamW(leaves, lr=self.lr, weight_decay=0.01, eps=1e-8 * self.loss_scale)
 
-    def _view_features(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def _view_features(self, images: Tensor) -> Tensor:
         """Image features [B,V,D] of length one; the first view is the image itself."""
-        features = self._encode_images(images)[:, None]
-        if self.num_views > 1:
-            views = crop_views(images, self.num_views - 1, generators,
-                               size=self.backbone.image_size, flip=self.flip)
-            if self.augmix:
-                views = augmix(views, generators)
-            # One image at a time: its views are enough work for a GPU, and the views of a whole
-            # chunk might not fit into memory.
-            view_features = torch.stack([self._encode_images(view) for view in views])
-            features = torch.cat([features, view_features], 1)
+        features = encode(self.backbone, images, self.precision)[:, None]
+        if self.views.num_views:
+            of_views = view_features(self.backbone, images, self.views, self.precision)
+            features = torch.cat([features, of_views], 1)
         return F.normalize(features, dim=-1)
-
-    def _encode_images(self, images: Tensor) -> Tensor:
-        """Image features [B,D] of images [B,3,H,W] in [0,1]."""
-        with products(self.precision, images.device):
-            return self.backbone.encode_image(images).to(images.dtype)
 
     def _encode_classes(self, contexts: Tensor) -> Tensor:
         """Text features [B,K,D] of length one, from contexts [B,M,W]."""
@@ -170,7 +151,7 @@ class Tpt(Method):
     def _bytes_per_image(self) -> int:
         """Memory of one image: the text tower's activations, and the views while they are made."""
         size = self.backbone.image_size or 0
-        views = 3 * self.num_views * 3 * size**2 * self.context.element_size()
+        views = 3 * (1 + self.views.num_views) * 3 * size**2 * self.context.element_size()
         return self.prompts.bytes_per_image() + views
 
 

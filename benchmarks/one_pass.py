@@ -21,6 +21,7 @@ import io
 import itertools
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -118,7 +119,8 @@ def compare(words: list[str], options: argparse.Namespace, root: Path, device: t
                              "OUTPUT_DIR", str(folder)])
         assert code == cli.OK, errors.getvalue()
         records = [load_record(file) for file in folder.rglob("cells/**/*.json")]
-        found.inside = sum(record.seconds for record in records)
+        for record in records:
+            found.inside[record.row] += record.seconds
         found.predictions = {str(file.relative_to(folder)): file.read_bytes()
                              for file in folder.rglob("*.npz")}
         sides[together].append(found)
@@ -128,7 +130,8 @@ def compare(words: list[str], options: argparse.Namespace, root: Path, device: t
                for side in sides.values() for found in side), "the predictions differ"
     one, each = sides["auto"], sides["1"]
     rows = [[name, *(f"{median(values):.1f}" for values in zip(*(
-        (found.wall, found.cpu, found.inside, float(found.asked)) for found in side)))]
+        (found.wall, found.cpu, sum(found.inside.values()), float(found.asked))
+        for found in side)))]
             for name, side in (("one pass for all", one), ("a pass for each row", each))]
     gain = common.ratio([found.wall for found in each], [found.wall for found in one])
     spared = common.ratio([found.cpu for found in each], [found.cpu for found in one])
@@ -143,9 +146,11 @@ def compare(words: list[str], options: argparse.Namespace, root: Path, device: t
 class Measured:
     """Of one sweep."""
 
-    wall = cpu = inside = 0.0
-    asked = 0
-    predictions: dict[str, bytes] = {}
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+        self.inside: dict[str, float] = defaultdict(float)  # seconds in the records, by row
+        self.asked = 0
+        self.predictions: dict[str, bytes] = {}
 
 
 @contextlib.contextmanager

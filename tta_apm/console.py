@@ -84,16 +84,18 @@ class Interrupts:
     are ignored, or handled by other code, are left alone. In other threads it does nothing.
 
     Args:
-        take_over: handle the signals of schedulers even if other code handles them already.
+        take_over: handle the signals of schedulers even if other code handles them already. A
+            second one is only noted: schedulers send several, and kill a process that stays.
 
     Attributes:
         number: the number of the first signal; 0 before one arrives. Once it is set, any exception
             may be a consequence of the signal: libraries catch KeyboardInterrupt and raise others.
+        last: the number of the last signal.
     """
 
     def __init__(self, *, take_over: bool = False) -> None:
         self.take_over = take_over
-        self.number = 0
+        self.number = self.last = 0
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -118,8 +120,9 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        self.last = number
         if self.number:
-            if now - self._since > REPEAT_SECONDS:
+            if now - self._since > REPEAT_SECONDS and not self.take_over:
                 with suppress(OSError):
                     os.write(2, b"\nStopped at once.\n")
                 os._exit(self.exit_code)

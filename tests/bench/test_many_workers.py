@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -21,10 +22,12 @@ from small_methods import NAMES, SMALL
 from tta_apm import cli
 from tta_apm.atomic import is_alive
 from tta_apm.bench.claim_state import FILE, find_workers
-from tta_apm.bench.launch import slurm
+from tta_apm.bench.launch import local, slurm
 from tta_apm.bench.launch.launcher import LAUNCHERS
 from tta_apm.bench.launch.local import Local
+from tta_apm.bench.launch.worker import Order
 from tta_apm.bench.records import load_record
+from tta_apm.config import load
 from tta_apm.config.launch import minutes
 from tta_apm.errors import UserError
 
@@ -80,6 +83,9 @@ def submitit_here(monkeypatch):
     """submitit's executor of this machine in place of a Slurm cluster's."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(slurm, "CLUSTER", "local")
+    monkeypatch.setattr(slurm, "queue_states", lambda job_ids: {  # the ids are those of processes
+        job_id: "RUNNING" for job_id in job_ids
+        if is_alive(int(job_id)) and not is_zombie(int(job_id))})
 
 
 def test_every_method_gives_the_same_bytes_alone_and_shared_by_two(command, tmp_path, capsys):
@@ -168,6 +174,34 @@ def test_submitit_gives_the_same_bytes(command, tmp_path, capsys, submitit_here)
     assert "Ctrl-C ends only this display" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("signals", [
+    (signal.SIGUSR2,), (signal.SIGUSR1,), (signal.SIGTERM, signal.SIGUSR2)])
+def test_a_job_that_is_preempted_is_requeued(command, tmp_path, submitit_here, signals):
+    """One job, which only submitit starts again."""
+    folder = tmp_path / "jobs"
+
+    def preempt() -> None:
+        wait_for(lambda: any(worker.cells for worker in find_workers(folder)), Alive())
+        [pid] = [worker.pid for worker in find_workers(folder) if worker.runs]
+        for number in signals:
+            os.kill(pid, number)
+            time.sleep(1)
+
+    scheduler = threading.Thread(target=preempt)
+    scheduler.start()
+    config = {**LONG, "NUM_IMAGES": 60}
+    assert cli.main(command(config, "jobs", "--workers", "1", *SLURM, "LAUNCH.TIME", "30",
+                            "LAUNCH.GPUS", "0")) == cli.OK
+    scheduler.join()
+    assert len(cells(folder)) == 6
+    assert (folder / "logs/worker-1.log").read_text().count("--- process ") == 2
+
+
+def test_a_job_without_a_time_is_one_sentence(command, capsys, submitit_here):
+    test_bad_input_is_one_sentence(command, capsys, (*SLURM, "--workers", "2"),
+                                   "--launcher slurm: say how long a job may run, e.g. LAUNCH.TIME")
+
+
 def test_a_ray_node_that_is_lost_loses_no_cell(command, tmp_path, start):
     """Two nodes on one machine, one of which goes while both are at work."""
     ray = pytest.importorskip("ray")
@@ -212,6 +246,27 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 LONG = {**FEW, "NUM_IMAGES": 150, "METHODS": ["tent", "memo NUM_VIEWS 4"]}
 
 
+def test_local_workers_get_a_gpu_each_and_a_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "free_cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    for name in local.THREADS:
+        monkeypatch.delenv(name, raising=False)
+
+    def orders(*words: str) -> list[Order]:
+        return Local(load(str(ROOT / "cfgs/digits_c/base.yaml"),
+                          ["OUTPUT_DIR", str(tmp_path), *words]), 3).orders(redo=False)
+
+    devices = [order.environment["CUDA_VISIBLE_DEVICES"] for order in orders()]
+    assert sorted(devices[:2]) == ["4", "7"] and devices[2] == devices[0]
+    assert not any("CUDA_VISIBLE_DEVICES" in order.environment
+                   for order in orders("DEVICE", "cpu"))
+    for order in orders():
+        assert order.num_threads == 2
+        assert {order.environment[name] for name in local.THREADS} == {"2"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's own choice
+    assert all(order.environment["OMP_NUM_THREADS"] == "1" for order in orders())
+
+
 def test_ctrl_c_stops_all_and_says_how_to_go_on(start, tmp_path, command):
     process = start(LONG, "stopped", "--workers", "2", start_new_session=True)
     folder = tmp_path / "stopped"
@@ -228,7 +283,7 @@ def test_ctrl_c_stops_all_and_says_how_to_go_on(start, tmp_path, command):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_scheduler_s_signal_drops_the_unit_and_gives_it_back(start, tmp_path, number):
+def test_a_scheduler_s_signal_drops_the_unit_and_gives_it_back(start, tmp_path, command, number):
     process = start(LONG, "stopped")
     folder = tmp_path / "stopped"
     wait_for(lambda: any(worker.cells for worker in find_workers(folder)), process)
@@ -237,6 +292,8 @@ def test_a_scheduler_s_signal_drops_the_unit_and_gives_it_back(start, tmp_path, 
     assert process.returncode == 128 + number
     assert "the same command goes on from there" in error and "Traceback" not in error
     assert not (folder / FILE).exists() and not list(folder.rglob("*.tmp"))
+    assert cli.main(command(LONG, "stopped")) == cli.OK  # as a requeued job does
+    assert len(cells(folder)) == 6
 
 
 def test_killed_workers_and_drivers_lose_and_double_nothing(start, tmp_path, command):
@@ -341,7 +398,7 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     config = {**FEW, "SETTING": "continual"}
     words = command(config, "dry", "--workers", "3", *SLURM, "--dry-run", "LAUNCH.PARTITION", "gpu",
                     "LAUNCH.TIME", "4:00:00", "LAUNCH.MEMORY", "32G", "LAUNCH.ARRAY_LIMIT", "2",
-                    "LAUNCH.SETUP", "[module load cuda]")
+                    "LAUNCH.SETUP", "[module load cuda]", "LAUNCH.CPUS", "6")
     assert cli.main(words) == cli.OK
     out = capsys.readouterr().out
     assert "10 units for 3 workers (one worker runs all of a unit): 9 of one cell each" in out
@@ -350,7 +407,9 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     assert {"#SBATCH --array=1-3%2", "#SBATCH --partition=gpu", "#SBATCH --time=4:00:00",
             "#SBATCH --mem=32G", "#SBATCH --gpus-per-node=1", "module load cuda"} <= {*script}
     assert not any(line.startswith(("#SBATCH --account", "#SBATCH --qos")) for line in script)
-    assert script[-2].startswith("srun tta-apm --cfg ") and "--workers" not in script[-2]
+    [run] = [line for line in script if line.startswith("srun ")]
+    assert run.startswith("srun --cpus-per-task=6 tta-apm --cfg ") and "--workers" not in run
+    assert script[-1] == "exit $code"
 
 
 @pytest.mark.parametrize("words, sentence", [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
+from sweeps import STRANGERS, cells
 
 from small_methods import NAMES, SMALL
-from sweeps import STRANGERS, cells
 from tta_apm import cli
 from tta_apm.bench import together
 from tta_apm.bench.isolation import Guard
@@ -118,6 +118,39 @@ def test_rows_ask_a_clip_once_for_each_batch(sweep, monkeypatch):
     code, alone, _ = sweep(rows, "alone", "TOGETHER", "1")
     assert sorted(asked) == [1] * 4 + [4] * 6 * 4
     assert alone == shared
+
+
+def test_rows_ask_a_classifier_once_for_its_features(sweep, monkeypatch, digits_resnet):
+    network = type(digits_resnet.net)
+    asked, forward = [], network.forward
+    monkeypatch.setattr(network, "forward", lambda self, images: (
+        asked.append(len(images)), forward(self, images))[1])
+    rows = ["t3a", "lame", "one_sample BACKBONE classifier NET mlp HIDDEN [48] STEPS 2",
+            "apm BACKBONE classifier HIDDEN [16] STEPS 2 IMAGE_SIZE 32 PATCH 8 CODE 16"]
+    code, shared, _ = sweep(rows, "shared")
+    assert code == cli.OK
+    # Besides: each row is warmed up, two of them on a whole batch.
+    assert asked.count(4) == 2 + 6
+    asked.clear()
+    code, alone, _ = sweep(rows, "alone", "TOGETHER", "1")
+    assert asked.count(4) == 2 + 6 * 4
+    assert alone == shared
+
+
+def test_rows_with_the_same_views_ask_a_clip_once_for_their_features(sweep, monkeypatch):
+    import open_clip
+    asked, encode = [], open_clip.CLIP.encode_image
+    monkeypatch.setattr(open_clip.CLIP, "encode_image", lambda self, images: (
+        asked.append(len(images)), encode(self, images))[1])
+    rows = ["tpt NUM_VIEWS 10", "tpt NUM_VIEWS 10 STEPS 2", "tpt NUM_VIEWS 10 FLIP false"]
+    code, shared, _ = sweep(rows, "shared")
+    assert code == cli.OK
+    # Nine views of each of 24 images, with and without flips; and of one in each row's warm-up.
+    assert asked.count(9) == 3 + 24 * 2 and asked.count(4) == 6
+    asked.clear()
+    code, alone, _ = sweep(rows, "alone", "TOGETHER", "1")
+    assert asked.count(9) == 3 + 24 * 3 and asked.count(4) == 6 * 3
+    assert alone == shared and len(shared) == 6
 
 
 def test_shared_work_is_charged_to_every_row_as_if_it_were_alone(sweep, tmp_path):

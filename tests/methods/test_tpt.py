@@ -12,6 +12,7 @@ from tta_apm_baselines.tpt import Tpt
 
 from tta_apm.backbones.clip_prompts import phrase_context
 from tta_apm.errors import UserError
+from tta_apm.toolbox import view_features
 from tta_apm.toolbox.entropy import entropy, marginal_entropy
 from tta_apm.toolbox.episodes import image_generators
 from tta_apm.toolbox.views import crop_views
@@ -60,7 +61,7 @@ def test_entropy_of_two_opposite_certain_views():
 def test_a_tenth_of_64_views_are_the_six_with_the_least_entropy(clip, images):
     method = Tpt(clip)
     assert method.num_selected == 6
-    features = method._view_features(images, image_generators(images, 42))
+    features = method._view_features(images)
     assert features.shape[:2] == (6, 64)
     entropies = entropy(clip.logit_scale * features @ clip.text_features.T)
     lowest = entropies.sort(1).indices[:, :6]
@@ -69,7 +70,7 @@ def test_a_tenth_of_64_views_are_the_six_with_the_least_entropy(clip, images):
 
 
 def test_the_first_view_is_the_image_itself(clip, images):
-    features = Tpt(clip, num_views=10)._view_features(images, image_generators(images, 42))
+    features = Tpt(clip, num_views=10)._view_features(images)
     plain = F.normalize(clip.encode_image(images), dim=-1)
     assert torch.allclose(features[:, 0], plain, atol=1e-5)
     assert ((features[:, 1:] - plain[:, None]).norm(dim=-1) > 1e-3).all()
@@ -90,7 +91,7 @@ def test_the_first_step_is_adamw_s(clip, images, watched):
     assert torch.equal(started, phrase_context(clip, "a photo of a").expand(6, -1, -1))
     leaf = started.clone().requires_grad_()
     features = method._most_confident(
-        method._view_features(images, image_generators(images, 42)), method.text_features)
+        method._view_features(images), method.text_features)
     marginal_entropy(method._classify(features, leaf)).sum().backward()
     clear = leaf.grad.abs() > 1e-5
     assert clear.float().mean() > 0.5
@@ -134,7 +135,7 @@ def test_the_step_lowers_the_entropy_of_the_mean_prediction(clip, images, watche
     method, contexts = watched(num_views=20)
     method(images)
     features = method._most_confident(
-        method._view_features(images, image_generators(images, 42)), method.text_features)
+        method._view_features(images), method.text_features)
     with torch.no_grad():
         before, after = [marginal_entropy(method._classify(features, context))
                          for context in tuple(contexts)]
@@ -180,14 +181,14 @@ def test_views_follow_the_seed_and_augmix_changes_them(clip, images):
     assert not torch.allclose(Tpt(clip, num_views=10, seed=43)(images), logits, atol=1e-3)
     with_augmix = Tpt(clip, num_views=10, augmix=True)
     assert not torch.allclose(with_augmix(images), logits, atol=1e-3)
-    features = with_augmix._view_features(images, image_generators(images, 42))
+    features = with_augmix._view_features(images)
     plain = F.normalize(clip.encode_image(images), dim=-1)
     assert torch.allclose(features[:, 0], plain, atol=1e-5)
 
 
 def test_views_are_mirrored_if_asked(clip, images, monkeypatch):
     asked = []
-    monkeypatch.setattr(tpt, "crop_views", lambda *args, flip, **settings: (
+    monkeypatch.setattr(view_features, "crop_views", lambda *args, flip, **settings: (
         asked.append(flip), crop_views(*args, flip=flip, **settings))[1])
     for settings in (dict(), dict(flip=False)):
         Tpt(clip, num_views=10, **settings)(images)

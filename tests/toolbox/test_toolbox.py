@@ -116,6 +116,7 @@ def test_logits_are_features_times_weight(build, keep):
     with torch.no_grad():
         logits, features = head.features(images)
         assert torch.equal(logits, model(images))
+        assert features.is_contiguous()  # else no other row could share them
         assert torch.allclose(head.logits(features), logits, atol=1e-6)
         bias = head.logits(torch.zeros_like(features))
         assert torch.allclose(features @ head.weight.T + bias, logits, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,21 @@ from tta_apm.errors import UserError
 
 # The family of users' own networks.
 OWN = "own"
+
+
+class HeadInput(NamedTuple):
+    """A classifier's logits, and the input of its last linear layer.
+
+    Args:
+        logits: [B,K].
+        features: the input of the last linear layer that ran; the logits if none ran.
+        layer: the index of that layer among the modules of the network, int64 []; -1 unless the
+            features are [B,D] and its output for them is the logits.
+    """
+
+    logits: Tensor
+    features: Tensor
+    layer: Tensor
 
 
 class Classifier(Backbone):
@@ -47,6 +63,28 @@ class Classifier(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
         return self.kept(self.net(self.prepare(images)))
+
+    @once_per_batch
+    def head_input(self, images: Tensor) -> HeadInput:
+        """Logits and features of images [B,3,H,W] in [0,1], from one forward."""
+        seen: list[tuple[int, Tensor]] = []
+
+        def keep(index: int, layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            seen[:] = [(index, inputs[0])]
+        modules = list(self.net.modules())
+        hooks = [module.register_forward_pre_hook(partial(keep, index))
+                 for index, module in enumerate(modules) if isinstance(module, nn.Linear)]
+        try:
+            logits = self.kept(self.net(self.prepare(images)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        index, features = seen[0] if seen else (-1, logits)
+        if features.dim() != 2 or index >= 0 and not torch.equal(
+                self.kept(modules[index](features)), logits):
+            index = -1
+        # Contiguous, since a view of larger activations (a class token) could not be shared.
+        return HeadInput(logits, features.contiguous(), torch.tensor(index))
 
 
 def load(section: Mapping[str, Any], task: Task, device: torch.device | str) -> Classifier:

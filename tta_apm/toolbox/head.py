@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,12 +32,13 @@ class Head:
         Raises:
             UserError: for a classifier whose last layer is not linear.
         """
-        logits, features, layer = self._run(images)
-        if layer is None or features.dim() != 2 or not torch.equal(
-                self.classifier.kept(layer(features)), logits):
+        logits, features, index = self.classifier.head_input(images)
+        if index < 0:
             raise UserError(f"{self.owner}: the logits of the classifier {self.classifier.name} "
                             "are not the output of a linear layer, so it has no separate features "
                             "and head")
+        layer = list(self.classifier.net.modules())[index]
+        assert isinstance(layer, nn.Linear)
         self._layer = layer
         return logits, features
 
@@ -55,22 +55,3 @@ class Head:
     def logits(self, features: Tensor) -> Tensor:
         """Logits [n,K] of features [n,D]; available after a call of `features`."""
         return self.classifier.kept(F.linear(features, self._layer.weight, self._layer.bias))
-
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, nn.Linear | None]:
-        """Logits, the input of the last linear layer that ran, and that layer (None: none ran)."""
-        seen: list[tuple[nn.Linear, Tensor]] = []
-
-        def keep(layer: nn.Linear, inputs: tuple[Tensor]) -> None:
-            seen[:] = [(layer, inputs[0])]
-        inside = self.classifier
-        hooks = [module.register_forward_pre_hook(keep) for module in inside.modules()
-                 if isinstance(module, nn.Linear)]
-        try:
-            # Not `classifier(images)`: its result may be cached for another method, and then no
-            # layer runs.
-            logits = inside.kept(inside.net(inside.prepare(images)))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        layer, features = seen[0] if seen else (None, logits)
-        return logits, features, layer

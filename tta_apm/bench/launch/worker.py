@@ -64,7 +64,7 @@ class Ending(NamedTuple):
     Args:
         error: why the sweep cannot be run, a sentence; "" if it can.
         died: why the worker ended too early; "" if it did not.
-        signal: the number of the signal that stopped it; 0 for none.
+        signal: the number of the last signal that asked it to stop; 0 for none.
     """
 
     error: str = ""
@@ -88,10 +88,10 @@ def work(order: Order) -> Ending:
             _run(order, folder)
             return Ending()
         except KeyboardInterrupt:
-            return Ending(signal=signals.number)
+            return Ending(signal=signals.last)
         except Exception as error:
             if signals.number:  # a library turned our KeyboardInterrupt into this error
-                return Ending(signal=signals.number)
+                return Ending(signal=signals.last)
             if isinstance(error, UserError):
                 return Ending(f"{order.name} on {platform.node()}: {error}")
             traceback.print_exc()
