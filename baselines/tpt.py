@@ -13,7 +13,7 @@ from tta_apm.errors import UserError, at_least
 from tta_apm.method import Method
 from tta_apm.toolbox.entropy import entropy, marginal_entropy
 from tta_apm.toolbox.episodes import adapt, chunk_size, chunks, stack
-from tta_apm.toolbox.precision import products, resolve
+from tta_apm.toolbox.precision import computing_in, resolve
 from tta_apm.toolbox.surviving import SurvivingOptimizer
 from tta_apm.toolbox.view_features import Views, encode, view_features
 
@@ -134,7 +134,7 @@ class Tpt(Method):
 
     def _encode_classes(self, contexts: Tensor) -> Tensor:
         """Text features [B,K,D] of length one, from contexts [B,M,W]."""
-        with products(self.precision, contexts.device):
+        with computing_in(self.precision, contexts.device):
             return self.prompts(contexts).to(contexts.dtype)
 
     def _most_confident(self, features: Tensor, text_features: Tensor) -> Tensor:

@@ -49,7 +49,8 @@ class RotationTraining(Method):
         adapt(weights, lambda weights: self.rotation_loss(weights, images, generators),
               steps=self.steps, optimizer=partial(torch.optim.SGD, lr=self.lr))
         inputs = self.backbone.prepare(images)
-        return self.backbone.kept(self._run(weights, inputs[:, None], "classifier").squeeze(1))
+        logits = self._run(weights, inputs[:, None], "classifier").squeeze(1)
+        return self.backbone.select_classes(logits)
 
     def rotation_loss(self, weights: Parameters, images: Tensor, generators: Generators) -> Tensor:
         """Cross-entropy [B] of predicting the random rotation of each of an image's new views."""

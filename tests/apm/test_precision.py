@@ -18,7 +18,7 @@ from tta_apm.data.dataset import Domain
 from tta_apm.data.digits import digits_c
 from tta_apm.errors import UserError
 from tta_apm.registry import METHODS
-from tta_apm.toolbox.precision import products, resolve
+from tta_apm.toolbox.precision import computing_in, resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = dict(image_size=32, patch=8, code=32, hidden=(128, 64), lr=1e-3, steps=10)
@@ -97,9 +97,9 @@ def test_auto_is_no_type_that_a_gpu_emulates(monkeypatch):
 
 def test_products_rule_for_their_context_only():
     left = torch.ones(2, 2)
-    with products("bfloat16", CPU):
+    with computing_in("bfloat16", CPU):
         assert (left @ left).dtype == torch.bfloat16
-        with products("float32", CPU):
+        with computing_in("float32", CPU):
             assert (left @ left).dtype == torch.float32
     assert (left @ left).dtype == torch.float32
 

@@ -100,7 +100,7 @@ def test_outputs_to_keep_are_on_the_networks_device():
                      class_names=("7", "0"), templates=(), device="cpu",
                      outputs=Outputs(10, (7, 0)))
     logits = torch.arange(20.0).view(2, 10)
-    assert torch.equal(backbone.kept(logits), logits[:, [7, 0]])
+    assert torch.equal(backbone.select_classes(logits), logits[:, [7, 0]])
     assert "keep" not in backbone.state_dict()  # weights are those of the network alone
     assert backbone.to("meta").keep.device.type == "meta"
 

@@ -188,9 +188,9 @@ def test_domains_of_one_stream_have_their_share(make_method):
 
 
 def test_shared_work_counts_for_everyone(digits_resnet, monkeypatch):
-    ran, kept = [], Classifier.kept
-    monkeypatch.setattr(Classifier, "kept", lambda self, logits: (
-        ran.append(len(logits)), kept(self, logits))[1])
+    ran, select = [], Classifier.select_classes
+    monkeypatch.setattr(Classifier, "select_classes", lambda self, logits: (
+        ran.append(len(logits)), select(self, logits))[1])
     shared = SharedWork([digits_resnet], CPU)
     shared.begin(torch.rand(6, 3, 32, 32))
     for _ in range(3):

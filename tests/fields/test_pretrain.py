@@ -23,7 +23,7 @@ from tta_apm.fields.losses import ColumnLosses
 from tta_apm.fields.photos import Photos, Preprocessing, find_images
 from tta_apm.fields.pretrain import STUDENT_FILE, pretrain
 from tta_apm.fields.teachers import load_teacher
-from tta_apm.toolbox.precision import products
+from tta_apm.toolbox.precision import computing_in
 
 CONFIGS = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 CPU = torch.device("cpu")
@@ -161,8 +161,8 @@ def test_precision_is_that_of_the_device(photos, tmp_path, monkeypatch):
 
     def remember(precision, device):
         asked.append(precision)
-        return products(precision, device)
-    monkeypatch.setattr("tta_apm.fields.pretrain.products", remember)
+        return computing_in(precision, device)
+    monkeypatch.setattr("tta_apm.fields.pretrain.computing_in", remember)
     for precision in ("auto", "bfloat16"):
         pretrain(replace(SHORT, images=photos, steps=1, precision=precision,
                          output_dir=str(tmp_path / precision)))

@@ -20,7 +20,7 @@ from tta_apm.errors import UserError, at_least, check_widths, choose, multiple_o
 from tta_apm.method import Method
 from tta_apm.toolbox.episodes import (
     Parameters, adam, adapt, chunk_size, chunks, image_generators, stack)
-from tta_apm.toolbox.precision import FULL, products, resolve
+from tta_apm.toolbox.precision import FULL, computing_in, resolve
 from tta_apm.toolbox.views import crop_views
 
 # Hidden widths and pooling of Table 6, and of the single-token code, which has the 25 M parameters
@@ -206,7 +206,7 @@ class Apm(Method):
     def _outputs(self, weights: Parameters, patches: Tensor, trigger: Tensor | None,
                  **wanted: bool) -> StudentOutputs:
         """FastStudent.outputs, unaffected by an autocast of the caller's."""
-        with products(FULL, patches.device):
+        with computing_in(FULL, patches.device):
             return self.student.outputs(weights, patches, trigger, **wanted)
 
     def _targets(self, images: Tensor, teacher: TeacherOutputs) -> Targets:

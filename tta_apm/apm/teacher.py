@@ -172,7 +172,7 @@ class ClassifierTeacher:
 
     def _logits(self, images: Tensor) -> Tensor:
         classifier = self.classifier
-        return classifier.kept(classifier.net(classifier.prepare(images)))
+        return classifier.select_classes(classifier.net(classifier.prepare(images)))
 
     @torch.no_grad()
     def _try(self, images: Tensor) -> tuple[Tensor, int]:

@@ -66,7 +66,7 @@ class Backbone(nn.Module):
             images = images.clamp(0, 1)
         return (images - self.mean).div_(self.std)
 
-    def kept(self, logits: Tensor) -> Tensor:
+    def select_classes(self, logits: Tensor) -> Tensor:
         """Select the logits [B,K] of the data set's classes from all of the network's logits."""
         return logits if self.keep is None else logits[:, self.keep]
 

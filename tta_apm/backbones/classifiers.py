@@ -62,7 +62,7 @@ class Classifier(Backbone):
     @once_per_batch
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.kept(self.net(self.prepare(images)))
+        return self.select_classes(self.net(self.prepare(images)))
 
     @once_per_batch
     def head_input(self, images: Tensor) -> HeadInput:
@@ -75,13 +75,13 @@ class Classifier(Backbone):
         hooks = [module.register_forward_pre_hook(partial(keep, index))
                  for index, module in enumerate(modules) if isinstance(module, nn.Linear)]
         try:
-            logits = self.kept(self.net(self.prepare(images)))
+            logits = self.select_classes(self.net(self.prepare(images)))
         finally:
             for hook in hooks:
                 hook.remove()
         index, features = seen[0] if seen else (-1, logits)
         if features.dim() != 2 or index >= 0 and not torch.equal(
-                self.kept(modules[index](features)), logits):
+                self.select_classes(modules[index](features)), logits):
             index = -1
         # Contiguous, since a view of larger activations (a class token) could not be shared.
         return HeadInput(logits, features.contiguous(), torch.tensor(index))

@@ -44,7 +44,7 @@ class MaskedAutoencoder(Backbone):
 
     def classify(self, latents: Tensor) -> Tensor:
         """Logits [B,K] of the latents [B,1+L,D] of whole images."""
-        return self.kept(self.net.classify(latents))
+        return self.select_classes(self.net.classify(latents))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""

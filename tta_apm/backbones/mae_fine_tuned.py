@@ -42,7 +42,7 @@ class FineTunedMae(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.kept(self.net(self.prepare(images)))
+        return self.select_classes(self.net(self.prepare(images)))
 
 
 def make_vit(architecture: Architecture, num_classes: int, *, pool: str = "avg"

@@ -125,7 +125,7 @@ class MtttVit(Backbone):
 
     def forward(self, images: Tensor, layer: str = "mlp", inner: InnerLoop = InnerLoop()) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.kept(self.nets[layer](self.prepare(images), inner))
+        return self.select_classes(self.nets[layer](self.prepare(images), inner))
 
     def check_layer(self, owner: str, layer: str) -> None:
         """Raise UserError unless there is a network with that layer."""

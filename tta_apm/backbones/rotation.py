@@ -79,7 +79,7 @@ class Rotation(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1]."""
-        return self.kept(self.net(self.prepare(images)))
+        return self.select_classes(self.net(self.prepare(images)))
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:

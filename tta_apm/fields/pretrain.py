@@ -33,7 +33,7 @@ from tta_apm.fields.photos import Photos, find_images, read_image
 from tta_apm.fields.teachers import Teacher, feature_dim, load_teacher
 from tta_apm.lock import locked
 from tta_apm.progress import bar
-from tta_apm.toolbox.precision import products, resolve
+from tta_apm.toolbox.precision import computing_in, resolve
 
 STUDENT_FILE, TRAINING_FILE, LOSSES_FILE = (
     "student.safetensors", "training.safetensors", "losses.csv")
@@ -93,7 +93,7 @@ class _Pretraining:
         for step, (indices, images) in enumerate(self._batches(done.step), start=done.step + 1):
             images = images.to(workers.device, non_blocking=True)
             targets = self._targets(indices, images)
-            with products(precision, workers.device):
+            with computing_in(precision, workers.device):
                 losses = wrapped(images, targets)
             self.optimizer.zero_grad()
             objective.total(losses).backward()

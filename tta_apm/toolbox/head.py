@@ -45,7 +45,7 @@ class Head:
     @property
     def weight(self) -> Tensor:
         """The rows [K,D] of the data set's classes; available after a call of `features`."""
-        return self.classifier.kept(self._layer.weight.detach().T).T
+        return self.classifier.select_classes(self._layer.weight.detach().T).T
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -54,4 +54,5 @@ class Head:
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits [n,K] of features [n,D]; available after a call of `features`."""
-        return self.classifier.kept(F.linear(features, self._layer.weight, self._layer.bias))
+        logits = F.linear(features, self._layer.weight, self._layer.bias)
+        return self.classifier.select_classes(logits)

@@ -40,7 +40,7 @@ def _has_hardware_for(low: str, device: torch.device) -> bool:
     return low != "bfloat16" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def products(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """A context in which matrix products and convolutions run in `precision`.
 
     It overrides an autocast of the caller's. Gradients have the dtype of the weights. With

@@ -11,7 +11,7 @@ from tta_apm.backbones.clip import ClipBackbone
 from tta_apm.backbones.sharing import once_per_batch
 from tta_apm.toolbox.augmix import augmix
 from tta_apm.toolbox.episodes import image_generators
-from tta_apm.toolbox.precision import products
+from tta_apm.toolbox.precision import computing_in
 from tta_apm.toolbox.views import crop_views
 
 
@@ -49,5 +49,5 @@ def view_features(clip: ClipBackbone, images: Tensor, views: Views, precision: s
 
 def encode(clip: ClipBackbone, images: Tensor, precision: str) -> Tensor:
     """Image features [B,D], in the dtype of the images, of images [B,3,H,W] in [0,1]."""
-    with products(precision, images.device):
+    with computing_in(precision, images.device):
         return clip.encode_image(images).to(images.dtype)
