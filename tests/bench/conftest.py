@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
+import yaml
 
-from sweeps import SMALL
+from places import ROOT
+from sweeps import SMALL, has_ended
 from tta_apm import cli
+from tta_apm.bench.launch import slurm
 
 
 @pytest.fixture
@@ -40,3 +45,41 @@ def run(tmp_path, capsys):
 @pytest.fixture
 def environment(monkeypatch):
     monkeypatch.setenv("HOME", os.environ.get("HOME", "/nowhere"))
+
+
+@pytest.fixture
+def command(tmp_path):
+    """The words of a command line that runs a config into a folder of tmp_path."""
+    def command(config: dict, folder: str, *words: str) -> list[str]:
+        file = tmp_path / f"{folder}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return ["--cfg", str(file), *words, "OUTPUT_DIR", str(tmp_path / folder)]
+    return command
+
+
+@pytest.fixture
+def start(command):
+    """Start it as a process of its own."""
+    started = []
+
+    def start(*words, **keywords) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "run.py", *command(*words)], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, **keywords)
+        started.append(process)
+        return process
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def submitit_here(monkeypatch):
+    """submitit's executor of this machine in place of a Slurm cluster's."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(slurm, "CLUSTER", "local")
+    monkeypatch.setattr(slurm, "queue_states", lambda job_ids: {  # the ids are those of processes
+        job_id: "RUNNING" for job_id in job_ids if not has_ended(int(job_id))})
