@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from places import ROOT
 from sweeps import FEW, RAY, SLURM, cells
 from tta_apm import cli
-from tta_apm.bench.launch import local
+from tta_apm.bench.launch import local, slurm
 from tta_apm.bench.launch.launcher import LAUNCHERS
 from tta_apm.bench.launch.local import Local
 from tta_apm.bench.launch.worker import Order
@@ -148,6 +149,39 @@ def test_slurm_s_times_are_read_as_slurm_reads_them():
     for text in ("", "an hour", "1:2:3:4", "-5", "1-"):
         with pytest.raises(UserError, match="LAUNCH.TIME"):
             minutes(text)
+
+
+# Each stands in for a command of Slurm: it keeps the script, and knows no job later.
+OF_SLURM = {"sbatch": 'cp "$1" "${0%/*}/script" && echo Submitted batch job 7', "squeue": "",
+            "scancel": "", "srun": ""}
+
+
+def test_a_submitted_array_has_every_key_of_launch(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, text in OF_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+    words = {"PARTITION": "gpu", "ACCOUNT": "us", "QOS": "high", "TIME": "1-2:00:00", "GPUS": "2",
+             "CPUS": "6", "MEMORY": "32G", "CONSTRAINT": "a100", "SETUP": "[module load cuda]",
+             "ARRAY_LIMIT": "2"}
+    launcher = slurm.Slurm(load("cfgs/digits_c/base.yaml", [
+        "OUTPUT_DIR", str(tmp_path / "jobs"),
+        *(word for key, value in words.items() for word in (f"LAUNCH.{key}", value))]), 3)
+    orders = launcher.orders(redo=False)
+    assert {order.num_threads for order in orders} == {6}
+    assert launcher.start(orders).startswith("jobs 7_0, 7_1, 7_2; ")
+    script = (tmp_path / "script").read_text()
+    assert {f"#SBATCH --{option}" for option in (
+        "partition=gpu", "account=us", "qos=high", "time=1560", "gpus-per-node=2",
+        "cpus-per-task=6", "mem=32G", "constraint=a100", "array=0-2%2", "requeue",
+        "signal=USR2@90")} | {"module load cuda"} <= {*script.splitlines()}
+    assert " --cpus-per-task=6 " in next(line for line in script.splitlines()
+                                         if line.startswith("srun "))
+    assert launcher.ended() == {}  # a result may be seen late
+    assert {ending.died for ending in launcher.ended().values()} == {"Slurm ended its job"}
+    assert len(launcher.ended()) == 3
 
 
 def test_a_job_without_a_time_is_one_sentence(command, capsys, submitit_here):

@@ -28,6 +28,17 @@ def test_averages_are_recomputed_from_the_cells(write_cell, tmp_path):
     assert frame.loc[0, "seconds_per_image"] == 0.2
 
 
+def test_seconds_beside_other_processes_count_only_where_there_are_no_others(write_cell, tmp_path,
+                                                                             tables):
+    for row, crowded in (("tent", (False, True)), ("norm", (True, True))):
+        for corruption, is_crowded, seconds in zip(("fog", "snow"), crowded, (2.0, 6.0)):
+            write_cell(row, corruption, 9, crowded=is_crowded, seconds=seconds)  # of ten images
+    frame = frame_of(tmp_path).set_index("method")
+    assert frame.loc["tent", "seconds_per_image"] == pytest.approx(0.2)
+    assert frame.loc["norm", "seconds_per_image"] == pytest.approx(0.4)
+    assert "~400" in markdown.text(tables()) and "~200" not in markdown.text(tables())
+
+
 def test_accuracy_mirrors_error(write_cell, tables):
     for corruption, right, teacher in (("fog", 9, 5), ("snow", 7, 8)):
         for seed in (0, 1):

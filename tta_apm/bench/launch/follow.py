@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tta_apm.bench.claim_state import State, read_state
 from tta_apm.bench.failures import read_failures
@@ -34,7 +34,8 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
     left = {cell.name: cell for cell in todo}
     failed: dict[str, str] = {}
     reported: set[int] = set()
-    with bar(len(left), "cell") as shown:
+    rows = {cell.name: cell.row.text for cell in job.cells}
+    with bar(len(left), "cells") as shown:
         while left:
             stop_if_asked()
             endings = launcher.ended()  # first, so that the folder has all that these workers did
@@ -48,7 +49,7 @@ def follow(job: Job, todo: Sequence[Cell], launcher: Launcher) -> dict[str, str]
                 shown.write(f"{line_of(left.pop(name))}  FAILED: {failures[name]}", file=sys.stdout)
                 shown.update(1)
             sys.stdout.flush()
-            shown.set_description(_doing(state))
+            shown.set_description(_doing(state, rows))
             shown.update(0)
             for number, ending in endings.items():
                 if left:
@@ -86,11 +87,18 @@ def _require_no_error(ending: Ending, job: Job) -> None:
         raise UserError(f"{ending.error} (see {LOGS}/ in {job.folder})")
 
 
-def _doing(state: State) -> str:
-    """The numbers of busy workers and of their cells."""
+def _doing(state: State, rows: Mapping[str, str]) -> str:
+    """The numbers of busy workers and of their cells and rows; `rows` are by cell."""
     busy = [worker for worker in state.workers.values() if worker.runs and worker.cells]
-    cells = sum(len(worker.cells) for worker in busy)
-    return f"{len(busy)} workers on {cells} cells" if busy else "no worker has begun yet"
+    names = [name for worker in busy for name in worker.cells]
+    if not names:
+        return "no worker is busy"
+    return (f"{_counted(len(busy), 'worker')} on {_counted(len(names), 'cell')} of "
+            f"{_counted(len({rows.get(name, name) for name in names}), 'row')}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _recorded(cell: Cell, job: Job) -> str:

@@ -153,7 +153,7 @@ class Slurm(Launcher):
         return gpus if gpus >= 0 else int(self.cfg.DEVICE != "cpu")
 
     def _of_srun(self) -> list[str]:
-        """Options of srun, which since Slurm 22.05 does not take the cores of the job by itself."""
+        """Options of srun, which since Slurm 22.05 does not read those of the job for a task."""
         cpus = self.cfg.LAUNCH.CPUS
         return [f"--cpus-per-task={cpus}"] if cpus else []
 
