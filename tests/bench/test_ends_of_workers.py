@@ -150,3 +150,15 @@ def test_a_ray_node_that_is_lost_loses_no_cell(command, tmp_path, start):
     finally:
         cluster.shutdown()
         ray.shutdown()
+
+
+def test_a_ray_worker_that_is_killed_loses_no_cell(command, tmp_path, start):
+    pytest.importorskip("ray")
+    config = {**FEW, "NUM_IMAGES": 150, "METHODS": ["source", "memo NUM_VIEWS 4"]}
+    process, folder = start(config, "ray", "--workers", "2", *RAY), tmp_path / "ray"
+    wait_for(lambda: two_at_work(folder), process)
+    os.kill(next(worker.pid for worker in find_workers(folder) if worker.runs), signal.SIGKILL)
+    said = process.communicate(timeout=240)
+    assert process.returncode == cli.OK, said
+    assert cli.main(command(config, "alone")) == cli.OK
+    assert cells(folder) == cells(tmp_path / "alone")
