@@ -38,8 +38,9 @@ from tta_apm.bench.builder import Builder
 from tta_apm.bench.records import load_record
 from tta_apm.bench.sweep import Sweep
 
-CHEAP = ["source", "norm", "norm PSEUDO_COUNT 4", "norm PSEUDO_COUNT 16", "norm PSEUDO_COUNT 64",
-         "norm ALPHA 0.1", "norm ALPHA 0.3", "norm ALPHA 0.5"]
+# Source, batch statistics, and the settings among which one selects LAME's on validation data.
+CHEAP = ["source", "norm", *(f"lame AFFINITY {affinity} NEIGHBOURS {neighbours}"
+                             for affinity in ("knn", "rbf") for neighbours in (1, 3, 5))]
 # Those that take longest to make: on a GPU all cost more than such a network.
 CORRUPTIONS = ["glass_blur", "motion_blur", "zoom_blur", "snow", "elastic_transform"]
 HEAVY = ["source", "norm", "tent"]
