@@ -141,7 +141,20 @@ def compare(words: list[str], options: argparse.Namespace, root: Path, device: t
                            "images that a CLIP was asked for"], rows), "",
             f"{gain} times less wall time in one pass, {spared} times less CPU time; {cells} cells "
             f"of {options.images} images, medians of {options.rounds} rounds in turn, building "
-            "left out of both. All predictions are the same to the bit."]
+            "left out of both. All predictions are the same to the bit.", "",
+            _recorded(one, each)]
+
+
+def _recorded(one: list[Measured], each: list[Measured]) -> str:
+    """Whether the seconds in the records of a pass are those of rows that run alone."""
+    total = common.ratio([sum(found.inside.values()) for found in one],
+                         [sum(found.inside.values()) for found in each])
+    by_row = {row: median(together.inside[row] / alone.inside[row]
+                          for together, alone in zip(one, each)) for row in each[0].inside}
+    least, most = min(by_row, key=by_row.__getitem__), max(by_row, key=by_row.__getitem__)
+    return (f"The seconds in the records of one pass are {total} times those of a pass for each "
+            f"row, all rows summed; of a single row {by_row[least]:.2f} (`{least}`) to "
+            f"{by_row[most]:.2f} (`{most}`) times, medians of the rounds.")
 
 
 class Measured:

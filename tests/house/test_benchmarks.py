@@ -32,7 +32,7 @@ SMALL = {
     "methods": (f"{SMALL_NETS} --classes 10 --images 1 --methods source clip_zero_shot",
                 "| clip_zero_shot |"),
     "one_pass": (f"digits --images 4 --rows source clip_zero_shot coop {ONCE}",
-                 "a pass for each row"),
+                 "of a single row "),
     "overhead": (f"--methods source --images 10 --corruptions fog {ONCE}", "| source |"),
     "student": ("--images 20 --corruptions contrast", "vote of 2 students"),
     "precision": ("--images 8 --batch 4", "| bfloat16 "),
