@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from places import ROOT
-from tta_apm import progress
+from tta_apm import console, progress
 from tta_apm.console import Interrupts, stop_if_asked, uninterrupted
 
 pytestmark = pytest.mark.slow  # sweeps, processes or training
@@ -295,6 +295,18 @@ def test_a_signal_during_an_import_is_not_raised_within_compiled_code(of_python,
         importlib.import_module(f"sets_up_{len(left)}")
     assert left == LEFT
     assert interrupts.number == signal.SIGINT
+
+
+def test_a_worker_notes_a_second_signal_and_goes_on_to_end_cleanly(monkeypatch):
+    """A preempted job gets SIGTERM and later SIGUSR2, which asks for its requeueing."""
+    monkeypatch.setattr(console, "REPEAT_SECONDS", 0.0)
+    with Interrupts(take_over=True) as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.01)
+    assert (interrupts.number, interrupts.last) == (signal.SIGTERM, signal.SIGUSR2)
 
 
 def test_a_signal_waits_for_the_end_of_what_must_not_be_half_done():
