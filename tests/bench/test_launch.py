@@ -90,6 +90,8 @@ def test_a_dry_run_shows_units_and_the_batch_script(command, capsys):
     (("--address", "here"), "--address is for --launcher ray"),
     ((*SLURM, "--workers", "2", "LAUNCH.CPUS", "-1"), "LAUNCH: CPUS -1 must be at least 0"),
     ((*SLURM, "--workers", "2", "--dry-run", "LAUNCH.TIME", "soon"), "LAUNCH.TIME 'soon': give "),
+    ((*SLURM, "--workers", "2", "--dry-run", "LAUNCH.TIME", "4:00"),
+     "LAUNCH.TIME 4:00: give a job at least 5 minutes"),
     (("LAUNCH.TIME", "1:2:3:4"), "LAUNCH.TIME '1:2:3:4': give minutes"),
     (("LAUNCH.MEMORY", "much"), "LAUNCH.MEMORY 'much': give a number and K, M, G or T"),
     (("LAUNCH.PARTITION", "a b"), "LAUNCH.PARTITION 'a b': give a name without blanks"),
@@ -118,8 +120,11 @@ def test_a_folder_that_the_workers_do_not_see_is_one_sentence(command, capsys, m
     ("ray", (*RAY, "--address", "127.0.0.1:1"), "nobody answers there"),
     ("ray", (*RAY, "LAUNCH.CPUS", "4000"), "the Ray cluster has "),
     ("submitit", SLURM, "--dry-run prints the script")])
-def test_a_cluster_that_is_not_there_is_one_sentence(command, capsys, package, words, sentence):
+def test_a_cluster_that_is_not_there_is_one_sentence(command, capsys, monkeypatch, package, words,
+                                                     sentence):
     pytest.importorskip(package)
+    if words == SLURM:
+        monkeypatch.setenv("PATH", "")  # without srun
     test_bad_input_is_one_sentence(command, capsys, ("--workers", "2", *words), sentence)
 
 

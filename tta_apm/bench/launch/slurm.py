@@ -20,6 +20,8 @@ from tta_apm.errors import UserError, explain
 
 # Slurm sends SIGUSR1 so long before a job's time is up, so that a worker can release its claims.
 WARNING_SECONDS = 90
+# A shorter job would hardly work: the signal may come a minute earlier than asked for.
+SHORTEST_MINUTES = 5
 QUEUE_SECONDS = 10.0  # between looks at the queue
 # submitit's name of the cluster; tests use "local", this machine.
 CLUSTER = "slurm"
@@ -59,6 +61,10 @@ class Slurm(Launcher):
 
     def __init__(self, cfg: CfgNode, num_workers: int, address: str = "") -> None:
         super().__init__(cfg, num_workers, address)
+        limit = cfg.LAUNCH.TIME
+        if limit and minutes(limit) < SHORTEST_MINUTES:
+            raise UserError(f"LAUNCH.TIME {limit}: give a job at least {SHORTEST_MINUTES} minutes, "
+                            "since it stops up to two and a half before its time is up")
         self.jobs: dict[int, Any] = {}
         self.gone: set[int] = set()  # the numbers of jobs that Slurm ended without a result
         self._absent: set[int] = set()  # those that were not in the queue at the last look
