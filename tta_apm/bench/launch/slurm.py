@@ -189,7 +189,7 @@ def queue_states(job_ids: Sequence[str]) -> dict[str, str]:
     try:
         done = subprocess.run(
             ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i %T"],
-            check=True, capture_output=True, text=True)
+            check=True, capture_output=True, text=True, encoding="utf-8")
     except (OSError, subprocess.CalledProcessError):
         return dict.fromkeys(job_ids, "UNKNOWN")
     states = dict(line.split() for line in done.stdout.splitlines())
