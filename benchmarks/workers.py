@@ -30,8 +30,6 @@ from tta_apm.bench.launch import slurm
 
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",
          "[tent,memo NUM_VIEWS 16,apm HIDDEN [256,64] STEPS 10]",
-         "CORRUPTIONS", "[gaussian_noise,shot_noise,fog,contrast,snow,frost,pixelate,glass_blur]",
-         "SEVERITY", "[4,5]",  # sixteen domains: an even number, shared by two
          "LAUNCH.TIME", "1:00:00"]  # Slurm's jobs must have a limit
 
 
