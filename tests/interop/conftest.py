@@ -39,6 +39,20 @@ def hosts_of_digits(monkeypatch):
     monkeypatch.setattr(backbones, "_classes", lambda dataset: (CLASS_NAMES, TEMPLATE_SET))
 
 
+def command(host: str, *words: str) -> list[str]:
+    """The words of a command line that runs a stand-in."""
+    return ["host", host, "--repo", str(STANDINS / host.replace("-", "_")), "--", *words]
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a stand-in with words that are refused; returns what is said."""
+    def run(host: str, *words: str) -> str:
+        assert cli.main(command(host, *words)) == 2
+        return capsys.readouterr().err
+    return run
+
+
 @pytest.fixture
 def in_host(tmp_path, hosts_of_digits):
     """Run a stand-in by the command line; returns its trace."""
@@ -46,7 +60,6 @@ def in_host(tmp_path, hosts_of_digits):
         trace = tmp_path / "trace.json"
         option = ["--trace", str(trace)] if host == "ttab" else []
         pairs = [] if option else ["TRACE", str(trace)]
-        assert cli.main(["host", host, "--repo", str(STANDINS / host.replace("-", "_")), "--",
-                         *option, *words, *pairs]) == 0
+        assert cli.main(command(host, *option, *words, *pairs)) == 0
         return json.loads(trace.read_text())
     return run

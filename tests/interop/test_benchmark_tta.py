@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from host_runs import DOMAINS, OUR_CLIP, SMALL, SMALL_PAIRS, STANDINS, standin
-from tta_apm import cli
+from host_runs import DOMAINS, OUR_CLIP, SMALL, SMALL_PAIRS, standin
 from tta_apm.apm.method import Apm
 
 pytestmark = pytest.mark.usefixtures("hosts_of_digits")
@@ -40,11 +41,8 @@ def test_benchmark_ttas_normalisation_moves_into_the_backbone(in_host):
     assert theirs["calls"][0] == "not resetting" and ours["calls"][0] == "reset"
 
 
-def test_benchmark_tta_tells_what_is_not_there(capsys, tmp_path):
-    def said(*words: str) -> str:
-        assert cli.main(["host", "benchmark-tta", "--repo", str(STANDINS / "benchmark_tta"), "--",
-                         "--cfg", "cfgs/source.yaml", *words]) == 2
-        return capsys.readouterr().err
+def test_benchmark_tta_tells_what_is_not_there(refused, tmp_path):
+    said = partial(refused, "benchmark-tta", "--cfg", "cfgs/source.yaml")
 
     assert "there is no folder nowhere in" in said("DATA_DIR", "nowhere")
     assert "did you mean 'tta_apm_tent'?" in said("MODEL.ADAPTATION", "tta_apm_tant")
