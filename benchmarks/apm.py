@@ -95,10 +95,11 @@ def main() -> None:
             for (name, _, _, teacher), times in zip(sides, per_step)]
     lines = common.table(["side", "teacher", "ms/step and image",
                           f"images/s at {options.steps} steps", "time over the method's"], rows)
+    but = (", but for the authors' arrangement, which makes them at each step; it was timed for "
+           f"{options.authors_steps} steps of one image") if options.authors_steps else ""
     lines += ["", f"The method's products in {alone.precision}. Median of {options.rounds} rounds "
               "in turn, range in brackets. Text features are made once per class list and left "
-              "out, but for the authors' arrangement, which makes them at each step; it was timed "
-              f"for {options.authors_steps} steps of one image.", ""]
+              f"out{but}.", ""]
     lines += floor(alone, images, median(per_step[0]), options.steps)
     if alone.student.sparse:
         gflops = [count_gflops(lambda: method(images[:1])) or math.nan for method in (alone, whole)]

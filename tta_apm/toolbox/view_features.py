@@ -36,7 +36,7 @@ def view_features(clip: ClipBackbone, images: Tensor, views: Views, precision: s
     """Image features [B,V,D], not normalised, of views of images [B,3,H,W] in [0,1].
 
     Args:
-        precision: dtype of the tower's products, see `precision.products`.
+        precision: dtype of the tower's products, see `precision.computing_in`.
     """
     generators = image_generators(images, views.seed)
     crops = crop_views(images, views.num_views, generators, size=clip.image_size, flip=views.flip)
