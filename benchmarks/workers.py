@@ -3,8 +3,10 @@
     python benchmarks/workers.py                    local: 1 against 2 workers, one thread each
     python benchmarks/workers.py --launchers local ray slurm
 
-The sweep has rows that adapt, on digits. Start-up is stated separately: the time from the command
-until the first worker has claimed a unit. submitit uses its local executor, on this machine.
+The sweep has rows that adapt, on digits under 15 corruptions at two severities. Start-up is stated
+separately: the time from the command until all workers have claimed a unit. All build the same rows
+until then, the first before its claim, the others after it. submitit uses its local executor, on
+this machine.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from tta_apm.bench.launch import slurm
 
 WORDS = ["--cfg", "cfgs/digits_c/base.yaml", "METHODS",
          "[tent,memo NUM_VIEWS 16,apm HIDDEN [256,64] STEPS 10]",
+         "SEVERITY", "[3,5]",
          "LAUNCH.TIME", "1:00:00"]  # Slurm's jobs must have a limit
 
 
 class Measured:
-    """A run's seconds: in all, until work began, and of the work."""
+    """A run's seconds: in all, until all workers had work, and from then on."""
 
     def __init__(self) -> None:
         self.wall = self.start = 0.0
@@ -96,8 +99,8 @@ def run(launcher: str, workers: int, folder: Path, images: int) -> Measured:
     is_over = threading.Event()
 
     def watch() -> None:
-        while not is_over.is_set() and not any(
-                worker.cells for worker in find_workers(folder) if worker.runs):
+        while not is_over.is_set() and workers > sum(
+                bool(worker.cells) for worker in find_workers(folder) if worker.runs):
             time.sleep(0.01)
         found.start = time.perf_counter() - begin
 

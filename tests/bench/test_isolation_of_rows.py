@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from sweeps import STRANGERS
 from tampering import CHANGES, TO_THE_BACKBONE, TO_THE_CLIP
+
 from tta_apm import cli
 from tta_apm.bench.records import load_predictions, load_record
 
@@ -131,3 +131,11 @@ def test_what_a_method_draws_depends_on_the_seed_and_on_no_cell_before(sweep, al
     assert found["noisy"] == [cell for cell in alone["noisy"] if cell[0].startswith("contrast")]
     _, _, other = sweep(["noisy"], "other", "SEEDS", "[2]")
     assert {cell[3] for cell in other["noisy"]}.isdisjoint(cell[3] for cell in alone["noisy"])
+
+
+def test_a_row_that_uses_global_random_generators_is_named_once(sweep):
+    code, printed, _ = sweep(["noisy", "source"], "noisy")
+    assert code == cli.OK
+    assert printed.err.count("uses the global random generators of") == 1
+    assert ("noisy uses the global random generators of Python, numpy, torch: it is given its "
+            "own, seeded with the row's seed\n") in printed.err

@@ -33,8 +33,9 @@ class Guard:
 
     If a method changes the state of the process (ProcessState), the change is undone after the call
     and is an error. It may use the global random generators of Python, numpy and torch: inside its
-    calls they are its own, seeded with the run's seed. `check` finds changes of the backbone and
-    threads that still run. A changed backbone cannot be restored: the caller must build a new one.
+    calls they are its own, seeded with the run's seed; `randomness.used` names those that it used.
+    `check` finds changes of the backbone and threads that still run. A changed backbone cannot be
+    restored: the caller must build a new one.
 
     The isolation is not complete: a method could still read the labels in its caller's memory or
     replace functions of a library.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from tta_apm.bench.plan import Cell
 from tta_apm.bench.predictions import Predictions
 from tta_apm.config import Row
 from tta_apm.data.dataset import Domain
+from tta_apm.names import clean
 from tta_apm.progress import bar
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Progress:
         self.shown = 0  # images that the bar shows
         self.seen = self.correct = 0  # images of the current stream
         self.waits = False
+        self.noted: set[str] = set()  # the rows that use global random generators
 
     def __enter__(self) -> Progress:
         return self
@@ -53,6 +55,14 @@ class Progress:
                   file=sys.stderr, flush=True)
         self.waits = True
 
+    def note_generators(self, row: Row, names: Collection[str]) -> None:
+        """Say, once for each row, which global random generators its method uses."""
+        if names and row.text not in self.noted:
+            self.noted.add(row.text)
+            self._write(f"{clean(row.text)} uses the global random generators of "
+                        f"{', '.join(sorted(names))}: it is given its own, seeded with the "
+                        "row's seed", sys.stderr)
+
     def count_finished(self, images: int) -> None:
         """Count images of cells that were recorded or failed."""
         self.finished += images
@@ -71,9 +81,10 @@ class Progress:
     def fail(self, cell: Cell, why: str) -> None:
         self._write(f"{line_of(cell)}  FAILED: {why}")
 
-    def _write(self, line: str) -> None:
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
+    def _write(self, line: str, file: TextIO | None = None) -> None:
+        file = file or sys.stdout
+        self.bar.write(line, file=file)
+        file.flush()
 
 
 def line_of(cell: Cell, predictions: Predictions | None = None, seconds: float = 0.0) -> str:

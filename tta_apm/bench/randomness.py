@@ -14,6 +14,9 @@ class Randomness:
 
     It starts at `seed` and continues from block to block. The state outside is restored after each
     block.
+
+    Attributes:
+        used: the names of the generators that blocks have drawn from or seeded.
     """
 
     def __init__(self, seed: int) -> None:
@@ -22,6 +25,7 @@ class Randomness:
         np.random.seed(seed % 2**32)  # numpy takes no larger seeds
         torch.manual_seed(seed)
         self.state = global_state()
+        self.used: set[str] = set()
         _set_state(before)
 
     def __enter__(self) -> None:
@@ -29,7 +33,8 @@ class Randomness:
         _set_state(self.state)
 
     def __exit__(self, *error: object) -> None:
-        self.state = global_state()
+        before, self.state = self.state, global_state()
+        self.used |= changed_generators(before, self.state)
         _set_state(self.outside)
 
 
@@ -39,12 +44,14 @@ def global_state() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
-def same_state(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    """Whether two states of `global_state` are equal."""
+def changed_generators(first: tuple[Any, ...], second: tuple[Any, ...]) -> set[str]:
+    """The names of the generators whose states differ in two values of `global_state`."""
     (python, numpy, torch_, cuda), (python2, numpy2, torch2, cuda2) = first, second
-    return (python == python2 and numpy[2] == numpy2[2] and bool((numpy[1] == numpy2[1]).all())
-            and torch.equal(torch_, torch2) and len(cuda) == len(cuda2)
-            and all(map(torch.equal, cuda, cuda2)))
+    changed = {"Python": python != python2,
+               "numpy": numpy[2] != numpy2[2] or bool((numpy[1] != numpy2[1]).any()),
+               "torch": not torch.equal(torch_, torch2) or len(cuda) != len(cuda2)
+               or not all(map(torch.equal, cuda, cuda2))}
+    return {name for name in changed if changed[name]}
 
 
 def _set_state(state: tuple[Any, ...]) -> None:

@@ -23,7 +23,7 @@ from tta_apm.backbones.sharing import batch_cache
 from tta_apm.bench import measure
 from tta_apm.bench.backbone_state import QuickState
 from tta_apm.bench.process_state import OF_TORCH, torch_settings
-from tta_apm.bench.randomness import global_state, same_state
+from tta_apm.bench.randomness import changed_generators, global_state
 
 
 class Charge:
@@ -156,7 +156,7 @@ class SharedWork:
         seconds = time.perf_counter() - start
         peak = measure.peak_memory_mb(self.device)
         self._charge(peak)
-        if (_can_be_copied(content) and same_state(random, global_state())
+        if (_can_be_copied(content) and not changed_generators(random, global_state())
                 and self._is_unchanged(backbone)):
             self.results[key] = Result(_copied(content), seconds, max(0.0, peak - before),
                                        counted.forwards - forwards)

@@ -215,7 +215,10 @@ class Sweep:
         self.progress.start([member.series.row for member in members], stream.domains)
         by_run = {member.run: member for member in members}
         one = OnePass(list(by_run), stream, self.device, shared, self.progress, may_split=may_split)
-        for run, outcome in one.run().items():
+        outcomes = one.run()
+        for run, member in by_run.items():
+            self.progress.note_generators(member.series.row, run.guard.randomness.used)
+        for run, outcome in outcomes.items():
             self._record(by_run[run], index, outcome)
         for run, error in one.failed.items():
             self._drop(by_run[run], index, error)
