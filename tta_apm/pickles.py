@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from tta_apm.errors import explain
-from tta_apm.pickled import KEYS, MAKERS, Inert, Maker, Malformed, Named, PickledArray, of_kind
+from tta_apm.pickle_objects import (
+    KEYS, MAKERS, Inert, Maker, Malformed, Named, PickledArray, of_kind)
 
 # A trainer's checkpoint with its optimiser has about 100,000 instructions.
 MAX_INSTRUCTIONS = 5_000_000

@@ -27,7 +27,7 @@ from tta_apm.errors import UserError
 from tta_apm.fields.checkpoint import load_student
 from tta_apm.fields.config import PretrainConfig
 from tta_apm.fields.teachers import load_teacher
-from tta_apm.pickled import Inert
+from tta_apm.pickle_objects import Inert
 
 
 def load_digits_clip(file):

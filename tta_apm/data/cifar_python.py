@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tta_apm.errors import UserError, corrupt
-from tta_apm.pickled import Malformed, PickledArray
+from tta_apm.pickle_objects import Malformed, PickledArray
 from tta_apm.pickles import unpickle
 
 # The official files take a tenth more than their pixels.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tta_apm import pickles
-from tta_apm.pickled import Inert, Maker, Malformed, Named, PickledArray, of_kind, tuple_of
+from tta_apm.pickle_objects import Inert, Maker, Malformed, Named, PickledArray, of_kind, tuple_of
 
 MAX_DIMS = 64
 

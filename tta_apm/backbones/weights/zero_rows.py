@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tta_apm.pickled import Malformed
+from tta_apm.pickle_objects import Malformed
 
 ROWS = ".rows"
 MAX_BYTES = 64 << 20  # of a matrix with its zero rows

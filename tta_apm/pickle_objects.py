@@ -1,4 +1,4 @@
-"""Pickled: the objects that pickles.py makes of a pickle's contents. Imports no torch."""
+"""Pickle objects: what pickles.py makes of the contents of a pickle. Imports no torch."""
 
 from __future__ import annotations
 
