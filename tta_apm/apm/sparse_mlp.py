@@ -29,16 +29,12 @@ from torch.autograd.function import once_differentiable
 MIN_MULTIPLY_ADDS = 2**25
 
 
-class Layer(NamedTuple):
-    """A layer's units that are not silent for an image, the linear ones first."""
-
-    active: Tensor  # their indices in the layer [n]
-    num_linear: int
-    values: Tensor  # their activations in each column [L,n]
+# Up to this rank, a product over all units of a layer takes less time than picking the linear ones.
+MAX_RANK = 64
 
 
-class Gradient(NamedTuple):
-    """The gradient of n units in L columns: left [L,q] @ right [n,q]ᵀ, or left [L,n] alone."""
+class Factored(NamedTuple):
+    """A matrix of n units in L columns: left [L,q] @ right [n,q]ᵀ, or left [L,n] alone."""
 
     left: Tensor
     right: Tensor | None
@@ -46,11 +42,35 @@ class Gradient(NamedTuple):
     def dense(self) -> Tensor:
         return self.left if self.right is None else self.left @ self.right.T
 
-    def select(self, units: Tensor) -> Gradient:
-        """The gradient of the units with these indices."""
+    def select(self, units: Tensor) -> Factored:
+        """The matrix of the units with these indices."""
         if self.right is None:
-            return Gradient(self.left.index_select(1, units), None)
-        return Gradient(self.left, self.right.index_select(0, units))
+            return Factored(self.left.index_select(1, units), None)
+        return Factored(self.left, self.right.index_select(0, units))
+
+
+class Layer(NamedTuple):
+    """A layer's units that are not silent for an image, the linear ones first."""
+
+    active: Tensor  # their indices in the layer [n]
+    linear: Factored  # the activations of the linear units in each column
+    mixed: Tensor  # those of the mixed units [L,m]
+    rows: Tensor | None  # the active units' rows of the next layer's weight [n,out]
+
+    @property
+    def num_linear(self) -> int:
+        return len(self.active) - self.mixed.shape[1]
+
+    def sums(self, left: Tensor) -> Tensor:
+        """The activations' products with `left` [L,q], summed over the columns: [n,q]."""
+        found = left.new_empty(len(self.active), left.shape[1])
+        linear, mixed = found.tensor_split([self.num_linear])
+        if self.linear.right is None:
+            torch.mm(self.linear.left.T, left, out=linear)
+        else:
+            torch.mm(self.linear.right, self.linear.left.T @ left, out=linear)
+        torch.mm(self.mixed.T, left, out=mixed)
+        return found
 
 
 class SparsePooledMlp(Function):
@@ -96,7 +116,7 @@ class SparsePooledMlp(Function):
     def backward(ctx: Any, grad_pooled: Tensor, grad_attention: Tensor | None,
                  grad_columns: Tensor | None) -> tuple[Tensor | None, ...]:
         attention, columns, queries, *weights = ctx.saved_tensors
-        grad_weights = list(map(torch.zeros_like, weights))
+        grad_weights = list(map(torch.empty_like, weights))
         grad_biases = [weight.new_zeros(len(weight), weight.shape[2]) for weight in weights]
         grad_queries = grad_scores = None
         if queries is not None and grad_attention is not None:
@@ -108,14 +128,13 @@ class SparsePooledMlp(Function):
             grad_pooled = torch.cat([grad_pooled, queries], 1)
         grad_inputs = []
         for b, of_image in enumerate(ctx.layers):
-            gradient = Gradient(attention[b].T, grad_pooled[b].T)
+            gradient = Factored(attention[b].T, grad_pooled[b].T)
             if grad_columns is not None:
-                gradient = Gradient(gradient.dense() + grad_columns[b], None)
+                gradient = Factored(gradient.dense() + grad_columns[b], None)
             gradient = gradient.select(of_image[-1].active)
-            for below, above, weight, grad_weight, grad_bias in reversed(list(zip(
-                    of_image, of_image[1:], weights, grad_weights, grad_biases))):
-                gradient = backward_layer(gradient, below, above, weight[b], grad_weight[b],
-                                          grad_bias[b])
+            for below, above, grad_weight, grad_bias in reversed(list(zip(
+                    of_image, of_image[1:], grad_weights, grad_biases))):
+                gradient = backward_layer(gradient, below, above, grad_weight[b], grad_bias[b])
             if ctx.needs_input_grad[1]:
                 grad_inputs.append(gradient.dense())
         return (None, torch.stack(grad_inputs) if grad_inputs else None, grad_weights[0],
@@ -132,54 +151,74 @@ def forward_layers(inputs: Tensor, first: Tensor, layers: list[Tensor]
         first: weight of the first layer [e,H].
         layers: weight and bias of each further layer.
     """
-    found = [Layer(torch.arange(inputs.shape[1]), inputs.shape[1], inputs)]
+    every = torch.arange(inputs.shape[1])
+    found = [Layer(every, Factored(inputs, None), inputs[:, :0], first)]
     sums = inputs @ first
     for weight, bias in zip(layers[::2], layers[1::2]):
-        layer = split_units(sums)
-        rows = weight.index_select(0, layer.active)
+        linear, mixed = split_units(sums)
+        active = torch.cat([linear, mixed])
+        rows = weight.index_select(0, active)
         if len(found) == 1:
-            linear, mixed = layer.active[:layer.num_linear], layer.values[:, layer.num_linear:]
-            product = first.index_select(1, linear) @ rows[:layer.num_linear]
-            sums = torch.addmm(torch.addmm(bias, inputs, product), mixed, rows[layer.num_linear:])
+            product = first.index_select(1, linear)
+            layer = Layer(active, Factored(inputs, product.T),
+                          sums.index_select(1, mixed).relu_(), rows)
+            sums = torch.addmm(torch.addmm(bias, inputs, product @ rows[:len(linear)]),
+                               layer.mixed, rows[len(linear):])
         else:
-            sums = torch.addmm(bias, layer.values, rows)
+            values = sums.index_select(1, active).relu_()
+            layer = Layer(active, Factored(values[:, :len(linear)], None), values[:, len(linear):],
+                          rows)
+            sums = torch.addmm(bias, values, rows)
         found.append(layer)
-    return [*found, split_units(sums)], sums.relu_()
+    linear, mixed = split_units(sums)
+    sums.relu_()
+    last = Layer(torch.cat([linear, mixed]), Factored(sums[:, :0], None),
+                 sums.index_select(1, mixed), None)
+    return [*found, last], sums
 
 
-def split_units(sums: Tensor) -> Layer:
-    """The layer of units with pre-activations `sums` [L,n], split into silent, linear and mixed.
+def split_units(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices of the linear and of the mixed units with pre-activations `sums` [L,n].
 
     Silent units are positive in no column, linear units in all. A unit with a NaN is mixed.
     """
     silent, linear = sums.amax(0) <= 0, sums.amin(0) > 0
-    first = linear.nonzero()[:, 0]
-    active = torch.cat([first, (~silent & ~linear).nonzero()[:, 0]])
-    return Layer(active, len(first), sums.index_select(1, active).relu_())
+    return linear.nonzero()[:, 0], (~silent & ~linear).nonzero()[:, 0]
 
 
-def backward_layer(gradient: Gradient, below: Layer, above: Layer, weight: Tensor,
-                   grad_weight: Tensor, grad_bias: Tensor) -> Gradient:
+def backward_layer(gradient: Factored, below: Layer, above: Layer, grad_weight: Tensor,
+                   grad_bias: Tensor) -> Factored:
     """The gradient of the active units of `below`.
 
     Args:
         gradient: of the active units of `above`.
-        weight: of the layer `above`, [in,out].
-        grad_weight, grad_bias: zeros; the entries of the active units are filled in.
+        grad_weight: of the layer `above` [in,out]; it is filled in.
+        grad_bias: zeros; the entries of the active units are filled in.
     """
+    assert below.rows is not None
     linear, mixed = above.active.tensor_split([above.num_linear])
-    positive = above.values[:, above.num_linear:] > 0
+    positive = above.mixed > 0
     left, right = gradient
     if right is not None and left.shape[1] + len(mixed) < len(left):
-        kept = right[:above.num_linear]
-        left = torch.cat([left, (left @ right[above.num_linear:].T).mul_(positive)], 1)
+        kept = right[:len(linear)]
+        left = torch.cat([left, (left @ right[len(linear):].T).mul_(positive)], 1)
     else:  # factors would not be smaller than the gradient itself: treat every unit as mixed
         left = gradient.dense()
-        left[:, above.num_linear:].mul_(positive)
+        left[:, len(linear):].mul_(positive)
         linear, mixed, kept = linear[:0], above.active, left[:0, :0]
-    rank = kept.shape[1]
-    products, total, rows = below.values.T @ left, left.sum(0), below.active[:, None]
-    grad_weight[rows, linear] = products[:, :rank] @ kept.T
-    grad_weight[rows, mixed] = products[:, rank:]
+    rank, units = kept.shape[1], below.active[:, None]
+    products, total = below.sums(left), left.sum(0)
     grad_bias[linear], grad_bias[mixed] = kept @ total[:rank], total[rank:]
-    return Gradient(left, torch.cat([weight[rows, linear] @ kept, weight[rows, mixed]], 1))
+    of_mixed = below.rows.index_select(1, mixed)
+    if 0 < rank <= MAX_RANK:
+        spread = kept.new_zeros(len(grad_bias), rank).index_copy_(0, linear, kept)
+        summed = products.new_zeros(len(grad_weight), rank).index_copy_(0, below.active,
+                                                                        products[:, :rank])
+        torch.mm(summed, spread.T, out=grad_weight)
+        of_linear = below.rows @ spread
+    else:
+        grad_weight.zero_()
+        grad_weight[units, linear] = products[:, :rank] @ kept.T
+        of_linear = below.rows.index_select(1, linear) @ kept
+    grad_weight[units, mixed] = products[:, rank:]
+    return Factored(left, torch.cat([of_linear, of_mixed], 1))
