@@ -27,8 +27,6 @@ from torch.autograd.function import once_differentiable
 # Multiply-adds per image in the layers after the first. Below this number, finding the silent and
 # linear units takes longer than skipping them saves.
 MIN_MULTIPLY_ADDS = 2**25
-
-
 # Up to this rank, a product over all units of a layer takes less time than picking the linear ones.
 MAX_RANK = 64
 
