@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-
 from frames import column, frame_of
+
 from tta_apm import cli
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.errors import UserError
@@ -243,6 +243,14 @@ def test_the_conditions_go_with_every_table(write_cell, tmp_path):
         assert "Images of row 2: cifar10, corrupted on the fly, 10 per domain, fog, seed 3." \
             in folded
     assert "official CIFAR-10-C" in tables.files["table.csv"]
+
+
+def test_an_origin_is_named_once(write_cell, tmp_path):
+    made = "cifar10, corrupted on the fly with cifar-C constants"
+    write_cell("norm", "fog", 9, images_from=made)
+    write_cell("norm", "frost", 9, images_from=f"{made}, official frost pictures")
+    terminal = " ".join(make_tables(tmp_path).terminal.split())
+    assert f"Images: {made}, official frost pictures, 10 per domain, frost fog, seed" in terminal
 
 
 def test_what_was_not_counted_everywhere_has_no_mean(write_cell, tables):

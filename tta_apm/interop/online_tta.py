@@ -89,7 +89,8 @@ def _require(line: TableLine, table: Table) -> None:
 
 
 def _conditions(line: TableLine, table: Table) -> str:
-    return (f"Images: {'; '.join(line.origin.images_from)}, {line.protocol.num_images} per domain, "
+    images = phrases.origins(line.origin.images_from)
+    return (f"Images: {images}, {line.protocol.num_images} per domain, "
             f"{phrases.corruptions(table.columns)}, severity {phrases.severity(table)}, seeds "
             f"{phrases.seed_list(line.seeds)}.")
 

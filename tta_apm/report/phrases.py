@@ -77,7 +77,7 @@ def conditions(table: Table) -> list[str]:
     groups: dict[str, list[int]] = {}
     for line in table.lines:
         count = line.protocol.num_images
-        text = ", ".join(["; ".join(line.origin.images_from) or "which is not stated",
+        text = ", ".join([origins(line.origin.images_from) or "which is not stated",
                           f"{count} per domain" if count else "how many is not stated",
                           corruptions(table.columns), seeds(line.seeds)])
         groups.setdefault(text, []).append(line.number)
@@ -87,6 +87,17 @@ def conditions(table: Table) -> list[str]:
         texts.append(f"{CROWDED} before a time: measured while other processes used the same "
                      "device or cores.")
     return texts
+
+
+def origins(named: Collection[str]) -> str:
+    """The origins of images in one text, without those whose words another one has too.
+
+    On the fly, frost has the origin of the other corruptions with the name of its pictures added,
+    and they have that of the clean images with the corruption added.
+    """
+    parts = {origin: set(origin.split(", ")) for origin in named}
+    return "; ".join(origin for origin in parts if not any(
+        parts[origin] < words for words in parts.values()))
 
 
 def _of_rows(numbers: Sequence[int]) -> str:

@@ -67,11 +67,9 @@ def title_of(table: Table, what: str) -> str:
     seeds = max((line.seeds for line in table.lines), key=len)
     gaps = " · incomplete" if any(line.num_missing for line in table.lines) else ""
     named = {origin for line in table.lines for origin in line.origin.images_from}
-    # On the fly, frost has the origin of the others with the name of its pictures added.
-    origins = sorted(origin for origin in named if not any(
-        other != origin and other.startswith(origin) for other in named))
+    origins = phrases.origins(sorted(named))
     return (f"{phrases.title(table)}: {what} · {images} images · {len(seeds)} "
-            f"seed{phrases.plural(seeds)}{gaps}\nimages: {'; '.join(origins)}")
+            f"seed{phrases.plural(seeds)}{gaps}\nimages: {origins}")
 
 
 def readable(name: str) -> str:
