@@ -56,7 +56,9 @@ def test_the_fixture_has_units_of_each_kind(net):
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1, 2)],
                          ids=["pooled", "attention", "columns", "all"])
-def test_values_and_gradients_with_attention(net, wanted):
+@pytest.mark.parametrize("max_rank", [0, 64])
+def test_values_and_gradients_with_attention(net, wanted, max_rank, monkeypatch):
+    monkeypatch.setattr("tta_apm.apm.sparse_mlp.MAX_RANK", max_rank)
     found, expected = SparsePooledMlp.apply(2 in wanted, *net), plain(*net)
     weights = [torch.randn_like(value) for value in expected]
     assert equal([found[index] for index in wanted], [expected[index] for index in wanted])
