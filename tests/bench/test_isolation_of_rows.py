@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from sweeps import STRANGERS
 from tampering import CHANGES, TO_THE_BACKBONE, TO_THE_CLIP
-
 from tta_apm import cli
 from tta_apm.bench.records import load_predictions, load_record
 

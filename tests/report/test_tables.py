@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from frames import column, frame_of
 
+from frames import column, frame_of
 from tta_apm import cli
 from tta_apm.data.corruptions.constants import CORRUPTIONS
 from tta_apm.errors import UserError

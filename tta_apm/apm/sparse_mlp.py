@@ -170,6 +170,7 @@ def forward_layers(inputs: Tensor, first: Tensor, layers: list[Tensor]
         found.append(layer)
     linear, mixed = split_units(sums)
     sums.relu_()
+    # No layer is above it, so the values of its linear units and its rows are not needed.
     last = Layer(torch.cat([linear, mixed]), Factored(sums[:, :0], None),
                  sums.index_select(1, mixed), None)
     return [*found, last], sums

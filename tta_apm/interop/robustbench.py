@@ -125,8 +125,8 @@ def model_info(row: TableRow, board: Board, additional_data: bool) -> dict[str, 
 
 def conditions(row: TableRow) -> str:
     """The images, corruptions and seeds of a row's figures, in words."""
-    sources = sorted({result.record.images_from for result in row.within(DOMAINS)})
-    return (f"{'; '.join(sources)}, {row.protocol.num_images} images per domain, "
+    named = sorted({result.record.images_from for result in row.within(DOMAINS)})
+    return (f"{phrases.origins(named)}, {row.protocol.num_images} images per domain, "
             f"{len(ALEXNET)} corruptions at severities {' '.join(map(str, SEVERITIES))}, "
             f"{phrases.seeds(row.seeds)}")
 
